@@ -1,0 +1,26 @@
+"""Entry point. Children of this program are recognised before anything else is imported."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the command line, or one of the two children that the daemon starts."""
+    match sys.argv[1:2]:
+        case ["engine-worker"]:
+            from agent.engine.worker import main as worker
+
+            return worker(sys.argv[2:])
+        case ["migrate"]:
+            from agent.storage.migrations import main as migrate
+
+            return migrate(sys.argv[2:])
+    from agent.cli.main import cli
+
+    cli(prog_name="outrider")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The path of one request, on one page.
+
+A request is routed, generated locally in a child process, judged for confidence, decided,
+and either answered or queued in the outbox. The dispatcher escalates the outbox when a
+target is reachable, and the late answer is joined to its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+import msgspec
+
+from agent import routing
+from agent.confidence.estimators import Estimator
+from agent.errors import (
+    Busy,
+    ContextOverflow,
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    ModelQuarantined,
+    OutriderError,
+    QueueFull,
+)
+from agent.types import (
+    Action,
+    Confidence,
+    Decision,
+    Delta,
+    Failure,
+    FailureKind,
+    Generation,
+    InferenceRequest,
+    OnLowConfidence,
+    Reason,
+    RequestRecord,
+    RequestState,
+)
+
+
+class Engine(Protocol):
+    """Where text is generated. Problems end in ``Generation.failure``, they do not raise."""
+
+    def generate(self, request: InferenceRequest) -> AsyncGenerator[Delta | Generation]:
+        """Yield deltas, then exactly one Generation. Closing the iterator cancels."""
+        ...
+
+
+class Journal(Protocol):
+    """What storage promises the pipeline. ``open`` and ``settle`` return after the commit."""
+
+    async def open(self, request: InferenceRequest, *, now_ms: int) -> RequestRecord | None: ...
+
+    async def settle(
+        self,
+        request: InferenceRequest,
+        generation: Generation | None,
+        confidence: Confidence | None,
+        decision: Decision,
+        *,
+        now_ms: int,
+    ) -> RequestRecord: ...
+
+    def watch(self, request_id: str) -> AsyncGenerator[RequestRecord]: ...
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The last event of a run: the request as it now stands on disk."""
+
+    record: RequestRecord
+    replayed: bool = False  # an Idempotency-Key brought an earlier answer back
+
+
+class Pipeline:
+    """Runs requests. Holds no state of a request between runs."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        journal: Journal,
+        estimator: Estimator,
+        policy: Callable[[], routing.Policy],
+        now_ms: Callable[[], int],
+        wake_dispatcher: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._journal = journal
+        self._judge = estimator
+        self._policy = policy
+        self._now_ms = now_ms
+        self._wake_dispatcher = wake_dispatcher
+
+    async def run(self, request: InferenceRequest) -> AsyncGenerator[Delta | Verdict]:
+        """Yield deltas while text is made, then one Verdict.
+
+        Raises an OutriderError when there is neither a local answer nor a row that waits:
+        the request is then stored as failed.
+        """
+        policy = self._policy()
+        route = routing.before(request, policy)
+        if known := await self._journal.open(request, now_ms=self._now_ms()):
+            yield Verdict(await self._held(request, known), replayed=True)
+            return
+        generation: Generation | None = None
+        try:
+            if route.use_local:
+                # Closed at once when the caller leaves, so that the engine stops decoding.
+                async with aclosing(self._engine.generate(request)) as events:
+                    async for event in events:
+                        if isinstance(event, Generation):
+                            generation = event
+                        else:
+                            yield event
+            confidence = self._judge(generation) if generation else None
+            decision = routing.after(request, route, generation, confidence, policy)
+        except (GeneratorExit, asyncio.CancelledError):
+            # The caller left. Nothing was promised to it: the request ends here, on disk too.
+            await asyncio.shield(self._cancelled(request))
+            raise
+        record = await self._settle(request, generation, confidence, decision)
+        if decision.action is Action.REFUSED:
+            raise refusal(generation.failure if generation else None)
+        yield Verdict(await self._held(request, record))
+
+    async def _settle(
+        self,
+        request: InferenceRequest,
+        generation: Generation | None,
+        confidence: Confidence | None,
+        decision: Decision,
+    ) -> RequestRecord:
+        """Store result and decision in one transaction; wake the dispatcher for a new row."""
+        try:
+            record = await self._journal.settle(
+                request, generation, confidence, decision, now_ms=self._now_ms()
+            )
+        except QueueFull:
+            # The row is refused, visibly; a local text is still worth having.
+            has_text = generation is not None and generation.failure is None
+            action = Action.UNCERTAIN if has_text else Action.REFUSED
+            decision = msgspec.structs.replace(decision, action=action, reason=Reason.QUEUE_FULL)
+            record = await self._journal.settle(
+                request, generation, confidence, decision, now_ms=self._now_ms()
+            )
+            if action is Action.REFUSED:
+                raise
+        if record.state is RequestState.QUEUED:
+            self._wake_dispatcher()
+        return record
+
+    async def _held(self, request: InferenceRequest, record: RequestRecord) -> RequestRecord:
+        """Hold a caller who asked to wait until its row settles or its deadline passes."""
+        if request.on_low_confidence is not OnLowConfidence.WAIT or record.state is not RequestState.QUEUED:
+            return record
+        left_s = None
+        if request.deadline_at_ms is not None:
+            left_s = max(0.0, (request.deadline_at_ms - self._now_ms()) / 1000)
+        try:
+            async with asyncio.timeout(left_s):
+                async for latest in self._journal.watch(record.id):
+                    record = latest
+                    if record.state is not RequestState.QUEUED:
+                        break
+        except TimeoutError:
+            pass  # the deadline: the caller gets the draft and where to ask later
+        return record
+
+    async def _cancelled(self, request: InferenceRequest) -> None:
+        failure = Failure(FailureKind.CANCELLED, "the caller went away")
+        decision = Decision(
+            action=Action.REFUSED, reason=Reason.CANCELLED, rule_id="caller", trace=("caller went away",)
+        )
+        await self._journal.settle(
+            request, Generation(failure=failure), None, decision, now_ms=self._now_ms()
+        )
+
+
+def refusal(failure: Failure | None) -> OutriderError:
+    """Return the error that tells a caller why there is no answer."""
+    if failure is None:
+        return EngineFailed("there is no local answer; see the daemon's log")
+    message = failure.message
+    match failure.kind:
+        case FailureKind.CONTEXT_OVERFLOW:
+            return ContextOverflow(message, param="messages")
+        case FailureKind.BUSY:
+            return Busy(message)
+        case FailureKind.TIMEOUT:
+            return DeadlineExceeded(message)
+        case FailureKind.REJECTED:
+            return InvalidRequest(message, param="messages")
+        case FailureKind.QUARANTINED:
+            return ModelQuarantined(message)
+        case _:
+            return EngineFailed(message)

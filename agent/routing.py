@@ -1,0 +1,160 @@
+"""Rules before and after generation. Pure: no clock, no input or output, no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from agent.errors import InvalidRequest
+from agent.settings import TargetSettings
+from agent.types import (
+    Action,
+    Confidence,
+    Decision,
+    EgressPolicy,
+    FailureKind,
+    Generation,
+    Handoff,
+    InferenceRequest,
+    OnLowConfidence,
+    Reason,
+    RouteMode,
+)
+
+# From the loosest to the strictest; of two policies the stricter one holds.
+_STRICTNESS = (EgressPolicy.ALLOW, EgressPolicy.REDACT, EgressPolicy.APPROVE, EgressPolicy.NEVER)
+
+# A failure that a bigger model can make good. The others are the caller's to repeat or to
+# correct: load and slowness must not turn into spending and leaking.
+_ESCALATED_FAILURES = {
+    FailureKind.CRASH: Reason.CRASH,
+    FailureKind.QUARANTINED: Reason.QUARANTINED,
+    FailureKind.CONTEXT_OVERFLOW: Reason.CONTEXT_OVERFLOW,
+}
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """What the configuration says, at the moment of the request."""
+
+    threshold: float
+    targets: tuple[TargetSettings, ...] = ()
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict before generation."""
+
+    use_local: bool
+    straight: bool  # goes to the outbox whatever the local model says
+    egress: EgressPolicy  # the policy that a row would be accepted under
+    target: str | None
+    handoff: Handoff
+    trace: tuple[str, ...]
+
+
+def stricter(one: EgressPolicy, other: EgressPolicy) -> EgressPolicy:
+    """Return the stricter of two policies (never > approve > redact > allow)."""
+    return max(one, other, key=_STRICTNESS.index)
+
+
+def before(request: InferenceRequest, policy: Policy) -> Route:
+    """Decide who is asked. Raises InvalidRequest for a contradiction."""
+    if request.egress is EgressPolicy.REDACT:
+        raise InvalidRequest(
+            'egress "redact" is not supported yet: use "approve", "allow" or "never"',
+            param="egress",
+            code="unsupported_parameter",
+        )
+    target = next((t for t in policy.targets if t.egress is not EgressPolicy.NEVER), None)
+    # Without a target a row may still wait, for a person or for later.
+    configured = target.egress if target else EgressPolicy.APPROVE
+    egress = stricter(configured, request.egress or EgressPolicy.ALLOW)
+    mode = request.route_mode
+    if mode is RouteMode.CLOUD_ONLY and egress is EgressPolicy.NEVER:
+        raise InvalidRequest(
+            'route_mode "cloud_only" and egress "never" contradict each other: change one',
+            param="route_mode",
+            code="contradiction",
+        )
+    straight = mode in {RouteMode.CLOUD_FIRST, RouteMode.CLOUD_ONLY} and egress is not EgressPolicy.NEVER
+    name = target.name if target else None
+    return Route(
+        use_local=mode is not RouteMode.CLOUD_ONLY,
+        straight=straight,
+        egress=egress,
+        target=name,
+        handoff=target.handoff if target else Handoff.FRESH,
+        trace=(f"route_mode is {mode}", f"egress is {egress}", f"target is {name or 'not configured'}"),
+    )
+
+
+def after(
+    request: InferenceRequest,
+    route: Route,
+    generation: Generation | None,
+    confidence: Confidence | None,
+    policy: Policy,
+) -> Decision:
+    """Decide what becomes of the request. Total: every input gives one decision."""
+    base = Decision(
+        action=Action.REFUSED,
+        reason=Reason.NO_SIGNAL,
+        rule_id="",
+        threshold=policy.threshold,
+        target=route.target,
+        egress=route.egress,
+        handoff=route.handoff if generation and not generation.failure else Handoff.FRESH,
+    )
+
+    def decide(action: Action, reason: Reason, rule_id: str, why: str) -> Decision:
+        trace = (*route.trace, f"{rule_id}: {why}")
+        return msgspec.structs.replace(base, action=action, reason=reason, rule_id=rule_id, trace=trace)
+
+    failure = generation.failure if generation else None
+    if failure and failure.kind is FailureKind.CANCELLED:
+        return decide(Action.REFUSED, Reason.CANCELLED, "failure", "the caller went away")
+    if route.straight:
+        return decide(Action.QUEUED, Reason.ROUTE, "route", f"{request.route_mode} asks for a target")
+    if failure:
+        return _after_failure(request, route, failure.kind, decide)
+    score = confidence.score if confidence else None
+    if score is not None and score >= policy.threshold:
+        return decide(Action.ANSWERED, Reason.CONFIDENT, "threshold", f"{score:.3f} >= {policy.threshold:g}")
+    if score is None:
+        reason, why = Reason.NO_SIGNAL, "no signal counts as not sure"
+    else:
+        reason, why = Reason.LOW_CONFIDENCE, f"{score:.3f} < {policy.threshold:g}"
+    if request.route_mode is RouteMode.LOCAL_ONLY:
+        return decide(Action.UNCERTAIN, Reason.LOCAL_ONLY, "route", f"{why}; the request is local_only")
+    if route.egress is EgressPolicy.NEVER:
+        return decide(Action.UNCERTAIN, Reason.EGRESS_NEVER, "egress", f"{why}; egress is never")
+    if request.on_low_confidence is OnLowConfidence.ABSTAIN:
+        return decide(Action.UNCERTAIN, Reason.ABSTAINED, "caller", f"{why}; the caller asked to abstain")
+    return decide(Action.QUEUED, reason, "threshold", why)
+
+
+def _after_failure(
+    request: InferenceRequest,
+    route: Route,
+    kind: FailureKind,
+    decide: Callable[[Action, Reason, str, str], Decision],
+) -> Decision:
+    reason = _ESCALATED_FAILURES.get(kind)
+    if reason is None:
+        return decide(Action.REFUSED, Reason(kind.value), "failure", f"{kind} is not escalated")
+    if (
+        route.target is None
+        or not may_leave(request, route.egress)
+        or request.on_low_confidence is OnLowConfidence.ABSTAIN
+    ):
+        return decide(Action.REFUSED, reason, "failure", f"{kind}, and nobody else may be asked")
+    return decide(Action.QUEUED, reason, "failure", f"{kind} is a reason to escalate")
+
+
+def may_leave(request: InferenceRequest, egress: EgressPolicy) -> bool:
+    """Whether any row may be made for this request."""
+    return (
+        egress is not EgressPolicy.NEVER
+        and request.egress is not EgressPolicy.NEVER
+        and request.route_mode is not RouteMode.LOCAL_ONLY
+    )

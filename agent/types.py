@@ -1,0 +1,308 @@
+"""The values that flow through one request, in the order in which they appear.
+
+Every value is frozen. Units are in the names (``_ms`` since the Unix epoch for a
+moment, ``duration_ms`` for a span; log-probabilities are in nats). Times are passed in;
+nothing in this module reads a clock.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class RequestKind(StrEnum):
+    """What a request asks for."""
+
+    CHAT = "chat"
+
+
+class RouteMode(StrEnum):
+    """Who may answer, set by the caller or the configuration."""
+
+    LOCAL_ONLY = "local_only"  # never escalated, whatever the confidence
+    LOCAL_FIRST = "local_first"  # answered here, escalated when not sure (default)
+    CLOUD_FIRST = "cloud_first"  # straight to the outbox, with a local draft meanwhile
+    CLOUD_ONLY = "cloud_only"  # straight to the outbox, the local model is not asked
+
+
+class OnLowConfidence(StrEnum):
+    """What the caller gets at once when the local answer is not sure enough."""
+
+    DRAFT = "draft"  # 200 with the local text, decision "queued" (default)
+    WAIT = "wait"  # the call is held until the row settles or the deadline passes
+    DEFER = "defer"  # 202 with a Location to ask later
+    ABSTAIN = "abstain"  # a clear "uncertain"; no row is made
+
+
+class EgressPolicy(StrEnum):
+    """What may leave the device for one request. Each row keeps the one it was accepted under."""
+
+    NEVER = "never"  # nothing; no outbox row is made
+    REDACT = "redact"  # pseudonymised or not sent
+    APPROVE = "approve"  # a person releases each row
+    ALLOW = "allow"  # sent as it is
+
+
+class Handoff(StrEnum):
+    """What the target is asked to do."""
+
+    FRESH = "fresh"  # the request as it came
+    REFINE = "refine"  # the request and the local draft, to be improved
+    VERIFY = "verify"  # the target judges the draft; the verdict is kept as a label
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One chat message. ``content`` is text; other parts are refused at the edge."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are drawn. ``temperature == 0`` is greedy.
+
+    temperature 0..2, top_p (0, 1], seed any 32-bit integer or None (drawn anew),
+    max_tokens >= 1 or None (up to the end of the context), stop at most 4 strings,
+    top_logprobs 0..20.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+
+class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A validated request, complete in itself: it can be replayed from storage."""
+
+    id: str  # UUIDv7, sorts by arrival
+    kind: RequestKind = RequestKind.CHAT
+    model: str  # name in the manifest, never a silent substitute
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    task: str | None = None
+    route_mode: RouteMode = RouteMode.LOCAL_FIRST
+    on_low_confidence: OnLowConfidence = OnLowConfidence.DRAFT
+    egress: EgressPolicy | None = None  # None: as the target's configuration says
+    idempotency_key: str | None = None
+    body_sha256: str = ""  # of the canonical body; the same key with another body is refused
+    metadata: dict[str, str] = {}
+    user: str | None = None
+    received_at_ms: int
+    deadline_at_ms: int | None = None
+    hops: int = 0  # how many Outriders this request has come through
+
+
+class TopToken(msgspec.Struct, frozen=True):
+    """One alternative at a position."""
+
+    id: int
+    text_bytes: bytes
+    logprob: float  # nats
+
+
+class Token(msgspec.Struct, frozen=True):
+    """One generated token with what the unconstrained distribution said of it.
+
+    Set by the runtime, before temperature, top_p or any other sampler acts.
+    """
+
+    id: int
+    text_bytes: bytes  # the raw piece; may be part of a UTF-8 character
+    logprob: float  # nats, <= 0
+    runner_up_logprob: float  # nats: the best token other than this one
+    entropy: float  # nats, >= 0
+    top: tuple[TopToken, ...] = ()  # only when the caller asked
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """A piece of text that is final (stop strings held back, UTF-8 complete) and its tokens.
+
+    ``text`` may be empty while a stop string or character is incomplete; then the tokens
+    travel with the next delta that has text, or with the last one.
+    """
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
+class FailureKind(StrEnum):
+    """Why there is no whole local answer."""
+
+    CRASH = "crash"  # the worker died, or could not be started
+    QUARANTINED = "quarantined"  # the model crashed its worker too often
+    TIMEOUT = "timeout"  # the deadline passed
+    CONTEXT_OVERFLOW = "context_overflow"  # the prompt does not fit
+    BUSY = "busy"  # the waiting line is full
+    CANCELLED = "cancelled"  # the client went away
+    REJECTED = "rejected"  # the runtime refused the input (template, token)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A failure with its reason in words; ``message`` never holds prompt text."""
+
+    kind: FailureKind
+    message: str
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """What the local model did. On a failure ``text`` is what there was until then."""
+
+    text: str = ""
+    finish_reason: str | None = None  # stop, length; None on failure
+    tokens: tuple[Token, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    first_token_ms: float | None = None  # span from acceptance by the engine
+    duration_ms: float = 0.0
+    model: str = ""
+    model_digest: str = ""
+    runtime: str = ""
+    failure: Failure | None = None
+
+
+class Confidence(msgspec.Struct, frozen=True, kw_only=True):
+    """How sure. ``score is None`` means "no signal", which is never "sure"."""
+
+    score: float | None  # 0..1
+    calibrated: bool = False
+    raw: float | None = None
+    estimator: str  # name@version
+    calibration_id: str | None = None
+    signals: dict[str, float] = {}
+
+
+class Action(StrEnum):
+    """What was decided. One enum, in the database and the API."""
+
+    ANSWERED = "answered"
+    QUEUED = "queued"
+    UNCERTAIN = "uncertain"
+    REFUSED = "refused"
+
+
+class Reason(StrEnum):
+    """Why it was decided so."""
+
+    CONFIDENT = "confident"
+    LOW_CONFIDENCE = "low_confidence"
+    NO_SIGNAL = "no_signal"
+    LOCAL_ONLY = "local_only"  # not sure, but the caller forbids any target
+    EGRESS_NEVER = "egress_never"  # not sure, but nothing may leave
+    ABSTAINED = "abstained"  # not sure, the caller wants no row
+    ROUTE = "route"  # the route asks for a target (cloud_first, cloud_only)
+    CRASH = "crash"
+    QUARANTINED = "quarantined"
+    TIMEOUT = "timeout"
+    CONTEXT_OVERFLOW = "context_overflow"
+    BUSY = "busy"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    NO_TARGET = "no_target"  # a row that waits for a target and a person
+    QUEUE_FULL = "queue_full"
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict, explainable: rule, numbers and trace stay with the request."""
+
+    action: Action
+    reason: Reason
+    rule_id: str
+    threshold: float | None = None
+    target: str | None = None
+    egress: EgressPolicy | None = None  # the policy the row is accepted under
+    handoff: Handoff = Handoff.FRESH
+    trace: tuple[str, ...] = ()
+
+
+class RequestState(StrEnum):
+    """Life of a request. See docs/state-machine.md."""
+
+    RUNNING = "running"
+    ANSWERED = "answered"
+    QUEUED = "queued"
+    RESOLVED = "resolved"
+    UNRESOLVED = "unresolved"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class EscalationState(StrEnum):
+    """Life of an outbox row. See docs/state-machine.md."""
+
+    AWAITING_APPROVAL = "awaiting_approval"
+    PENDING = "pending"
+    LEASED = "leased"
+    SUCCEEDED = "succeeded"
+    DEAD = "dead"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class Escalation(msgspec.Struct, frozen=True, kw_only=True):
+    """One outbox row as a value."""
+
+    id: str  # UUIDv7; also the Idempotency-Key on every send
+    request_id: str
+    state: EscalationState
+    reason: str  # why it is in the outbox (Reason), or why it waits or died
+    target: str | None  # None: no target was configured when it was accepted
+    egress: EgressPolicy  # the policy it was accepted under
+    handoff: Handoff
+    priority: int
+    attempts: int
+    max_attempts: int
+    created_at_ms: int
+    available_at_ms: int
+    expires_at_ms: int
+    lease: str | None = None  # random token; every settle is guarded by it
+    lease_expires_at_ms: int | None = None
+    last_error: str | None = None
+    bytes: int = 0
+
+
+class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A usable answer from a target."""
+
+    text: str
+    finish_reason: str | None
+    model: str  # as the target names itself
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    verdict: str | None = None  # handoff verify: "right" or "wrong"
+    raw_sha256: str = ""
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as storage knows it: the join of request, results and outbox row."""
+
+    request: InferenceRequest | None  # None once the body's retention has passed
+    id: str
+    state: RequestState
+    model: str
+    received_at_ms: int
+    settled_at_ms: int | None = None
+    generation: Generation | None = None  # the local answer (kept beside the late one)
+    confidence: Confidence | None = None
+    decision: Decision | None = None
+    escalation: Escalation | None = None
+    cloud_answer: CloudAnswer | None = None
+    answered_by: str | None = None  # "local" or the target's name
+
+
+class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified model file and how to speak to it."""
+
+    name: str
+    path: str
+    sha256: str  # the model digest: what a calibration and a quarantine are keyed by
+    context_tokens: int  # most tokens the model was made for
+    chat_template: str | None = None  # overrides the template in the file
+    system_prompt: str | None = None  # used when a request has none; None: what the template does by itself
