@@ -27,6 +27,7 @@ OutriderError
  |    |-- KeyProblem
  |    |-- LeaseLost              a settle came too late; nothing was changed
  |-- AlreadyRunning              exit 75
+ |-- AddressInUse                exit 75
  |-- DaemonUnreachable           exit 69
  |-- ModelRejected               a model file that must not be loaded
 
@@ -270,6 +271,13 @@ class AlreadyRunning(OutriderError):
     """Another instance owns the data directory."""
 
     code = "already_running"
+    exit_code = 75
+
+
+class AddressInUse(OutriderError):
+    """The address to listen on is taken or not ours."""
+
+    code = "address_in_use"
     exit_code = 75
 
 

@@ -135,17 +135,13 @@ class Pipeline:
     ) -> RequestRecord:
         """Store result and decision in one transaction; wake the dispatcher for a new row."""
         try:
-            record = await self._journal.settle(
-                request, generation, confidence, decision, now_ms=self._now_ms()
-            )
+            record = await self._journal.settle(request, generation, confidence, decision, now_ms=self._now_ms())
         except QueueFull:
             # The row is refused, visibly; a local text is still worth having.
             has_text = generation is not None and generation.failure is None
             action = Action.UNCERTAIN if has_text else Action.REFUSED
             decision = msgspec.structs.replace(decision, action=action, reason=Reason.QUEUE_FULL)
-            record = await self._journal.settle(
-                request, generation, confidence, decision, now_ms=self._now_ms()
-            )
+            record = await self._journal.settle(request, generation, confidence, decision, now_ms=self._now_ms())
             if action is Action.REFUSED:
                 raise
         if record.state is RequestState.QUEUED:
@@ -174,9 +170,7 @@ class Pipeline:
         decision = Decision(
             action=Action.REFUSED, reason=Reason.CANCELLED, rule_id="caller", trace=("caller went away",)
         )
-        await self._journal.settle(
-            request, Generation(failure=failure), None, decision, now_ms=self._now_ms()
-        )
+        await self._journal.settle(request, Generation(failure=failure), None, decision, now_ms=self._now_ms())
 
 
 def refusal(failure: Failure | None) -> OutriderError:

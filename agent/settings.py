@@ -29,10 +29,12 @@ LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+    """A table of the configuration file."""
 
 
-class ServerSettings(_Section):
+class ServerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP API."""
+
     host: Annotated[str, Meta(description="Address to listen on. Anything but loopback needs TLS.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.")] = 8484
     tls_cert: Annotated[str, Meta(description="PEM certificate; needed off loopback.")] = ""
@@ -40,9 +42,7 @@ class ServerSettings(_Section):
     allowed_hosts: Annotated[
         tuple[str, ...], Meta(description="Host headers accepted besides the loopback names (no port).")
     ] = ()
-    allowed_origins: Annotated[
-        tuple[str, ...], Meta(description="Origin headers accepted; none by default.")
-    ] = ()
+    allowed_origins: Annotated[tuple[str, ...], Meta(description="Origin headers accepted; none by default.")] = ()
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest request body.")] = 4 << 20
     max_messages: Annotated[int, Meta(ge=1, le=100_000, description="Most messages in one chat request.")] = 1024
     request_timeout_s: Annotated[
@@ -53,7 +53,9 @@ class ServerSettings(_Section):
     ] = 10.0
 
 
-class EngineSettings(_Section):
+class EngineSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The local model and its worker process."""
+
     model: Annotated[str, Meta(description="Default model, a name in the manifest.")] = "smollm2-135m-instruct"
     context_tokens: Annotated[
         int, Meta(ge=256, le=1 << 20, description="Context of one request (prompt and answer), tokens.")
@@ -73,50 +75,87 @@ class EngineSettings(_Section):
     ] = True
 
 
-class ConfidenceSettings(_Section):
+class ConfidenceSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a local answer counts as sure."""
+
     threshold: Annotated[
         float, Meta(ge=0, le=1, description="An answer below this score is not sure. On the estimator's scale, 0..1.")
     ] = 0.5
     estimator: Annotated[str, Meta(description="Score of an answer without a calibration.")] = "lowest_tenth"
 
 
-class RoutingSettings(_Section):
+class RoutingSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Defaults of a request that names none."""
+
     mode: Annotated[RouteMode, Meta(description="Route of a request that names none.")] = RouteMode.LOCAL_FIRST
     on_low_confidence: Annotated[
         OnLowConfidence, Meta(description="What a caller gets that names nothing: draft, wait, defer or abstain.")
     ] = OnLowConfidence.DRAFT
 
 
-class QueueSettings(_Section):
-    max_rows: Annotated[int, Meta(ge=1, le=10_000_000, description="Ceiling of open rows; one more is refused (507).")] = 100_000
+class QueueSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The outbox: ceilings, life and attempts."""
+
+    max_rows: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Ceiling of open rows; one more is refused (507).")
+    ] = 100_000
     max_bytes: Annotated[int, Meta(ge=4096, description="Ceiling of the bodies of open rows, bytes.")] = 1 << 30
-    ttl_s: Annotated[int, Meta(ge=1, le=30 * 86_400, description="Life of a row that nobody answered, seconds.")] = 7 * 86_400
-    max_attempts: Annotated[int, Meta(ge=1, le=1000, description="Sends that fail before a row is dead. Offline is not an attempt.")] = 12
+    ttl_s: Annotated[int, Meta(ge=1, le=30 * 86_400, description="Life of a row that nobody answered, seconds.")] = (
+        7 * 86_400
+    )
+    max_attempts: Annotated[
+        int, Meta(ge=1, le=1000, description="Sends that fail before a row is dead. Offline is not an attempt.")
+    ] = 12
     lease_s: Annotated[float, Meta(gt=0, le=86_400, description="How long one send may hold a row, seconds.")] = 600.0
-    ballast_bytes: Annotated[int, Meta(ge=0, description="Space reserved to free when the disk is full, bytes.")] = 16 << 20
+    ballast_bytes: Annotated[int, Meta(ge=0, description="Space reserved to free when the disk is full, bytes.")] = (
+        16 << 20
+    )
 
 
-class RetentionSettings(_Section):
-    bodies: Annotated[typing.Literal["keep", "none"], Meta(description="none: texts go as soon as a request has ended; counters stay.")] = "keep"
+class RetentionSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long texts stay on this device."""
+
+    bodies: Annotated[
+        typing.Literal["keep", "none"],
+        Meta(description="none: texts go as soon as a request has ended; counters stay."),
+    ] = "keep"
     answered_s: Annotated[int, Meta(ge=0, description="How long texts stay after an answer, seconds.")] = 86_400
-    late_s: Annotated[int, Meta(ge=0, description="How long a late answer that nobody fetched stays, seconds.")] = 30 * 86_400
+    late_s: Annotated[int, Meta(ge=0, description="How long a late answer that nobody fetched stays, seconds.")] = (
+        30 * 86_400
+    )
 
 
-class ConnectivitySettings(_Section):
-    connect_timeout_s: Annotated[float, Meta(gt=0, le=60, description="Connect timeout of a probe or send, DNS included, seconds.")] = 3.0
-    probe_cap_s: Annotated[float, Meta(ge=1, le=3600, description="Longest wait between probes on mains, seconds.")] = 60.0
-    probe_cap_battery_s: Annotated[float, Meta(ge=1, le=3600, description="Longest wait between probes on battery, seconds.")] = 300.0
+class ConnectivitySettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the daemon finds out whether a target can be reached."""
+
+    connect_timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="Connect timeout of a probe or send, DNS included, seconds.")
+    ] = 3.0
+    probe_cap_s: Annotated[float, Meta(ge=1, le=3600, description="Longest wait between probes on mains, seconds.")] = (
+        60.0
+    )
+    probe_cap_battery_s: Annotated[
+        float, Meta(ge=1, le=3600, description="Longest wait between probes on battery, seconds.")
+    ] = 300.0
 
 
-class TargetSettings(_Section):
+class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Somewhere bigger to escalate to, one [[targets]] table each."""
+
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the target.")]
     base_url: Annotated[str, Meta(description="URL of the OpenAI API, with /v1. https, or http on loopback.")]
     model: Annotated[str, Meta(min_length=1, description="Model to ask for there.")]
-    egress: Annotated[EgressPolicy, Meta(description="allow: sent as it is. approve: a person releases each row. never: nothing.")]
+    egress: Annotated[
+        EgressPolicy, Meta(description="allow: sent as it is. approve: a person releases each row. never: nothing.")
+    ]
     api_key_env: Annotated[str, Meta(description="Environment variable with the API key.")] = ""
     api_key_file: Annotated[str, Meta(description="File with the API key, mode 0600.")] = ""
-    handoff: Annotated[Handoff, Meta(description="fresh, refine (the draft goes along) or verify (the draft is judged).")] = Handoff.FRESH
-    timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Longest send, from connect to the whole answer, seconds.")] = 120.0
+    handoff: Annotated[
+        Handoff, Meta(description="fresh, refine (the draft goes along) or verify (the draft is judged).")
+    ] = Handoff.FRESH
+    timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Longest send, from connect to the whole answer, seconds.")
+    ] = 120.0
     concurrency: Annotated[int, Meta(ge=1, le=64, description="Sends under way at once.")] = 2
     min_interval_s: Annotated[float, Meta(ge=0, le=3600, description="Shortest time between two sends, seconds.")] = 0.0
     ca_file: Annotated[str, Meta(description="PEM file with the certificate authority, for a private one.")] = ""
@@ -124,8 +163,12 @@ class TargetSettings(_Section):
     max_reply_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest reply.")] = 16 << 20
 
 
-class Settings(_Section):
-    data_dir: Annotated[str, Meta(description="Database, keys, tokens and models. Default: $XDG_DATA_HOME/outrider.")] = ""
+class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration."""
+
+    data_dir: Annotated[
+        str, Meta(description="Database, keys, tokens and models. Default: $XDG_DATA_HOME/outrider.")
+    ] = ""
     server: ServerSettings = ServerSettings()
     engine: EngineSettings = EngineSettings()
     confidence: ConfidenceSettings = ConfidenceSettings()
@@ -151,25 +194,21 @@ class LoadedSettings(msgspec.Struct, frozen=True):
 def sections() -> dict[str, type[msgspec.Struct]]:
     """Return the section types by name, in the order of the file (without ``targets``)."""
     hints = typing.get_type_hints(Settings)
-    return {
-        name: hint
-        for name, hint in hints.items()
-        if isinstance(hint, type) and issubclass(hint, msgspec.Struct)
-    }
+    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, msgspec.Struct)}
 
 
 def default_config_path(environ: Mapping[str, str]) -> Path:
     """``$OUTRIDER_CONFIG``, else ``$XDG_CONFIG_HOME/outrider/outrider.toml``."""
     if named := environ.get("OUTRIDER_CONFIG"):
         return Path(named)
-    base = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME", "/"), ".config")
+    base = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "/")) / ".config"
     return Path(base) / "outrider" / "outrider.toml"
 
 
 def default_data_dir(environ: Mapping[str, str]) -> str:
     """``$XDG_DATA_HOME/outrider``, else ``~/.local/share/outrider``."""
-    base = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME", "/"), ".local", "share")
-    return os.path.join(base, "outrider")
+    base = environ.get("XDG_DATA_HOME") or Path(environ.get("HOME", "/")) / ".local" / "share"
+    return str(Path(base) / "outrider")
 
 
 def load(
@@ -200,7 +239,7 @@ def load(
     if not tree.get("data_dir"):
         tree["data_dir"] = default_data_dir(environ)
         origins.pop("data_dir", None)
-    tree["data_dir"] = str(Path(os.path.expanduser(tree["data_dir"])).absolute())
+    tree["data_dir"] = str(Path(tree["data_dir"]).expanduser().absolute())
     settings = _convert(tree, str(path))
     _check(settings)
     return LoadedSettings(settings, origins, path)

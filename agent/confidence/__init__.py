@@ -1,0 +1,1 @@
+"""Judge answers: pure functions of what the engine returned."""

@@ -1,0 +1,1 @@
+"""Run models, each in a child process."""

@@ -1,0 +1,1 @@
+"""Escalate outbox rows to a target and join the answer."""

@@ -1,0 +1,1 @@
+"""Acquire models: catalogue, store, checks."""

@@ -1,0 +1,1 @@
+"""Keep requests, answers and the outbox, encrypted on disk."""
