@@ -1,0 +1,259 @@
+"""Composition root: every object is built here by hand, started and stopped in order.
+
+Start: data directory and database, engine, dispatcher, HTTP. Stop, on SIGTERM or SIGINT:
+no new requests, running ones finish or are cancelled within the grace period, no new
+claims, sends finish, workers close, the database checkpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+
+from agent import __version__, device, settings as settings_module
+from agent.api.app import ApiDeps, create_app, uvicorn_config
+from agent.api.auth import load_tokens
+from agent.confidence.estimators import estimator
+from agent.engine.supervisor import EnginePool
+from agent.errors import AddressInUse, OutriderError
+from agent.escalation.dispatcher import Dispatcher
+from agent.models.store import ModelStore
+from agent.pipeline import Pipeline
+from agent.routing import Policy
+from agent.settings import LoadedSettings, Settings
+from agent.storage import Storage, open_storage
+from agent.telemetry import LOG, configure_logging
+from agent.types import EgressPolicy
+
+MAINTAIN_EVERY_S = 30.0
+
+
+def now_ms() -> int:
+    """The wall clock, in milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def run(loaded: LoadedSettings) -> int:
+    """Serve until a signal comes. Returns the exit code; raises OutriderError when it cannot start."""
+    configure_logging()
+    asyncio.run(serve(loaded))
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own signal handling: the daemon stops more than the HTTP server."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def,override]  # uvicorn's own annotation is private
+        """Leave the signals to the daemon."""
+        yield
+
+
+class _Live:
+    """What a reload may change while requests run."""
+
+    def __init__(self, loaded: LoadedSettings) -> None:
+        self.loaded = loaded
+
+    def policy(self) -> Policy:
+        current = self.loaded.settings
+        return Policy(threshold=current.confidence.threshold, targets=current.targets)
+
+
+async def serve(loaded: LoadedSettings, *, worker_command: Sequence[str] | None = None) -> None:
+    """Start everything, serve, stop everything.
+
+    ``worker_command`` replaces the argv of the engine's child process.
+    """
+    config = loaded.settings
+    judge = estimator(config.confidence.estimator)
+    live = _Live(loaded)
+    async with contextlib.AsyncExitStack() as stack:
+        storage = await open_storage(config.data_path, config.queue, config.retention, now_ms=now_ms())
+        stack.push_async_callback(storage.close)
+        listener = _listen(config)
+        stack.callback(listener.close)
+        recovered = await storage.recover(now_ms(), queue_running=_has_target(config))
+        if recovered:
+            LOG.info("%d requests were running when the daemon last stopped; settled", recovered)
+        tokens = load_tokens(config.data_path)
+        store = ModelStore(config.data_path)
+        engine = EnginePool(
+            config.engine, store.resolve, worker_command=list(worker_command) if worker_command else None
+        )
+        dispatcher = Dispatcher(
+            storage,
+            config.targets,
+            config.connectivity,
+            config.queue,
+            now_ms=now_ms,
+            random=random.Random(),  # noqa: S311 - jitter, not a secret
+            on_battery=device.on_battery,
+        )
+
+        async def reload() -> Settings:
+            live.loaded = settings_module.load(loaded.path if loaded.path.exists() else None)
+            await dispatcher.replace_targets(live.loaded.settings.targets)
+            LOG.info("targets reloaded: %s", _target_names(live.loaded.settings))
+            return live.loaded.settings
+
+        pipeline = Pipeline(engine, storage.journal, judge, live.policy, now_ms, dispatcher.wake)
+        app = create_app(
+            ApiDeps(
+                pipeline=pipeline,
+                storage=storage,
+                engine=engine,
+                dispatcher=dispatcher,
+                settings=config,
+                models=store.list,
+                tokens=tokens,
+                now_ms=now_ms,
+                version=__version__,
+                reload_targets=reload,
+            )
+        )
+        server = _Server(uvicorn_config(app, config.server))
+        stop_engine = _once(lambda: engine.stop(config.server.grace_s))
+        stack.push_async_callback(stop_engine)
+        stack.push_async_callback(dispatcher.stop)
+        await dispatcher.start()
+        await stack.enter_async_context(_task(_maintain(storage)))
+        await stack.enter_async_context(_task(engine.start([config.engine.model])))
+        stack.enter_context(_announced(config.data_path, listener, tls=bool(config.server.tls_cert)))
+        _on_signals(server, reload)
+        _warn_about_egress(config)
+        # What was built until now lives as long as the daemon: keep it out of every later collection.
+        gc.collect()
+        gc.freeze()
+        LOG.info("listening on %s", _url(listener, tls=bool(config.server.tls_cert)))
+        await server.serve(sockets=[listener])
+        LOG.info("stopping")
+    LOG.info("stopped")
+
+
+def _has_target(config: Settings) -> bool:
+    return any(target.egress is not EgressPolicy.NEVER for target in config.targets)
+
+
+def _target_names(config: Settings) -> str:
+    return ", ".join(target.name for target in config.targets) or "none"
+
+
+def _warn_about_egress(config: Settings) -> None:
+    for target in config.targets:
+        if target.egress is EgressPolicy.ALLOW:
+            LOG.warning("target %s: text leaves this device UNREDACTED as soon as it is not sure", target.name)
+        elif target.egress is EgressPolicy.APPROVE:
+            LOG.warning("target %s: rows that a person releases leave this device UNREDACTED", target.name)
+
+
+def _listen(config: Settings) -> socket.socket:
+    """Bind before anything slow, so that a taken port is told at once."""
+    host, port = config.server.host, config.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise AddressInUse(
+            f"cannot listen on {host}:{port}: {error.strerror}; stop the other program or set server.port"
+        ) from error
+    listener.set_inheritable(False)
+    return listener
+
+
+def _url(listener: socket.socket, *, tls: bool) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{shown}:{port}"
+
+
+@contextlib.contextmanager
+def _announced(data_path: Path, listener: socket.socket, *, tls: bool):  # type: ignore[no-untyped-def]
+    """Tell the command line where the daemon listens, as long as it does."""
+    path = data_path / "daemon.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(
+        json.dumps({"pid": os.getpid(), "url": _url(listener, tls=tls), "version": __version__}), encoding="utf-8"
+    )
+    temporary.chmod(0o600)
+    temporary.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def _maintain(storage: Storage) -> None:
+    """Expire rows, purge bodies and trim the write-ahead log, every half minute."""
+    while True:
+        await asyncio.sleep(MAINTAIN_EVERY_S)
+        try:
+            await storage.maintain(now_ms())
+        except OutriderError as error:
+            LOG.error("maintenance: %s", error)
+
+
+@contextlib.asynccontextmanager
+async def _task(work) -> AsyncIterator[None]:  # type: ignore[no-untyped-def]
+    """Run a coroutine beside the server; cancel it on the way out."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_tell_failure)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):  # told by the callback
+            await task
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        LOG.error("background work failed: %s: %s", type(error).__name__, error)
+
+
+def _once(work):  # type: ignore[no-untyped-def]
+    async def run_once() -> None:
+        await work()
+
+    return run_once
+
+
+def _on_signals(server: uvicorn.Server, reload: Callable[[], object]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if server.should_exit:
+            server.force_exit = True  # asked twice: do not wait for held connections
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    reloads: set[asyncio.Task[object]] = set()
+
+    def reload_now() -> None:
+        task = asyncio.ensure_future(_reload_logged(reload))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload_now)
+
+
+async def _reload_logged(reload: Callable[[], object]) -> None:
+    try:
+        await reload()  # type: ignore[misc]
+    except OutriderError as error:
+        LOG.error("reload refused, the old targets stay: %s", error)

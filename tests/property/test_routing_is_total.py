@@ -1,0 +1,126 @@
+"""Routing decides every input, and never against the caller's policy."""
+
+import itertools
+
+import msgspec
+import pytest
+
+from agent import routing
+from agent.errors import InvalidRequest
+from agent.settings import TargetSettings
+from agent.types import (
+    Action,
+    Confidence,
+    EgressPolicy,
+    Failure,
+    FailureKind,
+    Generation,
+    InferenceRequest,
+    Message,
+    OnLowConfidence,
+    Reason,
+    RouteMode,
+)
+
+
+def request(**fields):
+    return InferenceRequest(
+        id="1", model="m", messages=(Message("user", "hi"),), received_at_ms=0, **fields
+    )
+
+
+def target(egress):
+    return TargetSettings(name="main", base_url="https://x.test/v1", model="big", egress=egress)
+
+
+def confidence(score):
+    return Confidence(score=score, estimator="lowest_tenth@1")
+
+
+TARGETS = [(), *((target(e),) for e in (EgressPolicy.ALLOW, EgressPolicy.APPROVE, EgressPolicy.NEVER))]
+EGRESS = [None, EgressPolicy.ALLOW, EgressPolicy.APPROVE, EgressPolicy.NEVER]
+RESULTS = [(None, None), *((k, None) for k in FailureKind), ("ok", None), ("ok", 0.2), ("ok", 0.5), ("ok", 1.0)]
+
+
+def decide(req, targets, kind, score):
+    policy = routing.Policy(threshold=0.5, targets=targets)
+    route = routing.before(req, policy)
+    generation = None
+    if route.use_local:
+        failure = Failure(kind, "why") if isinstance(kind, FailureKind) else None
+        generation = Generation(text="t", failure=failure)
+    return route, routing.after(req, route, generation, confidence(score), policy)
+
+
+@pytest.mark.parametrize("mode", RouteMode)
+@pytest.mark.parametrize("wish", OnLowConfidence)
+def test_every_combination_gets_one_decision_within_policy(mode, wish):
+    seen = set()
+    for targets, egress, (kind, score) in itertools.product(TARGETS, EGRESS, RESULTS):
+        req = request(route_mode=mode, on_low_confidence=wish, egress=egress)
+        try:
+            route, decision = decide(req, targets, kind, score)
+        except InvalidRequest:
+            assert mode is RouteMode.CLOUD_ONLY
+            assert EgressPolicy.NEVER in (egress, *(t.egress for t in targets))
+            continue
+        seen.add(decision.action)
+        assert decision.rule_id
+        assert decision.trace
+        if decision.action is Action.QUEUED:
+            assert mode is not RouteMode.LOCAL_ONLY
+            assert egress is not EgressPolicy.NEVER
+            assert decision.egress in (EgressPolicy.ALLOW, EgressPolicy.APPROVE)
+            if not targets or targets[0].egress is EgressPolicy.NEVER:
+                assert decision.target is None
+                assert decision.egress is EgressPolicy.APPROVE
+            if egress is EgressPolicy.APPROVE:
+                assert decision.egress is EgressPolicy.APPROVE
+        if decision.action is Action.ANSWERED:
+            assert score is not None
+            assert score >= 0.5
+        if kind is FailureKind.BUSY and not route.straight:
+            assert decision.action is Action.REFUSED
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("fields", "action", "reason"),
+    [
+        ({}, Action.QUEUED, Reason.LOW_CONFIDENCE),
+        ({"route_mode": RouteMode.LOCAL_ONLY}, Action.UNCERTAIN, Reason.LOCAL_ONLY),
+        ({"egress": EgressPolicy.NEVER}, Action.UNCERTAIN, Reason.EGRESS_NEVER),
+        ({"on_low_confidence": OnLowConfidence.ABSTAIN}, Action.UNCERTAIN, Reason.ABSTAINED),
+    ],
+)
+def test_not_sure(fields, action, reason):
+    _, decision = decide(request(**fields), (target(EgressPolicy.ALLOW),), "ok", 0.2)
+    assert (decision.action, decision.reason) == (action, reason)
+
+
+def test_no_signal_is_not_sure():
+    _, decision = decide(request(), (target(EgressPolicy.ALLOW),), "ok", None)
+    assert (decision.action, decision.reason) == (Action.QUEUED, Reason.NO_SIGNAL)
+
+
+def test_overflow_escalates_only_where_somebody_may_be_asked():
+    _, decision = decide(request(), (target(EgressPolicy.ALLOW),), FailureKind.CONTEXT_OVERFLOW, None)
+    assert decision.action is Action.QUEUED
+    _, decision = decide(request(), (), FailureKind.CONTEXT_OVERFLOW, None)
+    assert decision.action is Action.REFUSED
+
+
+def test_strictness_is_an_order():
+    order = [EgressPolicy.ALLOW, EgressPolicy.REDACT, EgressPolicy.APPROVE, EgressPolicy.NEVER]
+    for one, other in itertools.product(order, order):
+        assert routing.stricter(one, other) is max(one, other, key=order.index)
+
+
+def test_redact_is_refused_by_name():
+    with pytest.raises(InvalidRequest, match="redact"):
+        routing.before(request(egress=EgressPolicy.REDACT), routing.Policy(0.5))
+
+
+def test_the_policy_is_data():
+    policy = routing.Policy(0.5, (target(EgressPolicy.ALLOW),))
+    assert msgspec.convert(msgspec.to_builtins(policy), routing.Policy) == policy

@@ -1,0 +1,92 @@
+"""Configuration: merged in order, refused by name, each value with its origin."""
+
+import pytest
+
+from agent import settings
+from agent.errors import ConfigError
+
+
+def load(tmp_path, text="", environ=None, **flags):
+    path = tmp_path / "outrider.toml"
+    path.write_text(text)
+    return settings.load(path, environ={"HOME": str(tmp_path), **(environ or {})}, flags=flags)
+
+
+def test_flag_beats_environment_beats_file(tmp_path):
+    text = "[server]\nport = 1\n[engine]\nparallel = 2\nthreads = 1\n"
+    env = {"OUTRIDER_SERVER_PORT": "2", "OUTRIDER_ENGINE_PARALLEL": "3"}
+    loaded = load(tmp_path, text, env, **{"server.port": 3})
+    assert (loaded.settings.server.port, loaded.settings.engine.parallel, loaded.settings.engine.threads) == (3, 3, 1)
+    assert loaded.origins["server.port"] == "flag"
+    assert loaded.origins["engine.parallel"] == "env OUTRIDER_ENGINE_PARALLEL"
+    assert loaded.origins["engine.threads"] == str(tmp_path / "outrider.toml")
+    assert "queue.ttl_s" not in loaded.origins
+
+
+def test_data_dir_defaults_below_home(tmp_path):
+    assert load(tmp_path).settings.data_dir == str(tmp_path / ".local/share/outrider")
+    assert load(tmp_path, environ={"XDG_DATA_HOME": "/x"}).settings.data_dir == "/x/outrider"
+
+
+TARGET = '[[targets]]\nname = "main"\nbase_url = "{url}"\nmodel = "m"\negress = "{egress}"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[servr]\n", "unknown key servr; did you mean server"),
+        ("[server]\nprot = 1\n", "unknown key server.prot; did you mean port"),
+        ("server = 1\n", "must be a table"),
+        ("[server]\nport = 70000\n", "server.port"),
+        ('[server]\nport = "80"\n', "server.port"),
+        ("[confidence]\nthreshold = 1.5\n", "confidence.threshold"),
+        ("[server]\nhost = '0.0.0.0'\n", "no TLS"),
+        ("[server]\ntls_cert = 'x'\n", "go together"),
+        ("not toml", "not valid TOML"),
+        ("targets = 3\n", "[[targets]]"),
+        (TARGET.format(url="https://x.test/v1", egress="redact"), '"redact" is not supported yet'),
+        (TARGET.format(url="http://10.0.0.1/v1", egress="allow"), "plain http"),
+        (TARGET.format(url="ftp://x.test", egress="allow"), "not an http"),
+        (TARGET.format(url="https://u:p@x.test/v1", egress="allow"), "password"),
+        (TARGET.format(url="https://x.test/v1", egress="sure"), "egress"),
+        (TARGET.format(url="https://x.test/v1", egress="allow") * 2, "used twice"),
+        (TARGET.format(url="https://x.test/v1", egress="allow").replace("egress", "egres"), "targets[0].egres"),
+        ('[[targets]]\nname = "a"\nbase_url = "https://x.test/v1"\nmodel = "m"\n', "egress"),
+        (TARGET.format(url="https://x.test/v1", egress="allow") + 'api_key_env="A"\napi_key_file="b"\n', "both set"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path, text, says):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"OUTRIDER_SERVER_PROT": "1"}, "did you mean OUTRIDER_SERVER_PORT"),
+        ({"OUTRIDER_SERVER_PORT": "many"}, "OUTRIDER_SERVER_PORT"),
+    ],
+)
+def test_a_bad_variable_is_refused_by_name(tmp_path, environ, says):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, environ=environ)
+    assert says in str(caught.value)
+
+
+def test_a_named_file_must_exist(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        settings.load(tmp_path / "none.toml", environ={})
+
+
+def test_lists_from_the_environment_are_comma_separated(tmp_path):
+    loaded = load(tmp_path, environ={"OUTRIDER_SERVER_ALLOWED_HOSTS": "a.local, b.local"})
+    assert loaded.settings.server.allowed_hosts == ("a.local", "b.local")
+
+
+def test_every_setting_says_what_it_is():
+    for section in [*settings.sections().values(), settings.TargetSettings]:
+        import typing
+
+        for name, hint in typing.get_type_hints(section, include_extras=True).items():
+            assert hint.__metadata__[0].description.endswith((".", ")")), name
