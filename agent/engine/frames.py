@@ -1,0 +1,158 @@
+"""What the daemon and an engine worker say to each other.
+
+A frame is a 4-byte big-endian length and a msgpack map with a ``type``. The worker speaks
+first (``Hello``); the daemon answers ``Load``; after ``Ready`` come ``Generate`` and
+``Cancel`` one way and ``Step`` the other. End of file on the worker's input is its order
+to leave. Every ``Generate`` gets exactly one ``Ended``, also after a ``Cancel``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+import msgspec
+
+from agent.types import Failure, Message, ModelFile, Sampling, Token
+
+PROTOCOL = 1
+MAX_FRAME_BYTES = 64 << 20
+_LENGTH = struct.Struct(">I")
+
+
+class FrameError(Exception):
+    """The bytes are not frames of this protocol; the stream cannot be trusted any more."""
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="load"):
+    """Load this model; sent once, right after ``Hello``."""
+
+    model: ModelFile
+    context_tokens: int  # of one request, prompt and answer
+    parallel: int  # requests decoded at the same time
+    waiting_line: int  # requests that may wait beyond those
+    threads: int  # 0: physical cores
+    confine: bool
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="generate"):
+    """Answer these messages. ``id`` is unique in the life of the worker."""
+
+    id: int
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    deadline_ms: float | None = None  # span left, counted from the receipt
+
+
+class Cancel(msgspec.Struct, frozen=True, tag_field="type", tag="cancel"):
+    """Stop this request within one step. Unknown ids are ignored: it may just have ended."""
+
+    id: int
+
+
+class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
+    """First words of a worker."""
+
+    protocol: int
+    pid: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ready"):
+    """The model is loaded."""
+
+    runtime: str  # name and version
+    context_tokens: int  # of one request; may be less than asked for
+    confinement: tuple[str, ...]  # what is in force, by name
+    load_ms: float
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag_field="type", tag="load_failed"):
+    """The model cannot be loaded; the worker ends itself."""
+
+    message: str
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """Text of one request that is final, with its tokens. ``text`` is never empty."""
+
+    id: int
+    text: str
+    tokens: tuple[Token, ...]
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """The end of one request, with the text and tokens that no ``Piece`` has carried."""
+
+    id: int
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    failure: Failure | None = None
+
+
+class Step(msgspec.Struct, frozen=True, tag_field="type", tag="step"):
+    """All that one step of the engine brought, for all requests: one frame, one write."""
+
+    pieces: tuple[Piece, ...] = ()
+    ended: tuple[Ended, ...] = ()
+
+
+Command = Load | Generate | Cancel
+Event = Hello | Ready | LoadFailed | Step
+FrameType = TypeVar("FrameType")
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(frame: Command | Event) -> bytes:
+    """Return the frame as bytes. Raises FrameError above MAX_FRAME_BYTES."""
+    body = _encoder.encode(frame)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {len(body)} bytes is above the limit of {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader(Generic[FrameType]):
+    """Cuts a stream of bytes into frames, whatever the sizes in which the bytes arrive."""
+
+    def __init__(self, decode: Callable[[bytes], FrameType]) -> None:
+        self._decode = decode
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[FrameType]:
+        """Yield the frames that are complete now. Raises FrameError on anything else."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(self._buffer)
+            if size > MAX_FRAME_BYTES:
+                raise FrameError(f"a frame announces {size} bytes, the limit is {MAX_FRAME_BYTES}")
+            end = _LENGTH.size + size
+            if len(self._buffer) < end:
+                return
+            body = bytes(memoryview(self._buffer)[_LENGTH.size : end])
+            del self._buffer[:end]
+            try:
+                frame = self._decode(body)
+            except msgspec.MsgspecError as error:
+                # The error names a path and a type, never a value.
+                raise FrameError(f"a frame of {size} bytes does not decode: {error}") from error
+            yield frame
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of a frame that is not complete."""
+        return len(self._buffer)
+
+
+def command_reader() -> FrameReader[Command]:
+    """Return what a worker reads its input with."""
+    return FrameReader(msgspec.msgpack.Decoder(Command).decode)
+
+
+def event_reader() -> FrameReader[Event]:
+    """Return what the daemon reads a worker's output with."""
+    return FrameReader(msgspec.msgpack.Decoder(Event).decode)

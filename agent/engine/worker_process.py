@@ -1,0 +1,215 @@
+"""One life of one worker child: its pipes, its frames, its last words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from agent.engine import frames
+
+STDERR_TAIL_BYTES = 8192
+REASON_CHARS = 400
+# A worker needs no secrets: it gets these variables and nothing else.
+ENV_NAMES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT"})
+ENV_PREFIXES = ("LC_", "PYTHON", "OMP_", "GOMP_", "GGML_", "LLAMA_CPP_")
+
+
+class Lost(Exception):
+    """The worker is gone; ``str()`` is the reason, ``last_words`` the tail of its stderr."""
+
+    def __init__(self, reason: str, last_words: str = "") -> None:
+        super().__init__(reason)
+        self.last_words = last_words
+
+
+class Expired:
+    """Put into a request's inbox when its deadline passes."""
+
+
+EXPIRED = Expired()
+Inbox = asyncio.Queue[frames.Piece | frames.Ended | Lost | Expired]
+
+
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a worker may see."""
+    return {
+        name: value for name, value in environ.items() if name in ENV_NAMES or name.startswith(ENV_PREFIXES)
+    }
+
+
+class WorkerProcess(asyncio.SubprocessProtocol):
+    """A child that is started once, dies once and is then thrown away."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[Lost] = loop.create_future()
+        self._greeting: asyncio.Future[frames.Hello] = loop.create_future()
+        self._ready: asyncio.Future[frames.Ready] = loop.create_future()
+        self._reader = frames.event_reader()
+        self._inboxes: dict[int, Inbox] = {}
+        self._overdue: dict[int, asyncio.TimerHandle] = {}
+        self._stderr = bytearray()
+        self._reason: str | None = None
+        self._next_id = 0
+        self._closing = False
+        self._transport: asyncio.SubprocessTransport
+
+    @classmethod
+    async def spawn(cls, command: Sequence[str]) -> WorkerProcess:
+        """Start the child. Raises OSError when the program cannot be run."""
+        loop = asyncio.get_running_loop()
+        _, worker = await loop.subprocess_exec(
+            cls,
+            *command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=worker_environment(os.environ),
+        )
+        return worker
+
+    @property
+    def pid(self) -> int:
+        return self._transport.get_pid()
+
+    async def load(self, load: frames.Load, timeout_s: float) -> frames.Ready:
+        """Wait for the greeting, have the model loaded. Raises Lost on anything else."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._first(self._greeting)
+                self._send(frames.encode(load))
+                return await self._first(self._ready)
+        except TimeoutError:
+            self.kill(f"did not load the model within {timeout_s:g} s")
+            raise await self.lost from None
+
+    async def _first(self, awaited: asyncio.Future[frames.Hello] | asyncio.Future[frames.Ready]) -> frames.Ready:
+        await asyncio.wait([awaited, self.lost], return_when=asyncio.FIRST_COMPLETED)
+        if self.lost.done():
+            raise self.lost.result()
+        return awaited.result()  # type: ignore[return-value]
+
+    def submit(self, generate: frames.Generate) -> tuple[int, Inbox]:
+        """Send a request under a new id. Its events come in order into the inbox.
+
+        Raises FrameError when the request is too large for a frame.
+        """
+        self._next_id += 1
+        data = frames.encode(frames.Generate(
+            id=self._next_id,
+            messages=generate.messages,
+            sampling=generate.sampling,
+            deadline_ms=generate.deadline_ms,
+        ))
+        inbox: Inbox = asyncio.Queue()
+        if self.lost.done():
+            inbox.put_nowait(self.lost.result())
+        else:
+            self._inboxes[self._next_id] = inbox
+            self._send(data)
+        return self._next_id, inbox
+
+    def abandon(self, request_id: int, stuck_s: float) -> None:
+        """Cancel a request that nobody reads any more.
+
+        A worker that does not confirm within ``stuck_s`` hangs in native code: it is killed.
+        """
+        if self.lost.done() or request_id not in self._inboxes or request_id in self._overdue:
+            return
+        self._send(frames.encode(frames.Cancel(request_id)))
+        self._overdue[request_id] = asyncio.get_running_loop().call_later(
+            stuck_s, self.kill, f"did not confirm a cancel within {stuck_s:g} s"
+        )
+
+    async def close(self, grace_s: float) -> None:
+        """Order the child to leave, and kill it if it has not within ``grace_s``."""
+        self._closing = True
+        if not self.lost.done():
+            stdin = self._transport.get_pipe_transport(0)
+            if stdin is not None:
+                stdin.close()
+            await asyncio.wait([self.lost], timeout=grace_s)
+        if not self.lost.done():
+            self.kill("did not leave when told to")
+            await asyncio.wait([self.lost])
+
+    def kill(self, reason: str) -> None:
+        """Kill the child with -9; ``reason`` is what its loss will say."""
+        if not self.lost.done():
+            self._reason = self._reason or reason
+            self._transport.kill()
+
+    def _send(self, data: bytes) -> None:
+        stdin = self._transport.get_pipe_transport(0)
+        if isinstance(stdin, asyncio.WriteTransport) and not stdin.is_closing():
+            stdin.write(data)
+
+    # Called by the event loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd != 1:
+            self._stderr += data
+            del self._stderr[:-STDERR_TAIL_BYTES]
+            return
+        try:
+            for event in self._reader.feed(data):
+                self._take(event)
+        except frames.FrameError as error:
+            self.kill(f"sent bytes that are not frames: {error}")
+
+    def _take(self, event: frames.Event) -> None:
+        match event:
+            case frames.Step():
+                for piece in event.pieces:
+                    if inbox := self._inboxes.get(piece.id):
+                        inbox.put_nowait(piece)
+                for ended in event.ended:
+                    if inbox := self._inboxes.pop(ended.id, None):
+                        inbox.put_nowait(ended)
+                    if timer := self._overdue.pop(ended.id, None):
+                        timer.cancel()
+            case frames.Hello() if event.protocol != frames.PROTOCOL:
+                self.kill(f"speaks protocol {event.protocol}, this daemon speaks {frames.PROTOCOL}")
+            case frames.Hello() if not self._greeting.done():
+                self._greeting.set_result(event)
+            case frames.Ready() if not self._ready.done():
+                self._ready.set_result(event)
+            case frames.LoadFailed():
+                self.kill(f"cannot load the model: {event.message}")
+            case _:
+                self.kill("sent a frame out of turn")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc  # the exit status says more
+        self._transport.close()
+        last_words = self._stderr.decode("utf-8", "replace").strip()
+        reason = self._reason or _exit_reason(self._transport.get_returncode())
+        if not self._closing and last_words:
+            reason = f"{reason}; last words: {_tail(last_words)}"
+        lost = Lost(reason, last_words)
+        self.lost.set_result(lost)
+        for timer in self._overdue.values():
+            timer.cancel()
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(lost)
+        self._inboxes.clear()
+
+
+def _exit_reason(returncode: int | None) -> str:
+    if returncode is None or returncode >= 0:
+        return f"ended with exit status {returncode}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = "unknown"
+    return f"died of signal {-returncode} ({name})"
+
+
+def _tail(text: str) -> str:
+    return " | ".join(line.strip() for line in text[-REASON_CHARS:].splitlines()[-4:] if line.strip())
