@@ -16,7 +16,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -34,7 +34,7 @@ from agent.routing import Policy
 from agent.settings import LoadedSettings, Settings
 from agent.storage import Storage, open_storage
 from agent.telemetry import LOG, configure_logging
-from agent.types import EgressPolicy
+from agent.types import EgressPolicy, ModelFile
 
 MAINTAIN_EVERY_S = 30.0
 
@@ -55,7 +55,7 @@ class _Server(uvicorn.Server):
     """Uvicorn without its own signal handling: the daemon stops more than the HTTP server."""
 
     @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def,override]  # uvicorn's own annotation is private
+    def capture_signals(self) -> Iterator[None]:
         """Leave the signals to the daemon."""
         yield
 
@@ -71,10 +71,16 @@ class _Live:
         return Policy(threshold=current.confidence.threshold, targets=current.targets)
 
 
-async def serve(loaded: LoadedSettings, *, worker_command: Sequence[str] | None = None) -> None:
+async def serve(
+    loaded: LoadedSettings,
+    *,
+    worker_command: Sequence[str] | None = None,
+    resolve: Callable[[str], ModelFile] | None = None,
+) -> None:
     """Start everything, serve, stop everything.
 
-    ``worker_command`` replaces the argv of the engine's child process.
+    ``worker_command`` replaces the argv of the engine's child process, ``resolve`` the store
+    that finds model files: the seam to native inference.
     """
     config = loaded.settings
     judge = estimator(config.confidence.estimator)
@@ -89,9 +95,7 @@ async def serve(loaded: LoadedSettings, *, worker_command: Sequence[str] | None 
             LOG.info("%d requests were running when the daemon last stopped; settled", recovered)
         tokens = load_tokens(config.data_path)
         store = ModelStore(config.data_path)
-        engine = EnginePool(
-            config.engine, store.resolve, worker_command=list(worker_command) if worker_command else None
-        )
+        engine = EnginePool(config.engine, resolve or store.resolve, worker_command=worker_command)
         dispatcher = Dispatcher(
             storage,
             config.targets,
@@ -124,8 +128,7 @@ async def serve(loaded: LoadedSettings, *, worker_command: Sequence[str] | None 
             )
         )
         server = _Server(uvicorn_config(app, config.server))
-        stop_engine = _once(lambda: engine.stop(config.server.grace_s))
-        stack.push_async_callback(stop_engine)
+        stack.push_async_callback(engine.stop, config.server.grace_s)
         stack.push_async_callback(dispatcher.stop)
         await dispatcher.start()
         await stack.enter_async_context(_task(_maintain(storage)))
@@ -182,7 +185,7 @@ def _url(listener: socket.socket, *, tls: bool) -> str:
 
 
 @contextlib.contextmanager
-def _announced(data_path: Path, listener: socket.socket, *, tls: bool):  # type: ignore[no-untyped-def]
+def _announced(data_path: Path, listener: socket.socket, *, tls: bool) -> Iterator[None]:
     """Tell the command line where the daemon listens, as long as it does."""
     path = data_path / "daemon.json"
     temporary = path.with_suffix(".tmp")
@@ -208,7 +211,7 @@ async def _maintain(storage: Storage) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _task(work) -> AsyncIterator[None]:  # type: ignore[no-untyped-def]
+async def _task(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Run a coroutine beside the server; cancel it on the way out."""
     task = asyncio.create_task(work)
     task.add_done_callback(_tell_failure)
@@ -225,14 +228,7 @@ def _tell_failure(task: asyncio.Task[None]) -> None:
         LOG.error("background work failed: %s: %s", type(error).__name__, error)
 
 
-def _once(work):  # type: ignore[no-untyped-def]
-    async def run_once() -> None:
-        await work()
-
-    return run_once
-
-
-def _on_signals(server: uvicorn.Server, reload: Callable[[], object]) -> None:
+def _on_signals(server: uvicorn.Server, reload: Callable[[], Awaitable[object]]) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -242,7 +238,7 @@ def _on_signals(server: uvicorn.Server, reload: Callable[[], object]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    reloads: set[asyncio.Task[object]] = set()
+    reloads: set[asyncio.Future[None]] = set()
 
     def reload_now() -> None:
         task = asyncio.ensure_future(_reload_logged(reload))
@@ -252,8 +248,8 @@ def _on_signals(server: uvicorn.Server, reload: Callable[[], object]) -> None:
     loop.add_signal_handler(signal.SIGHUP, reload_now)
 
 
-async def _reload_logged(reload: Callable[[], object]) -> None:
+async def _reload_logged(reload: Callable[[], Awaitable[object]]) -> None:
     try:
-        await reload()  # type: ignore[misc]
+        await reload()
     except OutriderError as error:
         LOG.error("reload refused, the old targets stay: %s", error)
