@@ -28,7 +28,7 @@ from agent.confidence.estimators import estimator
 from agent.engine.supervisor import EnginePool
 from agent.errors import AddressInUse, OutriderError
 from agent.escalation.dispatcher import Dispatcher
-from agent.models.store import ModelStore
+from agent.models.store import open_store
 from agent.pipeline import Pipeline
 from agent.routing import Policy
 from agent.settings import LoadedSettings, Settings
@@ -94,7 +94,7 @@ async def serve(
         if recovered:
             LOG.info("%d requests were running when the daemon last stopped; settled", recovered)
         tokens = load_tokens(config.data_path)
-        store = ModelStore(config.data_path)
+        store = open_store(config.data_path)
         engine = EnginePool(config.engine, resolve or store.resolve, worker_command=worker_command)
         dispatcher = Dispatcher(
             storage,
