@@ -1,0 +1,198 @@
+"""Two ways to the queue: over HTTP to a running daemon, else straight on the database.
+
+Both give the same values: what ``GET /v1/queue`` and ``GET /v1/requests`` show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from agent.cli.client import DaemonClient, find_daemon
+from agent.errors import NotFound, StorageError
+from agent.settings import Settings
+from agent.storage import Storage, open_storage
+from agent.types import Escalation, EscalationState, RequestRecord, RequestState
+
+Result = TypeVar("Result")
+Row = dict[str, Any]
+
+
+class Access(Protocol):
+    """What the commands need of the queue, wherever it is."""
+
+    running: bool  # whether a daemon is at the other end
+
+    def counts(self) -> Row: ...
+    def rows(self, state: str | None, limit: int) -> list[Row]: ...
+    def row(self, row_id: str) -> Row: ...
+    def as_sent(self, row_id: str, target: str | None) -> bytes: ...
+    def release(self, ids: Sequence[str] | None, target: str) -> int: ...
+    def retry(self, row_id: str) -> Row: ...
+    def cancel(self, row_id: str) -> Row: ...
+    def purge(self) -> int: ...
+    def drain(self) -> None: ...
+    def requests(self, state: str | None, limit: int) -> list[Row]: ...
+    def request(self, request_id: str) -> Row: ...
+    def egress(self, since_ms: int, limit: int) -> Row: ...
+
+
+@contextmanager
+def open_access(settings: Settings) -> Iterator[Access]:
+    """Reach the queue: the daemon if one runs, else the database itself (then no daemon can start)."""
+    if find_daemon(settings.data_path) is not None:
+        with DaemonClient(settings) as client:
+            yield DaemonAccess(client)
+        return
+    if not (settings.data_path / "outrider.db").exists():
+        raise StorageError(f"there is no database in {settings.data_path} yet: `outrider serve` makes it")
+    with asyncio.Runner() as runner:
+        storage = runner.run(open_storage(settings.data_path, settings.queue, settings.retention, now_ms=now_ms()))
+        try:
+            yield DatabaseAccess(settings, storage, runner)
+        finally:
+            runner.run(storage.close())
+
+
+def now_ms() -> int:
+    """The wall clock, in milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class DaemonAccess:
+    """The queue of a running daemon."""
+
+    running = True
+
+    def __init__(self, client: DaemonClient) -> None:
+        self._client = client
+
+    def counts(self) -> Row:
+        found: Row = self._client.get("/v1/queue", limit=1)["counts"]
+        return found
+
+    def rows(self, state: str | None, limit: int) -> list[Row]:
+        found: list[Row] = self._client.get("/v1/queue", state=state, limit=limit)["data"]
+        return found
+
+    def row(self, row_id: str) -> Row:
+        found: Row = self._client.get(f"/v1/queue/{row_id}")
+        return found
+
+    def as_sent(self, row_id: str, target: str | None) -> bytes:
+        return self._client.get_bytes(f"/v1/queue/{row_id}", as_sent=1, target=target)
+
+    def release(self, ids: Sequence[str] | None, target: str) -> int:
+        body = {"target": target} | ({"ids": list(ids)} if ids is not None else {"all": True})
+        return int(self._client.post("/v1/queue/release", body, admin=True)["released"])
+
+    def retry(self, row_id: str) -> Row:
+        found: Row = self._client.post(f"/v1/queue/{row_id}/retry", admin=True)
+        return found
+
+    def cancel(self, row_id: str) -> Row:
+        found: Row = self._client.post(f"/v1/queue/{row_id}/cancel", admin=True)
+        return found
+
+    def purge(self) -> int:
+        return int(self._client.post("/v1/queue/purge", admin=True)["purged"])
+
+    def drain(self) -> None:
+        self._client.post("/v1/queue/drain", admin=True)
+
+    def requests(self, state: str | None, limit: int) -> list[Row]:
+        found: list[Row] = self._client.get("/v1/requests", state=state, limit=limit)["data"]
+        return found
+
+    def request(self, request_id: str) -> Row:
+        found: Row = self._client.get(f"/v1/requests/{request_id}")
+        return found
+
+    def egress(self, since_ms: int, limit: int) -> Row:
+        found: Row = self._client.get("/v1/egress", since_ms=since_ms, limit=limit)
+        return found
+
+
+class DatabaseAccess:
+    """The queue of a daemon that is down, under its instance lock."""
+
+    running = False
+
+    def __init__(self, settings: Settings, storage: Storage, runner: asyncio.Runner) -> None:
+        self._settings = settings
+        self._storage = storage
+        self._runner = runner
+
+    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self._runner.run(work)
+
+    def counts(self) -> Row:
+        found: Row = msgspec.to_builtins(self._run(self._storage.outbox.counts()))
+        return found
+
+    def rows(self, state: str | None, limit: int) -> list[Row]:
+        wanted = EscalationState(state) if state else None
+        return [msgspec.to_builtins(row) for row in self._run(self._storage.outbox.list(wanted, limit=limit))]
+
+    def row(self, row_id: str) -> Row:
+        found: Row = msgspec.to_builtins(self._escalation(row_id))
+        return found
+
+    def as_sent(self, row_id: str, target: str | None) -> bytes:
+        from agent.cli.escalating import body_of
+
+        row = self._escalation(row_id)
+        return body_of(self._settings, self._record(row.request_id), row, target)
+
+    def release(self, ids: Sequence[str] | None, target: str) -> int:
+        return self._run(self._storage.outbox.release(ids, target=target, now_ms=now_ms()))
+
+    def retry(self, row_id: str) -> Row:
+        row = self._escalation(row_id)
+        self._run(self._storage.outbox.retry_by_hand(row.id, now_ms=now_ms()))
+        return self.row(row.id)
+
+    def cancel(self, row_id: str) -> Row:
+        row = self._escalation(row_id)
+        self._run(self._storage.outbox.cancel(row.id, now_ms=now_ms()))
+        return self.row(row.id)
+
+    def purge(self) -> int:
+        return self._run(self._storage.outbox.purge(now_ms=now_ms()))
+
+    def drain(self) -> None:
+        from agent.cli.escalating import drain
+
+        self._run(drain(self._storage, self._settings))
+
+    def requests(self, state: str | None, limit: int) -> list[Row]:
+        wanted = RequestState(state) if state else None
+        return [msgspec.to_builtins(record) for record in self._run(self._storage.journal.list(wanted, limit=limit))]
+
+    def request(self, request_id: str) -> Row:
+        found: Row = msgspec.to_builtins(self._record(request_id))
+        return found
+
+    def egress(self, since_ms: int, limit: int) -> Row:
+        log = self._storage.egress_log
+        return {
+            "data": msgspec.to_builtins(self._run(log.list(since_ms, limit))),
+            "totals": msgspec.to_builtins(self._run(log.totals(since_ms))),
+        }
+
+    def _escalation(self, row_id: str) -> Escalation:
+        found = self._run(self._storage.outbox.get(row_id))
+        if found is None:
+            raise NotFound(f"there is no row {row_id} in the queue; `outrider queue list` shows them")
+        return found
+
+    def _record(self, request_id: str) -> RequestRecord:
+        found = self._run(self._storage.journal.get(request_id, now_ms=now_ms()))
+        if found is None:
+            raise NotFound(f"there is no request {request_id}; `outrider requests list` shows them")
+        return found

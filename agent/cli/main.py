@@ -1,0 +1,142 @@
+"""The command ``outrider``: a table of commands, each loaded only when it is used.
+
+Data goes to stdout, notices and errors to stderr. Every failure is one line and an exit code
+of the table in docs/cli.md; ``--traceback`` shows where an internal error came from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from agent import __version__
+from agent.cli.invocation import Invocation
+from agent.errors import OutriderError
+
+# Name -> where it lives and its line in the help. A test keeps the line equal to the docstring.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("agent.cli.serve:serve", "Run the daemon until it is told to stop."),
+    "ask": ("agent.cli.ask:ask", "Ask one question and print the answer."),
+    "chat": ("agent.cli.chat:chat", "Talk with the local model, turn by turn."),
+    "env": ("agent.cli.env:env", "Print OPENAI_BASE_URL and OPENAI_API_KEY for any client."),
+    "requests": ("agent.cli.requests:requests", "See what was asked and what became of it."),
+    "queue": ("agent.cli.queue:queue", "See and steer what waits to leave the device."),
+    "egress": ("agent.cli.egress:egress", "See what has left the device."),
+    "target": ("agent.cli.target:target", "Say where requests may be escalated to."),
+    "models": ("agent.cli.models:models", "See and check the installed models."),
+    "key": ("agent.cli.key:key", "See, replace and recover the database key."),
+    "backup": ("agent.cli.backup:backup", "Write a consistent copy of the database."),
+    "config": ("agent.cli.config:config", "See the configuration and where each value comes from."),
+    "doctor": ("agent.cli.doctor:doctor", "Examine this machine and name each problem with its remedy."),
+    "bench": ("agent.cli.bench:bench", "Measure what the daemon costs against its worker driven directly."),
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+INTERNAL_ERROR = OutriderError.exit_code
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when that command is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, turn every failure into one line on stderr, and exit."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        arguments = sys.argv[1:] if args is None else list(args)
+        as_json = "--json" in arguments
+        try:
+            code = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
+        except OutriderError as error:
+            _fail(str(error), error.code, error.exit_code, as_json=as_json)
+        except click.UsageError as error:
+            if not as_json:
+                error.show()
+                sys.exit(error.exit_code)
+            _fail(error.format_message(), "usage", error.exit_code, as_json=True)
+        except click.ClickException as error:
+            _fail(error.format_message(), "usage", error.exit_code, as_json=as_json)
+        except (click.Abort, KeyboardInterrupt):
+            _fail("stopped", "interrupted", INTERRUPTED, as_json=as_json)
+        except BrokenPipeError:
+            # The reader (head, less) has gone: point stdout nowhere so that the last flush is quiet.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except Exception as error:
+            if "--traceback" in arguments:
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            _fail(
+                f"internal error: {reason}; run it again with --traceback for the place, and report it",
+                OutriderError.code,
+                INTERNAL_ERROR,
+                as_json=as_json,
+            )
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: str, exit_code: int, *, as_json: bool) -> NoReturn:
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"error": {"code": code, "message": message, "exit_code": exit_code}}), err=True)
+    else:
+        click.echo(f"outrider: {message}", err=True)
+    sys.exit(exit_code)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="Configuration file. Default: $OUTRIDER_CONFIG, else ~/.config/outrider/outrider.toml.",
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of database, keys, tokens and models.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="One value over file and environment, for example server.port=9000. Repeatable.",
+)
+@click.option("--traceback", is_flag=True, help="Show where an internal error came from.")
+@click.version_option(__version__, prog_name="outrider")
+@click.pass_context
+def cli(
+    ctx: click.Context, config_path: Path | None, data_dir: Path | None, assignments: tuple[str, ...], traceback: bool
+) -> None:
+    """Answers offline, knows how sure it is, escalates when there is a line.
+
+    \b
+    Start it:        outrider serve
+    Ask it:          outrider ask "What is the capital of France?"
+    Use any client:  eval "$(outrider env)"
+    """
+    ctx.obj = Invocation(config_path, data_dir, assignments)

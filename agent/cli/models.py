@@ -1,0 +1,101 @@
+"""``outrider models``: what is installed, and whether it is what it claims to be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.output import emit_json, notice, size, table
+from agent.errors import OutriderError
+
+if TYPE_CHECKING:
+    from agent.models.store import ModelEntry, ModelStore
+
+
+@click.group()
+def models() -> None:
+    """See and check the installed models."""
+
+
+@models.command(name="list")
+@json_option
+@pass_invocation
+def list_models(invocation: Invocation, as_json: bool) -> None:
+    """Print every model of the manifest and its state here.
+
+    \b
+    Example:  outrider models list
+    """
+    entries = open_store(invocation).list()
+    if as_json:
+        emit_json(entries)
+        return
+    table(
+        ["NAME", "STATE", "SIZE", "CONTEXT", "LICENCE", "TITLE"],
+        [(e.name, e.state, size(e.bytes), e.context_tokens, e.licence, e.title) for e in entries],
+    )
+
+
+@models.command()
+@click.argument("name")
+@json_option
+@pass_invocation
+def show(invocation: Invocation, name: str, as_json: bool) -> None:
+    """Print all that is known of one model.
+
+    \b
+    Example:  outrider models show smollm2-135m-instruct
+    """
+    entry = open_store(invocation).show(name)
+    if as_json:
+        emit_json(entry)
+        return
+    table(["FIELD", "VALUE"], [(field, getattr(entry, field)) for field in entry.__struct_fields__])
+
+
+@models.command()
+@click.argument("names", nargs=-1)
+@json_option
+@pass_invocation
+def verify(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> int:
+    """Hash model files again and check their headers; all in the store without NAMES.
+
+    A file that does not hold is moved to quarantine; the exit code is then 65.
+
+    \b
+    Example:  outrider models verify
+    """
+    store = open_store(invocation)
+    chosen = names or tuple(entry.name for entry in store.list() if entry.path)
+    results = [_verify_one(store, name) for name in chosen]
+    if as_json:
+        emit_json([{"name": name, "ok": error is None, "error": str(error) if error else None} for name, error in results])
+    else:
+        for name, error in results:
+            click.echo(f"{name}: {'holds' if error is None else error}")
+        if not results:
+            notice("no model is in the store yet; the first use takes it in")
+    return max((error.exit_code for _, error in results if error), default=0)
+
+
+def _verify_one(store: ModelStore, name: str) -> tuple[str, OutriderError | None]:
+    try:
+        store.verify(name)
+    except OutriderError as error:
+        return name, error
+    return name, None
+
+
+def open_store(invocation: Invocation) -> ModelStore:
+    """Return the model store of this data directory."""
+    from agent.models.manifest import load_manifest
+    from agent.models.store import ModelStore
+
+    return ModelStore(invocation.data_path / "models", load_manifest())
+
+
+def entry_of(invocation: Invocation, name: str) -> ModelEntry:
+    """Return one model. Raises ModelNotFound with the nearest names."""
+    return open_store(invocation).show(name)

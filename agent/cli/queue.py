@@ -1,0 +1,248 @@
+"""``outrider queue``: what waits to leave the device, and the verbs of whoever decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.output import emit_json, moment, notice, printable, shorten, size, span, table
+from agent.errors import ConfigError, InvalidRequest
+
+if TYPE_CHECKING:
+    from agent.cli.access import Access
+
+STATES = ("awaiting_approval", "pending", "leased", "succeeded", "dead", "expired", "cancelled")
+BODIES_SHOWN = 3
+
+
+@click.group()
+def queue() -> None:
+    """See and steer what waits to leave the device.
+
+    Works over HTTP when the daemon runs, else straight on its database.
+    """
+
+
+@queue.command(name="list")
+@click.option("--state", type=click.Choice(STATES), help="Only rows in this state.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@json_option
+@pass_invocation
+def list_rows(invocation: Invocation, state: str | None, limit: int, as_json: bool) -> None:
+    """Print rows, oldest first, and the count of each state.
+
+    \b
+    Example:  outrider queue list --state awaiting_approval
+    """
+    from agent.cli.access import now_ms, open_access
+
+    with open_access(invocation.settings) as access:
+        rows = access.rows(state, limit)
+        counts = access.counts()
+    if as_json:
+        emit_json({"counts": counts, "data": rows})
+        return
+    now = now_ms()
+    table(
+        ["ID", "STATE", "WHY", "TARGET", "AGE", "ATTEMPTS", "LAST ERROR"],
+        [
+            (
+                row["id"],
+                row["state"],
+                row["reason"],
+                row["target"],
+                span((now - row["created_at_ms"]) / 1000),
+                f"{row['attempts']}/{row['max_attempts']}",
+                shorten(row["last_error"] or "", 40),
+            )
+            for row in rows
+        ],
+    )
+    notice(", ".join(f"{name}: {n}" for name, n in _rows_by_state(counts).items() if n) or "the queue is empty")
+
+
+@queue.command()
+@click.argument("row_id", metavar="ID")
+@click.option("--as-sent", is_flag=True, help="Print exactly the bytes that would leave, nothing else.")
+@click.option("--target", help="For a row without one: as it would go to this target.")
+@json_option
+@pass_invocation
+def show(invocation: Invocation, row_id: str, as_sent: bool, target: str | None, as_json: bool) -> None:
+    """Print one row (by its id or its request's).
+
+    \b
+    Example:  outrider queue show 0197c0de-... --as-sent
+    """
+    from agent.cli.access import open_access
+
+    with open_access(invocation.settings) as access:
+        if as_sent:
+            click.get_binary_stream("stdout").write(access.as_sent(row_id, target))
+            return
+        row = access.row(row_id)
+    if as_json:
+        emit_json(row)
+        return
+    table(["FIELD", "VALUE"], [(name, _readable(name, value)) for name, value in row.items()])
+
+
+@queue.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--all", "everything", is_flag=True, help="All rows that wait for a person.")
+@click.option("--target", help="Where they go. Default: the only configured target that may receive.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_invocation
+def release(
+    invocation: Invocation, ids: tuple[str, ...], everything: bool, target: str | None, yes: bool, as_json: bool
+) -> None:
+    """Let rows that wait for a person leave: shows count, oldest and the bytes, then asks.
+
+    \b
+    Examples:  outrider queue release 0197c0de-...
+               outrider queue release --all --target cloud
+    """
+    from agent.cli.access import now_ms, open_access
+
+    if bool(ids) == everything:
+        raise click.UsageError("name the rows to release, or say --all (not both)")
+    chosen = target or _only_target(invocation)
+    with open_access(invocation.settings) as access:
+        rows = [access.row(row_id) for row_id in ids] if ids else access.rows("awaiting_approval", BODIES_SHOWN)
+        count = len(rows) if ids else _rows_by_state(access.counts()).get("awaiting_approval", 0)
+        if not count:
+            notice("no row waits for a person")
+            if as_json:
+                emit_json({"released": 0})
+            return
+        if not yes:
+            oldest = span((now_ms() - min(row["created_at_ms"] for row in rows)) / 1000)
+            notice(f"{count} rows would leave for {chosen}, UNREDACTED; the oldest waits for {oldest}")
+            _show_bodies(access, rows[:BODIES_SHOWN], chosen, more=count - min(len(rows), BODIES_SHOWN))
+            click.confirm(f"release {count} rows to {chosen}?", abort=True, err=True)
+        released = access.release([row["id"] for row in rows] if ids else None, chosen)
+        running = access.running
+    if as_json:
+        emit_json({"released": released, "target": chosen})
+        return
+    click.echo(f"{released} rows released to {chosen}")
+    if not running:
+        notice("no daemon runs: they leave when it does, or with `outrider queue drain`")
+
+
+@queue.command()
+@click.argument("row_id", metavar="ID")
+@json_option
+@pass_invocation
+def retry(invocation: Invocation, row_id: str, as_json: bool) -> None:
+    """Put a dead, expired or cancelled row back in line.
+
+    \b
+    Example:  outrider queue retry 0197c0de-...
+    """
+    from agent.cli.access import open_access
+
+    with open_access(invocation.settings) as access:
+        row = access.retry(row_id)
+    _tell(row, as_json=as_json)
+
+
+@queue.command()
+@click.argument("row_id", metavar="ID")
+@json_option
+@pass_invocation
+def cancel(invocation: Invocation, row_id: str, as_json: bool) -> None:
+    """Take a row out of line; nothing of it leaves any more.
+
+    \b
+    Example:  outrider queue cancel 0197c0de-...
+    """
+    from agent.cli.access import open_access
+
+    with open_access(invocation.settings) as access:
+        row = access.cancel(row_id)
+    _tell(row, as_json=as_json)
+
+
+@queue.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_invocation
+def purge(invocation: Invocation, yes: bool, as_json: bool) -> None:
+    """Delete rows that have ended (succeeded, dead, expired, cancelled) and their texts.
+
+    \b
+    Example:  outrider queue purge
+    """
+    from agent.cli.access import open_access
+
+    with open_access(invocation.settings) as access:
+        if not yes:
+            click.confirm("delete all ended rows and their texts?", abort=True, err=True)
+        purged = access.purge()
+    if as_json:
+        emit_json({"purged": purged})
+        return
+    click.echo(f"{purged} rows deleted")
+
+
+@queue.command()
+@json_option
+@pass_invocation
+def drain(invocation: Invocation, as_json: bool) -> None:
+    """Try the targets now instead of at the next step of the backoff.
+
+    Returns at once when the daemon runs (it goes on sending). While it is down the rows are sent
+    from here, until none is left that can go now.
+
+    \b
+    Example:  outrider queue drain
+    """
+    from agent.cli.access import open_access
+
+    with open_access(invocation.settings) as access:
+        access.drain()
+        counts = access.counts()
+    if as_json:
+        emit_json({"counts": counts})
+        return
+    waiting = _rows_by_state(counts)
+    click.echo(f"{waiting.get('pending', 0) + waiting.get('leased', 0)} rows are in line")
+    if held := waiting.get("awaiting_approval", 0):
+        notice(f"{held} more wait for a person: outrider queue release --all")
+
+
+def _only_target(invocation: Invocation) -> str:
+    able = [one.name for one in invocation.settings.targets if one.egress != "never"]
+    if len(able) == 1:
+        return able[0]
+    if not able:
+        raise ConfigError("there is no target to release to: add one with `outrider target add`")
+    raise InvalidRequest(f"say where to: --target {' or --target '.join(able)}", param="target")
+
+
+def _show_bodies(access: Access, rows: Sequence[dict[str, Any]], target: str, *, more: int) -> None:
+    for row in rows:
+        body = access.as_sent(row["id"], target)
+        notice(f"--- {row['id']}, {size(len(body))}, as it would leave:")
+        notice(printable(body.decode("utf-8", "replace")))
+    if more > 0:
+        notice(f"--- and {more} more; see each with: outrider queue show ID --as-sent --target {target}")
+
+
+def _tell(row: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        emit_json(row)
+        return
+    click.echo(f"{row['id']} is {row['state']}")
+
+
+def _rows_by_state(counts: dict[str, Any]) -> dict[str, int]:
+    return {name: int(value["rows"]) for name, value in counts.items() if isinstance(value, dict)}
+
+
+def _readable(name: str, value: Any) -> object:
+    return moment(value) if name.endswith("_at_ms") and isinstance(value, int) else value
