@@ -221,7 +221,7 @@ def models() -> Behaviour:
 
 @dataclass
 class Cloud:
-    """The server. Bound to 127.0.0.1 on a port of its own, kept over ``down`` and ``up``."""
+    """The server. Bound to ``host`` on a port of its own, kept over ``down`` and ``up``."""
 
     tls: ssl.SSLContext | None = None
     host: str = "127.0.0.1"
@@ -271,7 +271,7 @@ class Cloud:
             await self._arrived.wait_for(lambda: len(getattr(self, kind)) >= count)
 
     async def up(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def down(self) -> None:
