@@ -1,0 +1,114 @@
+"""What a target is to the dispatcher: bytes to send, one outcome for each send.
+
+Another kind of target is one module and one entry in ``TARGETS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, cast
+
+import msgspec
+
+from agent.settings import ConnectivitySettings, TargetSettings
+from agent.types import CloudAnswer, Escalation, RequestRecord
+
+
+class Online(msgspec.Struct, frozen=True):
+    """A probe was answered as the target would answer."""
+
+
+class Delivered(msgspec.Struct, frozen=True):
+    """A usable answer."""
+
+    answer: CloudAnswer
+    left: bool = True  # bytes of the body left the device
+
+
+class Offline(msgspec.Struct, frozen=True):
+    """The target is not to be reached: not an attempt, the row waits until it is."""
+
+    reason: str
+    left: bool = False
+    portal: bool = False  # something else answered in its place
+
+
+class RateLimited(msgspec.Struct, frozen=True):
+    """The target asks for patience: not an attempt."""
+
+    reason: str
+    until_ms: int | None = None  # None: it did not say until when
+    left: bool = True
+
+
+class Held(msgspec.Struct, frozen=True):
+    """The target keeps the request in a queue of its own: the same key fetches the answer later."""
+
+    reason: str
+    left: bool = True
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """The send failed in a way that another attempt can mend."""
+
+    reason: str
+    left: bool = True
+    silent: bool = False  # no reply came: whether the target is still there is unknown
+
+
+class Blocked(msgspec.Struct, frozen=True):
+    """The target refuses this device (key, quota, address): paused until a person mends it."""
+
+    reason: str
+    left: bool = True
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """This request will never be answered by this target."""
+
+    reason: str
+    left: bool = True
+
+
+Outcome: TypeAlias = Delivered | Offline | RateLimited | Held | Retry | Blocked | Rejected
+ProbeOutcome: TypeAlias = Online | Offline | RateLimited | Blocked
+
+
+class Target(Protocol):
+    """Somewhere bigger to escalate to. Reasons never hold text of a request or a reply."""
+
+    @property
+    def settings(self) -> TargetSettings: ...
+
+    def body(self, record: RequestRecord, row: Escalation) -> bytes:
+        """Return exactly the bytes that would leave. Pure. Raises BodyGone past the retention."""
+        ...
+
+    async def send(self, row: Escalation, record: RequestRecord, body: bytes) -> Outcome:
+        """Send once. Does not raise for anything that the network or the target does."""
+        ...
+
+    async def probe(self) -> ProbeOutcome:
+        """Ask, without any text of a request, whether the target answers as itself."""
+        ...
+
+    def give_up(self) -> None:
+        """End the sends under way: each gets the outcome of a deadline that has passed."""
+        ...
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        ...
+
+
+TARGETS = {"openai": "agent.escalation.openai_target:OpenAITarget"}
+
+
+def make_target(
+    settings: TargetSettings, connectivity: ConnectivitySettings, *, now_ms: Callable[[], int]
+) -> Target:
+    """Build the target of a configuration section. Raises ConfigError when its address does not parse."""
+    module, _, attribute = TARGETS["openai"].partition(":")
+    factory = getattr(importlib.import_module(module), attribute)
+    return cast("Target", factory(settings, connectivity, now_ms=now_ms))
