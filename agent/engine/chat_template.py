@@ -1,0 +1,119 @@
+"""Chat templates come with model files: they run in a sandbox, with a time and a size limit."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.exceptions
+import jinja2.ext
+import jinja2.sandbox
+
+from agent.engine.runtime import PromptRejected
+from agent.types import Message
+
+RENDER_LIMIT_S = 2.0
+OUTPUT_FACTOR = 4  # a prompt is at most this many times its messages, plus the next
+OUTPUT_SLACK_CHARS = 100_000
+MULTIPLY_LIMIT = 1_000_000
+
+
+class _Slow(BaseException):
+    """Raised by the timer; not an Exception, so that no template machinery catches it."""
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """Refuse products that would fill the memory, such as ``"a" * 10 ** 9``."""
+        if operator == "**" or any(not isinstance(side, int | float) for side in (left, right)):
+            sizes = [side if isinstance(side, int) else len(side) for side in (left, right) if _is_sized(side)]
+            if operator == "**" or (len(sizes) == 2 and sizes[0] * sizes[1] > MULTIPLY_LIMIT):
+                raise jinja2.exceptions.SecurityError("the product is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+class ChatTemplate:
+    """Turns messages into the text that one model expects."""
+
+    def __init__(self, source: str, *, bos: str, eos: str, system_prompt: str | None) -> None:
+        """``system_prompt`` is put before messages that have none; None or "" puts nothing.
+
+        Raises PromptRejected when the source is no valid template.
+        """
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+        environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+        environment.filters["tojson"] = _to_json
+        self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._system_prompt = system_prompt
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise PromptRejected(f"the chat template is not valid: {error}") from error
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the prompt. Only in the main thread. Raises PromptRejected."""
+        values = [{"role": message.role, "content": message.content} for message in messages]
+        if self._system_prompt and not any(message.role == "system" for message in messages):
+            values.insert(0, {"role": "system", "content": self._system_prompt})
+        limit = OUTPUT_SLACK_CHARS + OUTPUT_FACTOR * sum(len(value["content"]) for value in values)
+        try:
+            with _time_limit(RENDER_LIMIT_S):
+                text = self._text(values, limit)
+        except _Slow:
+            raise PromptRejected(f"the chat template took more than {RENDER_LIMIT_S:g} s") from None
+        except Exception as error:
+            # The text of the error may quote a message, so its kind has to do.
+            raise PromptRejected(f"the chat template refuses these messages ({type(error).__name__})") from error
+        if len(text) > limit:
+            raise PromptRejected("the chat template makes too much text of these messages")
+        return text
+
+    def _text(self, values: list[dict[str, str]], limit: int) -> str:
+        parts: list[str] = []
+        size = 0
+        for part in self._template.generate(
+            messages=values, add_generation_prompt=True, tools=None, documents=None, **self._tokens
+        ):
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                break
+        return "".join(parts)
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    def expire(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise _Slow
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _is_sized(value: object) -> bool:
+    return isinstance(value, int) or hasattr(value, "__len__")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return dt.datetime.now().astimezone().strftime(form)
+
+
+def _to_json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,280 @@
+"""llama.cpp through the low-level bindings: one context, several sequences in it.
+
+The native library ends the process on much that is invalid (a batch above its limit, a
+sampler on a row without output), so everything is checked here before it gets there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import secrets
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as native
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from agent.engine import frames
+from agent.engine.chat_template import ChatTemplate
+from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
+from agent.types import Message
+
+BATCH_TOKENS = 256
+# Before a prompt is tokenized it is known to be too long above this many bytes per token of context.
+BYTES_PER_TOKEN = 64
+_LOG_LEVEL_ERROR = 4
+# Stands for a control token's text inside a message while the template is rendered; nobody can guess it.
+_MARK = f"\ue000{secrets.token_hex(8)}:"
+
+
+def _log_errors(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
+    if level == _LOG_LEVEL_ERROR:
+        sys.stderr.write(text.decode("utf-8", "replace"))
+        sys.stderr.flush()
+
+
+_log_callback = native.llama_log_callback(_log_errors)  # the library keeps the pointer, we keep the object
+
+
+def load_backends() -> None:
+    """Make the CPU kernels available, for every way in which the library is built.
+
+    A stock build has them linked in. A portable build has one library per CPU family in
+    ``site-packages/bin`` and picks the best for this machine, but only when it is told to
+    look; the registry lives in ``libggml.so.0``, and any other name is a second, empty one.
+    """
+    native.llama_log_set(_log_callback, ctypes.c_void_p())
+    libraries = Path(native.__file__).parent / "lib"
+    for folder in (libraries, libraries.parents[1] / "bin"):
+        if any(folder.glob("libggml-cpu-*.so")):
+            ggml = ctypes.CDLL(str(libraries / "libggml.so.0"))
+            ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+            ggml.ggml_backend_load_all_from_path.restype = None
+            ggml.ggml_backend_load_all_from_path(str(folder).encode())
+            break
+    native.llama_backend_init()
+
+
+class LlamaCppRuntime:
+    """A GGUF model in memory. Used by one thread."""
+
+    def __init__(self, load: frames.Load) -> None:
+        """Load the model. Raises ModelUnloadable."""
+        load_backends()
+        self.name = f"llama.cpp {native.llama_version().decode()}"
+        self.slots = load.parallel
+        parameters = native.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        self._model = native.llama_model_load_from_file(load.model.path.encode(), parameters)
+        if not self._model:
+            raise ModelUnloadable("llama.cpp refuses the file")
+        self._context = native.llama_init_from_model(self._model, self._context_parameters(load))
+        if not self._context:
+            raise ModelUnloadable(
+                f"no context of {load.parallel} x {load.context_tokens} tokens: memory is short; "
+                "lower engine.context_tokens or engine.parallel"
+            )
+        self._memory = native.llama_get_memory(self._context)
+        self._vocabulary = native.llama_model_get_vocab(self._model)
+        self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
+        self.context_tokens: int = native.llama_n_ctx_seq(self._context)
+        self.batch_tokens: int = native.llama_n_batch(self._context)
+        self._filled = [0] * self.slots
+        self._batch = _Batch(self.batch_tokens)
+        self.piece = lru_cache(maxsize=65536)(self._piece)
+        self._template = self._chat_template(load)
+        self._control_texts = self._control_token_texts()
+        self._warm_up()
+
+    def _context_parameters(self, load: frames.Load) -> Any:
+        threads = load.threads or psutil.cpu_count(logical=False) or 1
+        parameters = native.llama_context_default_params()
+        parameters.n_ctx = load.parallel * load.context_tokens
+        parameters.n_batch = parameters.n_ubatch = max(BATCH_TOKENS, load.parallel)
+        parameters.n_seq_max = load.parallel
+        parameters.n_outputs_max = load.parallel
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.kv_unified = False  # each slot has a context of its own: no request takes another's room
+        parameters.no_perf = True
+        return parameters
+
+    def _chat_template(self, load: frames.Load) -> ChatTemplate:
+        source = load.model.chat_template
+        if source is None:
+            found = native.llama_model_chat_template(self._model, None)
+            if found is None:
+                raise ModelUnloadable("the file has no chat template, and the manifest gives none")
+            source = found.decode("utf-8", "replace")
+        bos, eos = native.llama_vocab_bos(self._vocabulary), native.llama_vocab_eos(self._vocabulary)
+        try:
+            return ChatTemplate(
+                source,
+                bos=self._special_text(bos) if bos >= 0 else "",
+                eos=self._special_text(eos) if eos >= 0 else "",
+                system_prompt=load.model.system_prompt,
+            )
+        except PromptRejected as error:
+            raise ModelUnloadable(str(error)) from error
+
+    def _control_token_texts(self) -> re.Pattern[str]:
+        control = (t for t in range(self.vocabulary_size) if native.llama_vocab_is_control(self._vocabulary, t))
+        texts = sorted(filter(None, map(self._special_text, control)), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts)) or "(?!)")
+
+    def _warm_up(self) -> None:
+        # The first decode reads the weights from disk: better now than in the first answer.
+        self.decode([Chunk(0, 0, [0], wants_row=True)])
+        self.clear(0)
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Render and tokenize. Control tokens come from the template only, never from a message."""
+        limit = self.context_tokens * BYTES_PER_TOKEN
+        size = sum(len(message.content) for message in messages)
+        if size > limit:
+            raise PromptTooLong(
+                f"the prompt has {size} characters, far more than fit the context of {self.context_tokens} tokens"
+            )
+        marked, hidden = self._hide_control_texts(messages)
+        first, *others = self._template.render(marked).split(_MARK)
+        tokens = self._tokenize(first, special=True)
+        for other in others:
+            number, _, text = other.partition(";")
+            tokens += self._tokenize(hidden[int(number)], special=False) + self._tokenize(text, special=True)
+        bos = native.llama_vocab_bos(self._vocabulary)
+        if native.llama_vocab_get_add_bos(self._vocabulary) and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        if not tokens:
+            raise PromptRejected("the chat template makes an empty prompt of these messages")
+        if len(tokens) + 1 > self.context_tokens:
+            raise PromptTooLong(f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}")
+        return tokens
+
+    def _hide_control_texts(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+        """Put marks where messages contain the text of control tokens, such as ``<|im_end|>``."""
+        hidden: list[str] = []
+
+        def mark(found: re.Match[str]) -> str:
+            hidden.append(found[0])
+            return f"{_MARK}{len(hidden) - 1};"
+
+        marked = [Message(message.role, self._control_texts.sub(mark, message.content)) for message in messages]
+        return marked, hidden
+
+    def _tokenize(self, text: str, *, special: bool) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8
+        buffer = (native.llama_token * room)()
+        count = native.llama_tokenize(self._vocabulary, data, len(data), buffer, room, False, special)
+        if count < 0:
+            raise PromptRejected("the messages cannot be tokenized")
+        return list(buffer[:count])
+
+    def decode(self, chunks: Sequence[Chunk]) -> list[Row]:
+        """Append the chunks and return the rows asked for, in one native call."""
+        self._check(chunks)
+        rows_at = self._batch.fill(chunks)
+        status = native.llama_decode(self._context, self._batch.native)
+        if status != 0:
+            raise RuntimeBroken(f"llama_decode returned {status}")
+        for chunk in chunks:
+            self._filled[chunk.slot] += len(chunk.tokens)
+        return [self._row(index) for index in rows_at]
+
+    def _check(self, chunks: Sequence[Chunk]) -> None:
+        total = sum(len(chunk.tokens) for chunk in chunks)
+        if not 0 < total <= self.batch_tokens:
+            raise ValueError(f"{total} tokens in a batch of {self.batch_tokens}")
+        if len({chunk.slot for chunk in chunks}) != len(chunks):
+            raise ValueError("two chunks for one slot")
+        for slot, start, tokens, _ in chunks:
+            if not 0 <= slot < self.slots:
+                raise ValueError(f"slot {slot} of {self.slots}")
+            if not tokens or start != self._filled[slot]:
+                raise ValueError(f"slot {slot} holds {self._filled[slot]} tokens, the chunk starts at {start}")
+            if start + len(tokens) > self.context_tokens:
+                raise ValueError(f"slot {slot} would hold more than {self.context_tokens} tokens")
+            if min(tokens) < 0 or max(tokens) >= self.vocabulary_size:
+                raise ValueError("a token is not in the vocabulary")
+
+    def _row(self, index: int) -> Row:
+        pointer = native.llama_get_logits_ith(self._context, index)
+        if not pointer:
+            raise RuntimeBroken(f"no logits for position {index} of the batch")
+        return np.ctypeslib.as_array(pointer, shape=(self.vocabulary_size,))
+
+    def clear(self, slot: int) -> None:
+        """Forget all tokens of a slot."""
+        native.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        self._filled[slot] = 0
+
+    def ends(self, token: int) -> bool:
+        """Return whether this token ends an answer."""
+        return bool(native.llama_vocab_is_eog(self._vocabulary, token))
+
+    def _piece(self, token: int) -> bytes:
+        return self._text_bytes(token, special=False)
+
+    def _special_text(self, token: int) -> str:
+        return self._text_bytes(token, special=True).decode("utf-8", "replace")
+
+    def _text_bytes(self, token: int, *, special: bool) -> bytes:
+        for room in (64, 4096):
+            buffer = ctypes.create_string_buffer(room)
+            count = native.llama_token_to_piece(self._vocabulary, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+        raise RuntimeBroken(f"token {token} has a piece of {-count} bytes")
+
+    def close(self) -> None:
+        """Free context, then model."""
+        native.llama_free(self._context)
+        native.llama_model_free(self._model)
+
+
+class _Batch:
+    """The native batch over numpy arrays that are made once."""
+
+    def __init__(self, size: int) -> None:
+        self._token: NDArray[np.int32] = np.zeros(size, np.int32)
+        self._pos: NDArray[np.int32] = np.zeros(size, np.int32)
+        self._seq: NDArray[np.int32] = np.zeros(size, np.int32)
+        self._seq_count: NDArray[np.int32] = np.ones(size, np.int32)
+        self._wanted: NDArray[np.int8] = np.zeros(size, np.int8)
+        first, step = self._seq.ctypes.data, self._seq.itemsize
+        pointer = ctypes.POINTER(native.llama_seq_id)
+        self._seq_pointers = (pointer * size)(
+            *(ctypes.cast(first + step * index, pointer) for index in range(size))
+        )
+        int32 = ctypes.POINTER(ctypes.c_int32)
+        self.native = native.llama_batch(
+            n_tokens=0,
+            token=self._token.ctypes.data_as(int32),
+            embd=None,
+            pos=self._pos.ctypes.data_as(int32),
+            n_seq_id=self._seq_count.ctypes.data_as(int32),
+            seq_id=self._seq_pointers,
+            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Lay out the chunks; return the positions in the batch whose rows are wanted."""
+        at = 0
+        rows_at = []
+        for slot, start, tokens, wants_row in chunks:
+            end = at + len(tokens)
+            self._token[at:end] = tokens
+            self._pos[at:end] = np.arange(start, start + len(tokens))
+            self._seq[at:end] = slot
+            self._wanted[at:end] = 0
+            if wants_row:
+                self._wanted[end - 1] = 1
+                rows_at.append(end - 1)
+            at = end
+        self.native.n_tokens = at
+        return rows_at

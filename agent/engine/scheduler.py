@@ -1,0 +1,203 @@
+"""Continuous batching: one step decodes one token of every running request together.
+
+Requests wait in line for a slot, are prefilled in pieces beside those that already decode,
+and leave their slot the moment they end. All of it happens in one thread, between two
+decodes, so a cancel or a deadline takes effect within one step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from agent.engine import frames
+from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
+from agent.engine.sampling import NoDistribution, Observer, generator
+from agent.engine.text_stream import TextStream
+from agent.types import Failure, FailureKind, Sampling, Token, TopToken
+
+# Prompt tokens in one step while others decode: they wait for this piece before their next token.
+PREFILL_BESIDE_DECODING = 64
+
+
+class Sequence:
+    """One request on its way: prompt tokens, then one token after another."""
+
+    def __init__(
+        self, request_id: int, prompt: list[int], sampling: Sampling, limit: int, deadline: float | None
+    ) -> None:
+        """``limit`` is the most tokens to generate; ``deadline`` is on the scheduler's clock."""
+        self.id = request_id
+        self.prompt = prompt
+        self.sampling = sampling
+        self.limit = limit
+        self.deadline = deadline
+        self.rng: np.random.Generator = generator(sampling)
+        self.text = TextStream(sampling.stop)
+        self.slot = -1
+        self.decoded = 0  # tokens that the slot holds
+        self.last_token = -1  # generated, not decoded yet
+        self.generated = 0
+        self.cancelled = False
+
+    @property
+    def prompt_left(self) -> int:
+        return max(0, len(self.prompt) - self.decoded)
+
+    def next_chunk(self, room: int) -> Chunk:
+        """Return what to decode next, at most ``room`` tokens."""
+        if not self.prompt_left:
+            return Chunk(self.slot, self.decoded, [self.last_token], wants_row=True)
+        tokens = self.prompt[self.decoded : self.decoded + room]
+        return Chunk(self.slot, self.decoded, tokens, wants_row=len(tokens) == self.prompt_left)
+
+
+class Scheduler:
+    """Shares the slots of a runtime between requests. Used by one thread."""
+
+    def __init__(
+        self, runtime: Runtime, *, waiting_line: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._runtime = runtime
+        self._observer = Observer(runtime.vocabulary_size)
+        self._waiting_line = waiting_line
+        self._clock = clock
+        self._free = list(reversed(range(runtime.slots)))
+        self._running: list[Sequence] = []
+        self._waiting: deque[Sequence] = deque()
+        self._ended: list[frames.Ended] = []
+
+    @property
+    def idle(self) -> bool:
+        """True when a step would bring nothing."""
+        return not (self._running or self._waiting or self._ended)
+
+    def submit(self, ask: frames.Generate) -> None:
+        """Take a request. What is wrong with it comes out of the next step."""
+        if len(self._running) + len(self._waiting) >= self._runtime.slots + self._waiting_line:
+            self._refuse(ask.id, FailureKind.BUSY, "the waiting line is full")
+            return
+        try:
+            prompt = self._runtime.prompt_tokens(ask.messages)
+        except PromptRejected as error:
+            self._refuse(ask.id, FailureKind.REJECTED, str(error))
+            return
+        except PromptTooLong as error:
+            self._refuse(ask.id, FailureKind.CONTEXT_OVERFLOW, str(error))
+            return
+        room = self._runtime.context_tokens - len(prompt)
+        limit = room if ask.sampling.max_tokens is None else min(room, ask.sampling.max_tokens)
+        deadline = None if ask.deadline_ms is None else self._clock() + ask.deadline_ms / 1000
+        self._waiting.append(Sequence(ask.id, prompt, ask.sampling, limit, deadline))
+
+    def cancel(self, request_id: int) -> None:
+        """End a request at the next step. Unknown ids are ignored: it may just have ended."""
+        for sequence in (*self._running, *self._waiting):
+            if sequence.id == request_id:
+                sequence.cancelled = True
+
+    def step(self) -> frames.Step:
+        """Drop what is over, admit, decode once; return what came of it."""
+        self._drop_overdue()
+        while self._free and self._waiting:
+            sequence = self._waiting.popleft()
+            sequence.slot = self._free.pop()
+            self._running.append(sequence)
+        pieces: list[frames.Piece] = []
+        chunks, sequences = self._plan()
+        if chunks:
+            rows = iter(self._runtime.decode(chunks))
+            for chunk, sequence in zip(chunks, sequences, strict=True):
+                sequence.decoded += len(chunk.tokens)
+                if chunk.wants_row and (piece := self._advance(sequence, next(rows))):
+                    pieces.append(piece)
+        ended, self._ended = self._ended, []
+        return frames.Step(tuple(pieces), tuple(ended))
+
+    def _drop_overdue(self) -> None:
+        now = self._clock()
+        for sequence in (*self._running, *self._waiting):
+            if sequence.cancelled:
+                self._end(sequence, failure=Failure(FailureKind.CANCELLED, "cancelled"))
+            elif sequence.deadline is not None and now >= sequence.deadline:
+                self._end(sequence, failure=Failure(FailureKind.TIMEOUT, "the deadline passed"))
+
+    def _plan(self) -> tuple[list[Chunk], list[Sequence]]:
+        """Choose the chunks of this step: every decoding request, then prompts in order of arrival."""
+        decoding = [sequence for sequence in self._running if not sequence.prompt_left]
+        prefilling = [sequence for sequence in self._running if sequence.prompt_left]
+        room = self._runtime.batch_tokens - len(decoding)
+        if decoding:
+            room = min(room, PREFILL_BESIDE_DECODING)
+        sequences = list(decoding)
+        chunks = [sequence.next_chunk(1) for sequence in decoding]
+        for sequence in prefilling:
+            if room <= 0:
+                break
+            chunk = sequence.next_chunk(room)
+            room -= len(chunk.tokens)
+            chunks.append(chunk)
+            sequences.append(sequence)
+        return chunks, sequences
+
+    def _advance(self, sequence: Sequence, row: Row) -> frames.Piece | None:
+        """Draw the next token of a sequence and see whether that ends it."""
+        try:
+            self._observer.read(row)
+        except NoDistribution:
+            failure = Failure(FailureKind.CRASH, "the model computed no numbers (NaN); its file may be damaged")
+            self._end(sequence, failure=failure)
+            return None
+        drawn = self._observer.draw(sequence.sampling, sequence.rng)
+        if self._runtime.ends(drawn):
+            self._end(sequence, finish_reason="stop")
+            return None
+        sequence.last_token = drawn
+        sequence.generated += 1
+        text, tokens = sequence.text.push(self._describe(sequence, drawn))
+        if sequence.text.stopped or sequence.generated >= sequence.limit:
+            self._end(sequence, text, tokens, finish_reason="stop" if sequence.text.stopped else "length")
+            return None
+        return frames.Piece(sequence.id, text, tokens) if text else None
+
+    def _describe(self, sequence: Sequence, drawn: int) -> Token:
+        token, best = self._observer.describe(drawn, self._runtime.piece(drawn), sequence.sampling.top_logprobs)
+        if not best:
+            return token
+        top = tuple(TopToken(other.id, self._runtime.piece(other.id), other.logprob) for other in token.top)
+        return msgspec.structs.replace(token, top=top)
+
+    def _end(
+        self,
+        sequence: Sequence,
+        text: str = "",
+        tokens: tuple[Token, ...] = (),
+        *,
+        finish_reason: str | None = None,
+        failure: Failure | None = None,
+    ) -> None:
+        if sequence.slot >= 0:
+            self._running.remove(sequence)
+            self._runtime.clear(sequence.slot)
+            self._free.append(sequence.slot)
+        else:
+            self._waiting.remove(sequence)
+        rest, rest_tokens = sequence.text.flush()
+        self._ended.append(
+            frames.Ended(
+                sequence.id,
+                text=text + rest,
+                tokens=tokens + rest_tokens,
+                finish_reason=finish_reason,
+                prompt_tokens=len(sequence.prompt),
+                output_tokens=sequence.generated,
+                failure=failure,
+            )
+        )
+
+    def _refuse(self, request_id: int, kind: FailureKind, message: str) -> None:
+        self._ended.append(frames.Ended(request_id, failure=Failure(kind, message)))

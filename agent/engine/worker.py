@@ -1,0 +1,127 @@
+"""The engine worker: ``<executable> engine-worker``, one model, frames on stdin and stdout.
+
+Order matters here. File descriptor 1 is kept for frames and pointed at stderr before any
+native library can print into it; the process locks itself in before it looks at a model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from agent.engine import frames
+
+if TYPE_CHECKING:
+    from agent.engine.runtime import Runtime
+    from agent.engine.scheduler import Scheduler
+
+READ_BYTES = 1 << 16
+EXIT_BROKEN = 70
+# Read by native libraries when they load: no gdb on an abort, no second pool of threads for numpy.
+NATIVE_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+Inbox = queue.SimpleQueue[frames.Command]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve one model until the daemon closes our input. Returns the exit status."""
+    del arguments
+    output = _take_over_stdout()
+    # The daemon ends us by closing our input; a Ctrl-C in its terminal is its business.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.environ.update(NATIVE_ENVIRONMENT)
+    _send(output, frames.Hello(frames.PROTOCOL, os.getpid()))
+    # Importing is our own code and a pinned package; what is not trusted is the model.
+    from agent.engine import confinement
+    from agent.engine.runtime import RUNTIMES, ModelUnloadable
+    from agent.engine.scheduler import Scheduler
+
+    module, _, name = RUNTIMES["llama.cpp"].partition(":")
+    runtime_type = getattr(importlib.import_module(module), name)
+    inbox: Inbox = queue.SimpleQueue()
+    reader = frames.command_reader()
+    load = _first_command(reader, inbox)
+    if not isinstance(load, frames.Load):
+        return EXIT_BROKEN
+    threading.Thread(target=_read_commands, args=(reader, inbox), name="frames", daemon=True).start()
+    started = time.monotonic()
+    try:
+        in_force = confinement.confine() if load.confine else ()
+        runtime: Runtime = runtime_type(load)
+    except OSError as error:
+        _send(output, frames.LoadFailed(f"the worker cannot lock itself in: {error}; see engine.confine"))
+        return EXIT_BROKEN
+    except ModelUnloadable as error:
+        _send(output, frames.LoadFailed(str(error)))
+        return EXIT_BROKEN
+    ready = frames.Ready(
+        runtime=runtime.name,
+        context_tokens=runtime.context_tokens,
+        confinement=in_force,
+        load_ms=(time.monotonic() - started) * 1000,
+    )
+    _send(output, ready)
+    return _serve(Scheduler(runtime, waiting_line=load.waiting_line), inbox, output)
+
+
+def _serve(scheduler: Scheduler, inbox: Inbox, output: int) -> NoReturn:
+    while True:
+        while scheduler.idle or not inbox.empty():
+            match inbox.get():
+                case frames.Generate() as ask:
+                    scheduler.submit(ask)
+                case frames.Cancel(request_id):
+                    scheduler.cancel(request_id)
+        step = scheduler.step()
+        if step.pieces or step.ended:
+            _send(output, step)
+
+
+def _take_over_stdout() -> int:
+    """Keep fd 1 for frames under another number; whatever prints to stdout goes to stderr."""
+    output = os.dup(1)
+    os.dup2(2, 1)
+    return output
+
+
+def _send(output: int, event: frames.Event) -> None:
+    data = memoryview(frames.encode(event))
+    try:
+        while data:
+            data = data[os.write(output, data) :]
+    except BrokenPipeError:
+        os._exit(0)  # the daemon is gone
+
+
+def _first_command(reader: frames.FrameReader[frames.Command], inbox: Inbox) -> frames.Command | None:
+    while data := os.read(0, READ_BYTES):
+        commands = list(reader.feed(data))
+        for command in commands[1:]:
+            inbox.put(command)
+        if commands:
+            return commands[0]
+    return None
+
+
+def _read_commands(reader: frames.FrameReader[frames.Command], inbox: Inbox) -> None:
+    """Take commands until the input ends, then leave at once: the daemon is gone or says so.
+
+    ``_exit`` and not an exception: the main thread may be deep in native code.
+    """
+    try:
+        while data := os.read(0, READ_BYTES):
+            for command in reader.feed(data):
+                inbox.put(command)
+    except frames.FrameError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_BROKEN)
+    os._exit(0)
