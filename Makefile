@@ -1,0 +1,52 @@
+# Each target does its own set-up: a virtual environment in .venv and, once per machine, a build of llama.cpp.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs docs-check format clean
+
+# An empty environment has no PATH.
+PATH ?= /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+
+PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+RUN := .venv/bin/python
+READY := .venv/.ready
+
+help:
+	@echo "make demo        the main road on a real model, in two minutes"
+	@echo "make test        lint and all tests"
+	@echo "make lint        ruff, mypy, import contracts, generated documents"
+	@echo "make docs        write the generated documents anew"
+	@echo "make format      format the code"
+	@echo "make clean       remove .venv and caches (not the built wheel in ~/.cache/outrider)"
+
+demo: $(READY)
+	@$(RUN) scripts/demo.py
+
+test: lint
+	$(RUN) -m pytest
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	.venv/bin/lint-imports
+	@$(MAKE) --no-print-directory docs-check
+
+docs: $(READY)
+	$(RUN) -m cogapp -r docs/cli.md docs/configuration.md
+
+docs-check: $(READY)
+	$(RUN) -m cogapp --check --diff docs/cli.md docs/configuration.md
+
+format: $(READY)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+$(READY): pyproject.toml constraints.txt scripts/environment.py scripts/llama_wheel.py
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; on Debian 12 run: apt-get install -y python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) scripts/environment.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find agent tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
