@@ -1,0 +1,33 @@
+"""One instance per data directory, by an operating-system lock that ends with the process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from agent.errors import AlreadyRunning
+from agent.storage.connection import from_os_error
+
+
+class InstanceLock:
+    """Held from construction until ``release`` or the end of the process. Raises AlreadyRunning."""
+
+    def __init__(self, data_dir: Path) -> None:
+        path = data_dir / "lock"
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise from_os_error(error, path) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise AlreadyRunning(f"process {owner} already uses {data_dir}; stop it or set another data_dir") from error
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let another process in."""
+        os.close(self._descriptor)

@@ -1,0 +1,276 @@
+"""Requests and their results: durable before any work, settled in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from agent.errors import BodyGone, IdempotencyMismatch, NotFound, QueueFull, StillRunning, WrongState
+from agent.identifiers import uuid7
+from agent.settings import QueueSettings
+from agent.storage import rows
+from agent.storage import statements as sql
+from agent.storage.changes import Changes
+from agent.storage.connection import Connection
+from agent.storage.database import Database
+from agent.storage.retention import LATE, Retention, forget
+from agent.types import (
+    Action,
+    Confidence,
+    Decision,
+    EgressPolicy,
+    EscalationState,
+    Failure,
+    FailureKind,
+    Generation,
+    InferenceRequest,
+    Reason,
+    RequestRecord,
+    RequestState,
+)
+
+TERMINAL = frozenset(RequestState) - {RequestState.RUNNING, RequestState.QUEUED}
+_LAST_ID = "~"  # sorts after every UUID
+_Records = list[RequestRecord]  # inside the class, `list` is the method
+
+
+class Journal:
+    """The requests of one database. Every method returns after the commit."""
+
+    def __init__(self, database: Database, changes: Changes, queue: QueueSettings, retention: Retention) -> None:
+        self._db = database
+        self._changes = changes
+        self._queue = queue
+        self._retention = retention
+
+    async def open(self, request: InferenceRequest, *, now_ms: int) -> RequestRecord | None:
+        """Store a new request and return None, or return the record of its Idempotency-Key.
+
+        The key of a request that failed, or that its caller left, is free again. Raises
+        IdempotencyMismatch (another body), StillRunning, BodyGone, or DiskFull.
+        """
+
+        def work(connection: Connection) -> RequestRecord | None:
+            if request.idempotency_key is not None:
+                known = _known(connection, request)
+                if known is not None:
+                    return known
+            connection.execute(
+                sql.REQUEST_OPEN,
+                {
+                    "id": request.id,
+                    "kind": request.kind.value,
+                    "model": request.model,
+                    "idempotency_key": request.idempotency_key,
+                    "body_sha256": request.body_sha256,
+                    "received_at_ms": request.received_at_ms,
+                    "body": rows.pack(request),
+                },
+            )
+            return None
+
+        return await self._db.write(work, grows=True)
+
+    async def settle(
+        self,
+        request: InferenceRequest,
+        generation: Generation | None,
+        confidence: Confidence | None,
+        decision: Decision,
+        *,
+        now_ms: int,
+    ) -> RequestRecord:
+        """Store the result and what was decided, in one transaction, and return the record with its texts.
+
+        A queued decision also makes the outbox row: pending when the policy is ``allow`` and
+        there is a target, else awaiting_approval. Raises QueueFull at the ceiling (nothing is
+        changed), WrongState when the request is not running.
+        """
+
+        def work(connection: Connection) -> RequestRecord:
+            state = _state_of(decision)
+            answered = generation is not None and generation.failure is None and decision.action is not Action.REFUSED
+            changed = connection.execute(
+                sql.REQUEST_SETTLE,
+                {
+                    "id": request.id,
+                    "state": state.value,
+                    "now_ms": now_ms,
+                    "action": decision.action.value,
+                    "reason": decision.reason.value,
+                    "confidence": rows.text(confidence),
+                    "decision": rows.text(decision),
+                    "answered_by": rows.LOCAL if answered else None,
+                    "bodies_until_ms": self._retention.until_ms(state, now_ms),
+                    "forget": False,
+                },
+            ).rowcount
+            if not changed:
+                raise _not_running(connection, request.id)
+            if generation is not None:
+                connection.execute(
+                    sql.RESULT_PUT,
+                    {
+                        "request_id": request.id,
+                        "source": rows.LOCAL,
+                        "now_ms": now_ms,
+                        "body": rows.pack(generation),
+                    },
+                )
+            if state is RequestState.QUEUED:
+                self._enqueue(connection, request.id, decision, now_ms)
+            record = rows.read_record(connection, request.id)
+            assert record is not None
+            if self._retention.forgets(state):
+                forget(connection, request.id)
+            return record
+
+        record = await self._db.write(work)
+        self._changes.publish(request.id)
+        return record
+
+    def _enqueue(self, connection: Connection, request_id: str, decision: Decision, now_ms: int) -> None:
+        body_bytes = connection.execute(sql.REQUEST_BODY_LENGTH, {"id": request_id}).fetchone()["bytes"]
+        check_ceiling(connection, self._queue, body_bytes)
+        egress = decision.egress or EgressPolicy.APPROVE
+        if egress is EgressPolicy.NEVER:
+            raise WrongState("a request that must not leave cannot be queued")
+        approved = egress is EgressPolicy.ALLOW and decision.target is not None
+        connection.execute(
+            sql.ESCALATION_INSERT,
+            {
+                "id": uuid7(now_ms),
+                "request_id": request_id,
+                "state": (EscalationState.PENDING if approved else EscalationState.AWAITING_APPROVAL).value,
+                "reason": (Reason.NO_TARGET if decision.target is None else decision.reason).value,
+                "target": decision.target,
+                "egress": egress.value,
+                "handoff": decision.handoff.value,
+                "approved": approved,
+                "max_attempts": self._queue.max_attempts,
+                "now_ms": now_ms,
+                "expires_at_ms": now_ms + self._queue.ttl_s * 1000,
+                "bytes": body_bytes,
+            },
+        )
+
+    async def get(self, request_id: str, *, now_ms: int | None = None, fetched: bool = False) -> RequestRecord | None:
+        """Return a request or None. ``fetched`` (with ``now_ms``) says that its owner now has the late answer."""
+        if not fetched:
+            return await self._db.read(lambda connection: rows.read_record(connection, request_id))
+        if now_ms is None:
+            raise ValueError("fetched needs now_ms")
+        record = await self.get(request_id)
+        if record is None or record.state not in LATE:
+            return record
+        until_ms = self._retention.fetched_until_ms(now_ms)
+
+        def work(connection: Connection) -> RequestRecord | None:
+            record = rows.read_record(connection, request_id)
+            connection.execute(sql.REQUEST_FETCHED, {"id": request_id, "now_ms": now_ms, "bodies_until_ms": until_ms})
+            return record
+
+        return await self._db.write(work)
+
+    async def list(self, state: RequestState | None = None, limit: int = 50, before_id: str | None = None) -> _Records:
+        """Return requests without bodies, newest first; ``before_id`` goes on after an earlier page."""
+
+        def work(connection: Connection) -> _Records:
+            statement = sql.REQUEST_LIST if state is None else sql.REQUEST_LIST_STATE
+            parameters = {"state": state, "before_id": before_id or _LAST_ID, "limit": limit}
+            if state is None:
+                del parameters["state"]
+            return [
+                rows.record(row, [], connection.execute(sql.ESCALATION_OF_REQUEST, {"id": row["id"]}).fetchone())
+                for row in connection.execute(statement, parameters).fetchall()
+            ]
+
+        return await self._db.read(work)
+
+    async def watch(self, request_id: str) -> AsyncIterator[RequestRecord]:
+        """Yield the current record, then one after each change, until a terminal state. Raises NotFound."""
+        with self._changes.watcher(request_id) as changed:
+            last: RequestRecord | None = None
+            while True:
+                record = await self.get(request_id)
+                if record is None:
+                    raise NotFound(f"there is no request {request_id}")
+                if record != last:
+                    yield record
+                    last = record
+                if record.state in TERMINAL:
+                    return
+                await changed.wait()
+                changed.clear()
+
+    async def counts(self) -> dict[str, int]:
+        """Return the number of requests in every state, from counters."""
+
+        def work(connection: Connection) -> dict[str, int]:
+            found = {row["state"]: row["n_rows"] for row in connection.execute(sql.REQUEST_COUNTS).fetchall()}
+            return {state.value: found.get(state.value, 0) for state in RequestState}
+
+        return await self._db.read(work)
+
+    async def running(self, limit: int = 1000) -> Sequence[InferenceRequest]:
+        """Return requests that are not settled, oldest first. At start they are of an earlier life."""
+
+        def work(connection: Connection) -> Sequence[InferenceRequest]:
+            found = connection.execute(sql.REQUEST_RUNNING, {"limit": limit}).fetchall()
+            return [rows.unpack_request(row["body"]) for row in found]
+
+        return await self._db.read(work)
+
+
+def check_ceiling(connection: Connection, queue: QueueSettings, body_bytes: int) -> None:
+    """Raise QueueFull unless one more open row of ``body_bytes`` fits."""
+    total = connection.execute(sql.ESCALATION_OPEN_TOTAL).fetchone()
+    if total["n_rows"] + 1 > queue.max_rows:
+        raise QueueFull(
+            f"the queue holds {total['n_rows']} rows, its ceiling; drain, cancel or purge, or raise queue.max_rows"
+        )
+    if total["n_bytes"] + body_bytes > queue.max_bytes:
+        raise QueueFull(
+            f"the queue holds {total['n_bytes']} bytes, {body_bytes} more pass its ceiling; "
+            "drain, cancel or purge, or raise queue.max_bytes"
+        )
+
+
+def _known(connection: Connection, request: InferenceRequest) -> RequestRecord | None:
+    """Return what is stored under the request's key, or None after freeing the key."""
+    row = connection.execute(sql.REQUEST_OF_KEY, {"key": request.idempotency_key}).fetchone()
+    if row is None:
+        return None
+    if row["body_sha256"] != request.body_sha256:
+        raise IdempotencyMismatch(
+            "this Idempotency-Key came with another body before; use a new key", param="Idempotency-Key"
+        )
+    if row["state"] == RequestState.RUNNING:
+        raise StillRunning(f"request {row['id']} of this Idempotency-Key is still running; ask again later")
+    record = rows.read_record(connection, row["id"])
+    assert record is not None
+    if record.state is RequestState.FAILED or (record.state is RequestState.CANCELLED and record.escalation is None):
+        connection.execute(sql.REQUEST_RELEASE_KEY, {"id": record.id})
+        return None
+    if row["gone"]:
+        raise BodyGone(f"the texts of request {record.id} are gone, their retention has passed; use a new key")
+    return record
+
+
+def _state_of(decision: Decision) -> RequestState:
+    if decision.action is Action.QUEUED:
+        return RequestState.QUEUED
+    if decision.action is Action.REFUSED:
+        return RequestState.CANCELLED if decision.reason is Reason.CANCELLED else RequestState.FAILED
+    return RequestState.ANSWERED
+
+
+def _not_running(connection: Connection, request_id: str) -> NotFound | WrongState:
+    row = connection.execute(sql.REQUEST_GET, {"id": request_id}).fetchone()
+    if row is None:
+        return NotFound(f"there is no request {request_id}")
+    return WrongState(f"request {request_id} is {row['state']}, not running; it is settled already")
+
+
+def cut_short() -> Generation:
+    """What is known of a generation that the end of its daemon cut short."""
+    return Generation(failure=Failure(FailureKind.CRASH, "the daemon stopped while the answer was made"))

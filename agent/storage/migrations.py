@@ -1,0 +1,264 @@
+"""The schema, as numbered functions that are only ever added to.
+
+Runs in a short child process (``<executable> migrate DATABASE``, the key on standard
+input) before the storage thread opens the file: sqlite-utils brings imports that the
+daemon must not carry. Each step and its version number commit together. A database with
+contents is copied beside itself before the first step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import sqlcipher3
+import sqlcipher3.dbapi2
+
+# sqlite-utils prefers pysqlite3 and catches the exception classes of whichever module it found.
+sys.modules.setdefault("pysqlite3", sqlcipher3)
+sys.modules.setdefault("pysqlite3.dbapi2", sqlcipher3.dbapi2)
+
+import sqlite_utils  # noqa: E402 - the alias above must come first
+
+from agent.errors import OutriderError  # noqa: E402
+from agent.storage.connection import (  # noqa: E402
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    SQLITE_ERRORS,
+    Connection,
+    connect,
+    schema_version,
+    translate,
+    tune,
+)
+
+MIGRATIONS: list[Callable[[sqlite_utils.Database, bytes], None]] = []
+_migration = MIGRATIONS.append
+
+
+def main(argv: Sequence[str]) -> int:
+    """Bring the database at ``argv[0]`` to this release's schema. One line on stderr says what failed."""
+    path = Path(argv[0])
+    key = sys.stdin.buffer.read()
+    try:
+        migrate(path, key)
+    except OutriderError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+def migrate(path: Path, key: bytes) -> list[int]:
+    """Apply what is missing and return the versions applied. The caller holds the instance lock."""
+    connection = connect(path, key, create=True)
+    try:
+        tune(connection)
+        version = schema_version(connection, path)
+        if 0 < version < SCHEMA_VERSION:
+            _copy_aside(connection, path, key, version)
+        applied = []
+        for number, step in enumerate(MIGRATIONS[version:], start=version + 1):
+            _apply(connection, step, number, key)
+            applied.append(number)
+    except SQLITE_ERRORS as error:
+        raise translate(error, path) from error
+    finally:
+        connection.close()
+    return applied
+
+
+def _apply(
+    connection: Connection, step: Callable[[sqlite_utils.Database, bytes], None], number: int, key: bytes
+) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        step(sqlite_utils.Database(connection), key)  # type: ignore[arg-type]  # a sqlcipher3 connection
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _copy_aside(connection: Connection, path: Path, key: bytes, version: int) -> None:
+    """Keep the database as it was, under the same key, so that a downgrade is possible."""
+    aside = path.with_name(f"{path.name}.schema-{version}")
+    aside.unlink(missing_ok=True)
+    copy = connect(aside, key, create=True)
+    try:
+        connection.backup(copy)
+    finally:
+        copy.close()
+
+
+REQUEST_STATES = "'running','answered','queued','resolved','unresolved','cancelled','failed'"
+ESCALATION_STATES = "'awaiting_approval','pending','leased','succeeded','dead','expired','cancelled'"
+
+
+@_migration
+def m001_main_road(db: sqlite_utils.Database, key: bytes) -> None:
+    """Requests, their results, the outbox, its attempts, and the log of what left."""
+    _create(db, "requests", REQUESTS)
+    _create(db, "results", RESULTS)
+    _create(db, "escalations", ESCALATIONS)
+    _create(db, "attempts", ATTEMPTS)
+    _create(db, "egress_log", EGRESS_LOG)
+    for table in ("request_counts", "escalation_counts"):
+        _create(db, table, COUNTS[table])
+    _create(db, "secrets", "name TEXT PRIMARY KEY, value BLOB NOT NULL")
+    for index in INDEXES:
+        db.execute(index)
+    for trigger in TRIGGERS:
+        db.execute(trigger)
+    # Derived once and kept: `key rotate` must not make the older part of the chain unverifiable.
+    chain_key = hmac.digest(key, b"outrider egress log", hashlib.sha256)
+    db.table("secrets").insert({"name": "egress_chain", "value": chain_key})
+
+
+def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:
+    # Not Database.create(): it has no words for CHECK constraints over several columns.
+    db.execute(f"CREATE TABLE {table} ({columns}) STRICT")
+
+
+REQUESTS = f"""
+    id TEXT PRIMARY KEY,
+    state TEXT NOT NULL CHECK (state IN ({REQUEST_STATES})),
+    kind TEXT NOT NULL,
+    model TEXT NOT NULL,
+    idempotency_key TEXT,
+    body_sha256 TEXT NOT NULL,
+    received_at_ms INTEGER NOT NULL,
+    settled_at_ms INTEGER,
+    action TEXT,
+    reason TEXT,
+    confidence TEXT,
+    decision TEXT,
+    answered_by TEXT,
+    fetched_at_ms INTEGER,
+    bodies_until_ms INTEGER,
+    body BLOB,
+    CHECK ((state = 'running') = (settled_at_ms IS NULL)),
+    CHECK (state NOT IN ('running', 'queued') OR body IS NOT NULL),
+    CHECK (state NOT IN ('running', 'queued') OR bodies_until_ms IS NULL)
+"""
+
+RESULTS = """
+    request_id TEXT NOT NULL REFERENCES requests (id) ON DELETE CASCADE,
+    source TEXT NOT NULL CHECK (source IN ('local', 'target')),
+    created_at_ms INTEGER NOT NULL,
+    body BLOB,
+    PRIMARY KEY (request_id, source)
+"""
+
+# ``approved`` is the database's own guard on egress: nothing is sent, or waits to be sent,
+# that was neither accepted under "allow" with a target nor released by a person.
+ESCALATIONS = f"""
+    id TEXT PRIMARY KEY,
+    request_id TEXT NOT NULL UNIQUE REFERENCES requests (id) ON DELETE CASCADE,
+    state TEXT NOT NULL CHECK (state IN ({ESCALATION_STATES})),
+    reason TEXT NOT NULL,
+    target TEXT,
+    egress TEXT NOT NULL CHECK (egress IN ('redact', 'approve', 'allow')),
+    handoff TEXT NOT NULL CHECK (handoff IN ('fresh', 'refine', 'verify')),
+    approved INTEGER NOT NULL CHECK (approved IN (0, 1)),
+    priority INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    max_attempts INTEGER NOT NULL CHECK (max_attempts >= 1),
+    created_at_ms INTEGER NOT NULL,
+    available_at_ms INTEGER NOT NULL,
+    expires_at_ms INTEGER NOT NULL,
+    deferred INTEGER NOT NULL DEFAULT 0 CHECK (deferred IN (0, 1)),
+    lease TEXT UNIQUE,
+    lease_expires_at_ms INTEGER,
+    settled_at_ms INTEGER,
+    last_error TEXT,
+    bytes INTEGER NOT NULL CHECK (bytes >= 0),
+    CHECK (attempts BETWEEN 0 AND max_attempts),
+    CHECK ((state = 'leased') = (lease IS NOT NULL)),
+    CHECK ((state = 'leased') = (lease_expires_at_ms IS NOT NULL)),
+    CHECK (deferred = 0 OR state = 'pending'),
+    CHECK (state NOT IN ('pending', 'leased', 'succeeded') OR (approved = 1 AND target IS NOT NULL)),
+    CHECK ((state IN ('succeeded', 'dead', 'expired', 'cancelled')) = (settled_at_ms IS NOT NULL))
+"""
+
+ATTEMPTS = """
+    id INTEGER PRIMARY KEY,
+    escalation_id TEXT NOT NULL REFERENCES escalations (id) ON DELETE CASCADE,
+    lease TEXT NOT NULL UNIQUE,
+    target TEXT NOT NULL,
+    body_sha256 TEXT NOT NULL,
+    body_bytes INTEGER NOT NULL CHECK (body_bytes >= 0),
+    started_at_ms INTEGER NOT NULL,
+    finished_at_ms INTEGER,
+    outcome TEXT CHECK (outcome IN ('succeeded', 'snoozed', 'retry', 'rejected', 'unknown')),
+    error TEXT,
+    CHECK ((finished_at_ms IS NULL) = (outcome IS NULL))
+"""
+
+# No reference to the escalation: the log outlives it.
+EGRESS_LOG = """
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms INTEGER NOT NULL,
+    escalation_id TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    target TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    body_sha256 TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    mac BLOB NOT NULL
+"""
+
+COUNTS = {
+    "request_counts": "state TEXT PRIMARY KEY, n_rows INTEGER NOT NULL",
+    "escalation_counts": (
+        "state TEXT NOT NULL, target TEXT NOT NULL, n_rows INTEGER NOT NULL, n_bytes INTEGER NOT NULL,"
+        " PRIMARY KEY (state, target)"
+    ),
+}
+
+INDEXES = (
+    "CREATE UNIQUE INDEX requests_by_key ON requests (idempotency_key) WHERE idempotency_key IS NOT NULL",
+    "CREATE INDEX requests_by_state ON requests (state, id)",
+    "CREATE INDEX requests_to_purge ON requests (bodies_until_ms) WHERE bodies_until_ms IS NOT NULL",
+    "CREATE INDEX escalations_by_state ON escalations (state, id)",
+    # Rows that wait for a later moment are in an index of their own: a claim never walks over them.
+    "CREATE INDEX escalations_ready ON escalations (target, priority DESC, id) WHERE state = 'pending' AND deferred = 0",
+    "CREATE INDEX escalations_deferred ON escalations (target, available_at_ms) WHERE state = 'pending' AND deferred = 1",
+    "CREATE INDEX escalations_leased ON escalations (lease_expires_at_ms) WHERE state = 'leased'",
+    "CREATE INDEX escalations_to_expire ON escalations (expires_at_ms) WHERE state IN ('awaiting_approval', 'pending')",
+    "CREATE INDEX attempts_by_escalation ON attempts (escalation_id)",
+    "CREATE INDEX egress_by_time ON egress_log (at_ms)",
+)
+
+_COUNT_REQUEST = (
+    "INSERT INTO request_counts VALUES ({row}.state, {sign}1)"
+    " ON CONFLICT (state) DO UPDATE SET n_rows = n_rows {sign} 1;"
+)
+_COUNT_ESCALATION = (
+    "INSERT INTO escalation_counts VALUES ({row}.state, ifnull({row}.target, ''), {sign}1, {sign}{row}.bytes)"
+    " ON CONFLICT (state, target) DO UPDATE SET n_rows = n_rows {sign} 1, n_bytes = n_bytes {sign} {row}.bytes;"
+)
+
+
+def _counters(table: str, statement: str, columns: str) -> tuple[str, str, str]:
+    plus, minus = statement.format(row="NEW", sign="+"), statement.format(row="OLD", sign="-")
+    return (
+        f"CREATE TRIGGER {table}_count_insert AFTER INSERT ON {table} BEGIN {plus} END",
+        f"CREATE TRIGGER {table}_count_update AFTER UPDATE OF {columns} ON {table} BEGIN {minus} {plus} END",
+        f"CREATE TRIGGER {table}_count_delete AFTER DELETE ON {table} BEGIN {minus} END",
+    )
+
+
+TRIGGERS = (
+    *_counters("requests", _COUNT_REQUEST, "state"),
+    *_counters("escalations", _COUNT_ESCALATION, "state, target, bytes"),
+    "CREATE TRIGGER egress_log_keep_rows BEFORE DELETE ON egress_log"
+    " BEGIN SELECT RAISE(ABORT, 'the egress log is append-only'); END",
+    "CREATE TRIGGER egress_log_keep_values BEFORE UPDATE ON egress_log"
+    " BEGIN SELECT RAISE(ABORT, 'the egress log is append-only'); END",
+)

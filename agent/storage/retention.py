@@ -1,0 +1,56 @@
+"""How long texts stay.
+
+An answered request keeps them ``answered_s``. A late answer stays until ``answered_s``
+after its owner fetched it, ``late_s`` at most. With ``bodies = "none"`` texts go with the
+transaction that ends the request; only a late answer waits to be fetched once, since
+nobody could have read it before. An open request keeps its texts: they are the work.
+"""
+
+from __future__ import annotations
+
+from agent.settings import RetentionSettings
+from agent.storage import statements as sql
+from agent.storage.connection import Connection
+from agent.types import RequestState
+
+LATE = frozenset({RequestState.RESOLVED, RequestState.UNRESOLVED})
+_OPEN = frozenset({RequestState.RUNNING, RequestState.QUEUED})
+_CHUNK = 500
+
+
+class Retention:
+    """Turns the settings into moments."""
+
+    def __init__(self, settings: RetentionSettings) -> None:
+        self._forget_ended = settings.bodies == "none"
+        self._answered_ms = 0 if self._forget_ended else settings.answered_s * 1000
+        self._late_ms = settings.late_s * 1000
+
+    def forgets(self, state: RequestState) -> bool:
+        """Whether the texts go in the very transaction that reaches ``state``."""
+        return self._forget_ended and state not in _OPEN and state not in LATE
+
+    def until_ms(self, state: RequestState, now_ms: int) -> int | None:
+        """When the texts of a request that reaches ``state`` now may go. None: not yet known, or gone."""
+        if state in _OPEN or self.forgets(state):
+            return None
+        return now_ms + (self._late_ms if state in LATE else self._answered_ms)
+
+    def fetched_until_ms(self, now_ms: int) -> int:
+        """When the texts of a late answer may go that its owner fetches now."""
+        return now_ms + self._answered_ms
+
+
+def forget(connection: Connection, request_id: str) -> None:
+    """Remove the texts of one request; its states and numbers stay."""
+    connection.execute(sql.REQUEST_FORGET, {"id": request_id})
+    connection.execute(sql.RESULTS_FORGET, {"id": request_id})
+
+
+def purge_bodies(connection: Connection, now_ms: int) -> list[str]:
+    """Remove texts whose time has passed, a chunk at a time. Returns the requests concerned."""
+    rows = connection.execute(sql.REQUEST_TO_PURGE, {"now_ms": now_ms, "limit": _CHUNK}).fetchall()
+    ids = [row["id"] for row in rows]
+    for request_id in ids:
+        forget(connection, request_id)
+    return ids

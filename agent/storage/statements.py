@@ -1,0 +1,174 @@
+"""Every statement that storage runs, by name. Parameters are named; plans are asserted by tests."""
+
+# --- requests -------------------------------------------------------------------------
+
+REQUEST_OPEN = """
+INSERT INTO requests (id, state, kind, model, idempotency_key, body_sha256, received_at_ms, body)
+VALUES (:id, 'running', :kind, :model, :idempotency_key, :body_sha256, :received_at_ms, :body)
+"""
+
+REQUEST_OF_KEY = "SELECT id, state, body_sha256, body IS NULL AS gone FROM requests WHERE idempotency_key = :key"
+
+# A request that ended without an answer gives its key back: the caller may try again.
+REQUEST_RELEASE_KEY = "UPDATE requests SET idempotency_key = NULL WHERE id = :id"
+
+REQUEST_SETTLE = """
+UPDATE requests SET state = :state, settled_at_ms = :now_ms, action = :action, reason = :reason,
+    confidence = :confidence, decision = :decision, answered_by = :answered_by,
+    bodies_until_ms = :bodies_until_ms, body = CASE WHEN :forget THEN NULL ELSE body END
+WHERE id = :id AND state = 'running'
+"""
+
+# The end, or the second beginning, of a request that has an outbox row.
+REQUEST_FOLLOW = """
+UPDATE requests SET state = :state, settled_at_ms = :now_ms, bodies_until_ms = :bodies_until_ms,
+    answered_by = coalesce(:answered_by, answered_by), fetched_at_ms = NULL
+WHERE id = :id
+"""
+
+REQUEST_FETCHED = """
+UPDATE requests SET fetched_at_ms = :now_ms, bodies_until_ms = min(bodies_until_ms, :bodies_until_ms)
+WHERE id = :id AND fetched_at_ms IS NULL AND bodies_until_ms IS NOT NULL AND state IN ('resolved', 'unresolved')
+"""
+
+REQUEST_GET = "SELECT * FROM requests WHERE id = :id"
+REQUEST_BODY_LENGTH = "SELECT length(body) AS bytes FROM requests WHERE id = :id"
+
+_REQUEST_HEAD = "SELECT id, state, model, received_at_ms, settled_at_ms, confidence, decision, answered_by, NULL AS body FROM requests"
+REQUEST_LIST = _REQUEST_HEAD + " WHERE id < :before_id ORDER BY id DESC LIMIT :limit"
+REQUEST_LIST_STATE = _REQUEST_HEAD + " WHERE state = :state AND id < :before_id ORDER BY id DESC LIMIT :limit"
+REQUEST_RUNNING = "SELECT id, body FROM requests WHERE state = 'running' ORDER BY id LIMIT :limit"
+REQUEST_COUNTS = "SELECT state, n_rows FROM request_counts"
+REQUEST_DELETE = "DELETE FROM requests WHERE id = :id"
+
+REQUEST_TO_PURGE = """
+SELECT id FROM requests WHERE bodies_until_ms IS NOT NULL AND bodies_until_ms <= :now_ms
+ORDER BY bodies_until_ms LIMIT :limit
+"""
+REQUEST_FORGET = "UPDATE requests SET body = NULL, bodies_until_ms = NULL WHERE id = :id"
+
+# --- results --------------------------------------------------------------------------
+
+RESULT_PUT = """
+INSERT INTO results (request_id, source, created_at_ms, body) VALUES (:request_id, :source, :now_ms, :body)
+ON CONFLICT (request_id, source) DO UPDATE SET created_at_ms = excluded.created_at_ms, body = excluded.body
+"""
+RESULTS_GET = "SELECT source, body FROM results WHERE request_id = :id"
+RESULTS_FORGET = "UPDATE results SET body = NULL WHERE request_id = :id"
+
+# --- escalations ----------------------------------------------------------------------
+
+ESCALATION_INSERT = """
+INSERT INTO escalations (id, request_id, state, reason, target, egress, handoff, approved, max_attempts,
+    created_at_ms, available_at_ms, expires_at_ms, bytes)
+VALUES (:id, :request_id, :state, :reason, :target, :egress, :handoff, :approved, :max_attempts,
+    :now_ms, :now_ms, :expires_at_ms, :bytes)
+"""
+
+# Rows whose time has come move to the index that claims read.
+ESCALATION_PROMOTE = """
+UPDATE escalations SET deferred = 0
+WHERE state = 'pending' AND deferred = 1 AND target = :target AND available_at_ms <= :now_ms
+"""
+
+ESCALATION_CLAIM = """
+UPDATE escalations SET state = 'leased', lease = :lease, lease_expires_at_ms = :lease_expires_at_ms
+WHERE id = (
+    SELECT id FROM escalations
+    WHERE state = 'pending' AND deferred = 0 AND target = :target AND expires_at_ms > :now_ms
+    ORDER BY priority DESC, id LIMIT 1
+)
+RETURNING *
+"""
+
+# Every settle is guarded by the lease: a worker that lost it changes nothing.
+ESCALATION_HELD = "SELECT * FROM escalations WHERE id = :id AND lease = :lease AND state = 'leased'"
+
+ESCALATION_END = """
+UPDATE escalations SET state = :state, reason = coalesce(:reason, reason), last_error = coalesce(:error, last_error),
+    lease = NULL, lease_expires_at_ms = NULL, deferred = 0, attempts = :attempts, settled_at_ms = :now_ms
+WHERE id = :id AND state = :from_state AND lease IS :lease
+RETURNING *
+"""
+
+ESCALATION_AGAIN = """
+UPDATE escalations SET state = 'pending', lease = NULL, lease_expires_at_ms = NULL, last_error = :error,
+    attempts = :attempts, available_at_ms = :available_at_ms, deferred = :available_at_ms > :now_ms
+WHERE id = :id AND lease = :lease AND state = 'leased'
+RETURNING *
+"""
+
+ESCALATION_RELEASE = """
+UPDATE escalations SET state = 'pending', approved = 1, target = :target, available_at_ms = :now_ms
+WHERE id = :id AND state = 'awaiting_approval' AND expires_at_ms > :now_ms
+"""
+
+ESCALATION_RETRY_BY_HAND = """
+UPDATE escalations SET state = :state, reason = 'retried_by_hand', attempts = 0, settled_at_ms = NULL,
+    available_at_ms = :now_ms, expires_at_ms = :expires_at_ms
+WHERE id = :id AND state = :from_state
+RETURNING *
+"""
+
+ESCALATION_HASTEN = """
+UPDATE escalations SET deferred = 0, available_at_ms = :now_ms
+WHERE state = 'pending' AND deferred = 1 AND target = :target
+"""
+
+ESCALATION_GET = "SELECT * FROM escalations WHERE id = :id"
+ESCALATION_OF_REQUEST = "SELECT * FROM escalations WHERE request_id = :id"
+ESCALATION_LIST = "SELECT * FROM escalations WHERE id > :after_id ORDER BY id LIMIT :limit"
+ESCALATION_LIST_STATE = "SELECT * FROM escalations WHERE state = :state AND id > :after_id ORDER BY id LIMIT :limit"
+ESCALATION_OLDEST = "SELECT created_at_ms FROM escalations WHERE state = :state ORDER BY id LIMIT 1"
+ESCALATION_ENDED = "SELECT id, request_id FROM escalations WHERE state = :state ORDER BY id LIMIT :limit"
+ESCALATION_COUNTS = """
+SELECT state, sum(n_rows) AS n_rows, sum(n_bytes) AS n_bytes FROM escalation_counts GROUP BY state
+"""
+ESCALATION_OPEN_TOTAL = """
+SELECT ifnull(sum(n_rows), 0) AS n_rows, ifnull(sum(n_bytes), 0) AS n_bytes FROM escalation_counts
+WHERE state IN ('awaiting_approval', 'pending', 'leased')
+"""
+ESCALATION_PENDING_FOR = """
+SELECT ifnull(sum(n_rows), 0) AS n_rows FROM escalation_counts WHERE state = 'pending' AND target = :target
+"""
+ESCALATION_READY = """
+SELECT 1 FROM escalations WHERE state = 'pending' AND deferred = 0 AND target = :target LIMIT 1
+"""
+ESCALATION_NEXT = """
+SELECT available_at_ms FROM escalations WHERE state = 'pending' AND deferred = 1 AND target = :target
+ORDER BY available_at_ms LIMIT 1
+"""
+ESCALATION_TO_EXPIRE = """
+SELECT * FROM escalations WHERE state IN ('awaiting_approval', 'pending') AND expires_at_ms <= :now_ms
+ORDER BY expires_at_ms LIMIT :limit
+"""
+ESCALATION_OVERDUE = """
+SELECT * FROM escalations WHERE state = 'leased' AND lease_expires_at_ms <= :now_ms
+ORDER BY lease_expires_at_ms LIMIT :limit
+"""
+ESCALATION_LEASED = "SELECT * FROM escalations WHERE state = 'leased' LIMIT :limit"
+
+# --- attempts -------------------------------------------------------------------------
+
+ATTEMPT_BEGIN = """
+INSERT INTO attempts (escalation_id, lease, target, body_sha256, body_bytes, started_at_ms)
+VALUES (:escalation_id, :lease, :target, :body_sha256, :body_bytes, :now_ms)
+"""
+ATTEMPT_OF_LEASE = "SELECT * FROM attempts WHERE lease = :lease AND finished_at_ms IS NULL"
+ATTEMPT_FINISH = "UPDATE attempts SET finished_at_ms = :now_ms, outcome = :outcome, error = :error WHERE lease = :lease"
+ATTEMPTS_OF = "SELECT * FROM attempts WHERE escalation_id = :id ORDER BY id"
+
+# --- egress log -----------------------------------------------------------------------
+
+EGRESS_LAST = "SELECT id, mac FROM egress_log ORDER BY id DESC LIMIT 1"
+EGRESS_APPEND = """
+INSERT INTO egress_log (id, at_ms, escalation_id, request_id, target, bytes, body_sha256, outcome, mac)
+VALUES (:id, :at_ms, :escalation_id, :request_id, :target, :bytes, :body_sha256, :outcome, :mac)
+"""
+EGRESS_LIST = "SELECT * FROM egress_log WHERE at_ms >= :since_ms ORDER BY at_ms DESC, id DESC LIMIT :limit"
+EGRESS_TOTALS = """
+SELECT target, count(*) AS n_rows, sum(bytes) AS n_bytes FROM egress_log WHERE at_ms >= :since_ms GROUP BY target
+"""
+EGRESS_FROM = "SELECT * FROM egress_log WHERE id > :after_id ORDER BY id LIMIT :limit"
+EGRESS_HIGHEST = "SELECT seq FROM sqlite_sequence WHERE name = 'egress_log'"
+CHAIN_KEY = "SELECT value FROM secrets WHERE name = 'egress_chain'"

@@ -1,0 +1,134 @@
+"""Opening a data directory: lock, key, schema, thread, rescue. In this order, each with one clear error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from agent import executable
+from agent.errors import DiskFull, QueueFull, StorageError
+from agent.settings import QueueSettings, RetentionSettings
+from agent.storage import keys
+from agent.storage.ballast import Ballast
+from agent.storage.changes import Changes
+from agent.storage.connection import DATABASE_NAME, SCHEMA_VERSION, connect, from_os_error, schema_version
+from agent.storage.database import Database
+from agent.storage.egress_log import EgressLog
+from agent.storage.instance_lock import InstanceLock
+from agent.storage.journal import Journal, cut_short
+from agent.storage.outbox import Outbox
+from agent.storage.retention import Retention, purge_bodies
+from agent.types import Action, Decision, Generation, InferenceRequest, Reason
+
+Decide = Callable[[InferenceRequest, Generation], Decision]
+
+
+class Storage:
+    """Everything that lasts. Built by ``open_storage``; the instance lock is held until ``close``."""
+
+    def __init__(
+        self, db: Database, queue: QueueSettings, retention: RetentionSettings, *, key: keys.Key, lock: InstanceLock
+    ) -> None:
+        changes = Changes()
+        self._keep = Retention(retention)
+        self._lock = lock
+        self._key = key
+        self.db = db
+        self.key_place = key.place
+        self.journal = Journal(db, changes, queue, self._keep)
+        self.outbox = Outbox(db, changes, queue, self._keep)
+        self.egress_log = EgressLog(db)
+
+    async def recover(self, now_ms: int, decide: Decide) -> int:
+        """Settle requests that an earlier life left running. Returns how many.
+
+        ``decide`` turns a request and its cut-short generation (failure crash) into a
+        decision: queued where policy allows, else refused. They are never run again.
+        """
+        count = 0
+        while running := await self.journal.running():
+            for request in running:
+                generation = cut_short()
+                decision = decide(request, generation)
+                try:
+                    await self.journal.settle(request, generation, None, decision, now_ms=now_ms)
+                except QueueFull:
+                    refused = Decision(action=Action.REFUSED, reason=Reason.QUEUE_FULL, rule_id="recover")
+                    await self.journal.settle(request, generation, None, refused, now_ms=now_ms)
+                count += 1
+        return count
+
+    async def maintain(self, now_ms: int) -> None:
+        """Rescue overdue leases, expire rows, remove texts whose time has passed, trim the log."""
+        await self.outbox.rescue(now_ms)
+        await self.outbox.expire(now_ms)
+        while await self.db.write(lambda connection: purge_bodies(connection, now_ms)):
+            pass
+        await self.db.checkpoint()
+
+    async def close(self) -> None:
+        """Finish, checkpoint, close, and let another instance in. Safe to call twice."""
+        await self.db.close()
+        self._lock.release()
+
+
+async def open_storage(data_dir: Path, queue: QueueSettings, retention: RetentionSettings, *, now_ms: int) -> Storage:
+    """Open or create the storage of ``data_dir`` for this process alone.
+
+    Raises AlreadyRunning, KeyProblem, WrongKey, ForeignDatabase, NewerSchema, SqliteTooOld,
+    DiskFull or StorageError, each one line; nothing is damaged then.
+    """
+    _make_private_folder(data_dir)
+    lock = InstanceLock(data_dir)
+    try:
+        key = keys.load_or_create(data_dir)
+        path = data_dir / DATABASE_NAME
+        if await asyncio.to_thread(_needs_migration, path, key.material):
+            await _migrate(path, key.material)
+        ballast = Ballast(data_dir / "ballast", queue.ballast_bytes)
+        ballast.hold()
+        database = await Database.open(path, key.material, ballast)
+    except BaseException:
+        lock.release()
+        raise
+    storage = Storage(database, queue, retention, key=key, lock=lock)
+    try:
+        # One process owns the file, so every lease is of an earlier life.
+        await storage.outbox.rescue(now_ms, every_lease=True)
+    except BaseException:
+        await storage.close()
+        raise
+    return storage
+
+
+def _make_private_folder(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, data_dir) from error
+
+
+def _needs_migration(path: Path, key: bytes) -> bool:
+    if not path.exists():
+        return True
+    connection = connect(path, key)
+    try:
+        return schema_version(connection, path) < SCHEMA_VERSION
+    finally:
+        connection.close()
+
+
+async def _migrate(path: Path, key: bytes) -> None:
+    """Run the migrations in a child: what they import must not stay in the daemon. The key goes by pipe."""
+    child = await asyncio.create_subprocess_exec(
+        *executable.command("migrate", str(path)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, noise = await child.communicate(key)
+    if child.returncode:
+        lines = noise.decode("utf-8", "replace").strip().splitlines()
+        reason = lines[-1] if lines else f"exit status {child.returncode}"
+        raise (DiskFull if "no space left" in reason else StorageError)(f"the database could not be prepared: {reason}")

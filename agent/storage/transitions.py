@@ -1,0 +1,161 @@
+"""The steps of an outbox row inside a transaction. Each keeps the row and its request in step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.errors import LeaseLost, NotFound, WrongState
+from agent.storage import egress_log, rows
+from agent.storage import statements as sql
+from agent.storage.connection import Connection
+from agent.storage.retention import Retention
+from agent.types import Escalation, EscalationState, RequestState
+
+ENDED = (EscalationState.SUCCEEDED, EscalationState.DEAD, EscalationState.EXPIRED, EscalationState.CANCELLED)
+
+# The invariant between a row and its request, in one place.
+REQUEST_STATE = {
+    EscalationState.AWAITING_APPROVAL: RequestState.QUEUED,
+    EscalationState.PENDING: RequestState.QUEUED,
+    EscalationState.LEASED: RequestState.QUEUED,
+    EscalationState.SUCCEEDED: RequestState.RESOLVED,
+    EscalationState.DEAD: RequestState.UNRESOLVED,
+    EscalationState.EXPIRED: RequestState.UNRESOLVED,
+    EscalationState.CANCELLED: RequestState.CANCELLED,
+}
+
+
+def find(connection: Connection, some_id: str) -> Any | None:
+    """Return the row of this id, or of the request of this id."""
+    for statement in (sql.ESCALATION_GET, sql.ESCALATION_OF_REQUEST):
+        row = connection.execute(statement, {"id": some_id}).fetchone()
+        if row is not None:
+            return row
+    return None
+
+
+def known(connection: Connection, some_id: str) -> Any:
+    """Return the row as ``find`` does. Raises NotFound."""
+    row = find(connection, some_id)
+    if row is None:
+        raise NotFound(f"there is no row {some_id} in the queue")
+    return row
+
+
+def held(connection: Connection, row: Escalation) -> Any:
+    """Return the row if it is still held under this lease. Raises LeaseLost."""
+    found = connection.execute(sql.ESCALATION_HELD, {"id": row.id, "lease": row.lease}).fetchone()
+    if found is None:
+        raise LeaseLost(f"the lease on escalation {row.id} is lost: it was rescued, settled or cancelled meanwhile")
+    return found
+
+
+def finish_attempt(
+    connection: Connection, row: Any, outcome: str, error: str | None, *, left: bool | None, now_ms: int
+) -> None:
+    """Close the attempt of the row's lease, and log what left the device.
+
+    ``left`` None: nobody knows, so an attempt that had begun is logged as having left.
+    """
+    attempt = None
+    if row["lease"] is not None:
+        attempt = connection.execute(sql.ATTEMPT_OF_LEASE, {"lease": row["lease"]}).fetchone()
+    if attempt is None:
+        if left:
+            raise WrongState(f"escalation {row['id']}: bytes cannot have left before begin_send")
+        return
+    connection.execute(
+        sql.ATTEMPT_FINISH, {"lease": row["lease"], "now_ms": now_ms, "outcome": outcome, "error": error}
+    )
+    if left is not False:
+        egress_log.append(
+            connection,
+            at_ms=now_ms,
+            escalation_id=row["id"],
+            request_id=row["request_id"],
+            target=attempt["target"],
+            body_bytes=attempt["body_bytes"],
+            body_sha256=attempt["body_sha256"],
+            outcome=outcome,
+        )
+
+
+def again(
+    connection: Connection, row: Any, *, attempts: int, available_at_ms: int, error: str, now_ms: int
+) -> Escalation:
+    """Put a leased row back to pending."""
+    changed = connection.execute(
+        sql.ESCALATION_AGAIN,
+        {
+            "id": row["id"],
+            "lease": row["lease"],
+            "error": error,
+            "attempts": attempts,
+            "available_at_ms": available_at_ms,
+            "now_ms": now_ms,
+        },
+    ).fetchone()
+    return rows.escalation(changed)
+
+
+def count_attempt(
+    connection: Connection, retention: Retention, row: Any, *, available_at_ms: int, error: str, now_ms: int
+) -> Escalation:
+    """Put a leased row back with one more attempt, or end it as dead when they are used up."""
+    attempts = row["attempts"] + 1
+    if attempts < row["max_attempts"]:
+        return again(connection, row, attempts=attempts, available_at_ms=available_at_ms, error=error, now_ms=now_ms)
+    return end(
+        connection,
+        retention,
+        row,
+        EscalationState.DEAD,
+        reason="attempts_used_up",
+        error=error,
+        attempts=attempts,
+        now_ms=now_ms,
+    )
+
+
+def end(
+    connection: Connection,
+    retention: Retention,
+    row: Any,
+    state: EscalationState,
+    *,
+    now_ms: int,
+    reason: str | None = None,
+    error: str | None = None,
+    attempts: int | None = None,
+) -> Escalation:
+    """Bring an open row to an ended state, and its request with it."""
+    ended = connection.execute(
+        sql.ESCALATION_END,
+        {
+            "id": row["id"],
+            "from_state": row["state"],
+            "lease": row["lease"],
+            "state": state.value,
+            "reason": reason,
+            "error": error,
+            "attempts": row["attempts"] if attempts is None else attempts,
+            "now_ms": now_ms,
+        },
+    ).fetchone()
+    follow(connection, retention, ended, now_ms)
+    return rows.escalation(ended)
+
+
+def follow(connection: Connection, retention: Retention, row: Any, now_ms: int) -> None:
+    """Bring the request to the state that the row's state implies."""
+    state = REQUEST_STATE[EscalationState(row["state"])]
+    connection.execute(
+        sql.REQUEST_FOLLOW,
+        {
+            "id": row["request_id"],
+            "state": state.value,
+            "now_ms": now_ms,
+            "answered_by": row["target"] if state is RequestState.RESOLVED else None,
+            "bodies_until_ms": retention.until_ms(state, now_ms),
+        },
+    )
