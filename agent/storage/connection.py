@@ -10,7 +10,6 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from sqlcipher3 import dbapi2 as sqlcipher
@@ -55,9 +54,9 @@ class Connection(Protocol):
     in_transaction: bool
     row_factory: Any
 
-    def execute(self, sql: str, parameters: Mapping[str, object] = MappingProxyType({})) -> Cursor: ...
+    def execute(self, sql: str, parameters: Mapping[str, object] = ...) -> Cursor: ...
     def executemany(self, sql: str, parameters: Iterable[Mapping[str, object]]) -> Cursor: ...
-    def backup(self, target: Connection) -> None: ...
+    def backup(self, target: Connection, *, pages: int = ...) -> None: ...
     def close(self) -> None: ...
 
 

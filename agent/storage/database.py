@@ -223,11 +223,7 @@ class Database:
         if self._connection is None:
             connection = connect(self.path, self._key)
             try:
-                version = schema_version(connection, self.path)
-                if version != SCHEMA_VERSION:
-                    raise StorageError(
-                        f"{self.path} has schema {version}, not {SCHEMA_VERSION}; start the daemon to migrate it"
-                    )
+                _check_schema(connection, self.path)
                 tune(connection)
             except BaseException:
                 connection.close()
@@ -263,3 +259,9 @@ class Database:
             LOG.warning("the write-ahead log stays until the next start: %s", error)
         self._connection.close()
         self._connection = None
+
+
+def _check_schema(connection: Connection, path: Path) -> None:
+    version = schema_version(connection, path)
+    if version != SCHEMA_VERSION:
+        raise StorageError(f"{path} has schema {version}, not {SCHEMA_VERSION}; start the daemon to migrate it")

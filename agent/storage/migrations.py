@@ -257,8 +257,9 @@ def _counters(table: str, statement: str, columns: str) -> tuple[str, str, str]:
 TRIGGERS = (
     *_counters("requests", _COUNT_REQUEST, "state"),
     *_counters("escalations", _COUNT_ESCALATION, "state, target, bytes"),
-    "CREATE TRIGGER egress_log_keep_rows BEFORE DELETE ON egress_log"
-    " BEGIN SELECT RAISE(ABORT, 'the egress log is append-only'); END",
-    "CREATE TRIGGER egress_log_keep_values BEFORE UPDATE ON egress_log"
-    " BEGIN SELECT RAISE(ABORT, 'the egress log is append-only'); END",
+    *(
+        f"CREATE TRIGGER egress_log_no_{verb} BEFORE {verb} ON egress_log"
+        " BEGIN SELECT RAISE(ABORT, 'the egress log is append-only'); END"
+        for verb in ("update", "delete")
+    ),
 )
