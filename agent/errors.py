@@ -11,6 +11,8 @@ OutriderError
  |    |-- Unauthorized           401
  |    |-- Forbidden              403
  |    |-- NotFound               404
+ |    |-- MethodNotAllowed       405
+ |    |-- BodyTimeout            408
  |    |-- BodyGone               410
  |    |-- IdempotencyMismatch    422
  |    |-- StillRunning           409
@@ -21,6 +23,8 @@ OutriderError
  |-- EngineFailed                503
  |    |-- ModelQuarantined       503
  |-- QueueFull                   507
+ |-- Unresolved                  502: nobody answered, here or at the target
+ |-- ShuttingDown                503
  |-- StorageError                exit 74, 507 or 503
  |    |-- DiskFull               507
  |    |-- WrongKey, ForeignDatabase, NewerSchema, SqliteTooOld, StorageCorrupt
@@ -128,6 +132,20 @@ class NotFound(RequestError):
     status = 404
 
 
+class MethodNotAllowed(RequestError):
+    """The path is known, but not with this method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class BodyTimeout(RequestError):
+    """The body did not arrive in time."""
+
+    code = "body_timeout"
+    status = 408
+
+
 class BodyGone(RequestError):
     """The stored answer's retention has passed."""
 
@@ -205,6 +223,23 @@ class QueueFull(OutriderError):
 
     code = "queue_full"
     status = 507
+    exit_code = 75
+    retryable = True
+
+
+class Unresolved(OutriderError):
+    """There is no local answer, and the request's row ended without one from a target."""
+
+    code = "unresolved"
+    status = 502
+    exit_code = 69
+
+
+class ShuttingDown(OutriderError):
+    """The daemon stops; what was accepted stays in the queue."""
+
+    code = "shutting_down"
+    status = 503
     exit_code = 75
     retryable = True
 
