@@ -80,20 +80,14 @@ def restore(
         material = keys.load(data_dir, environ).material
     else:
         material = _unwrap_key(source.with_name(source.name + _KEY_SUFFIX), passphrase)
+    keys.make_private_folder(data_dir)
     incoming = data_dir / f".incoming-{secrets.token_hex(4)}.db"
-    copied = connect(source, material)
+    _copy_checked(source, incoming, material)
+    if passphrase is not None:
+        # Should this end half-way, the next start takes whichever key fits the database.
+        keys.write_private(data_dir / keys.NEXT_KEY_NAME, material)
     try:
-        if schema_version(copied, source) == 0:
-            raise ForeignDatabase(f"{source} is empty, not a backup of Outrider")
-        _copy(copied, incoming, material)
-    except BaseException:
-        incoming.unlink(missing_ok=True)
-        raise
-    finally:
-        copied.close()
-    _check_whole(incoming, material)
-    kept = _set_aside(data_dir)
-    try:
+        kept = _set_aside(data_dir)
         incoming.rename(data_dir / DATABASE_NAME)
         keys.sync_folder(data_dir)
     except OSError as error:
@@ -101,6 +95,27 @@ def restore(
     if passphrase is not None:
         keys.restore(data_dir, material)
     return kept
+
+
+def _copy_checked(source: Path, incoming: Path, material: bytes) -> None:
+    """Copy a backup and prove that the copy is a whole database of Outrider."""
+    copied = connect(source, material)
+    try:
+        version = schema_version(copied, source)
+        if version:
+            _copy(copied, incoming, material)
+    finally:
+        copied.close()
+    if not version:
+        raise ForeignDatabase(f"{source} is empty, not a backup of Outrider")
+    connection = connect(incoming, material)
+    try:
+        verdict = connection.execute("PRAGMA quick_check").fetchone()[0]
+    finally:
+        connection.close()
+    if verdict != "ok":
+        incoming.unlink()
+        raise StorageCorrupt(f"the backup is damaged ({verdict}); nothing was changed")
 
 
 def _copy(source: Connection, dest: Path, key: bytes) -> int:
@@ -125,17 +140,6 @@ def _copy(source: Connection, dest: Path, key: bytes) -> int:
         raise from_os_error(error, dest) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _check_whole(path: Path, key: bytes) -> None:
-    connection = connect(path, key)
-    try:
-        verdict = connection.execute("PRAGMA quick_check").fetchone()[0]
-    finally:
-        connection.close()
-    if verdict != "ok":
-        path.unlink()
-        raise StorageCorrupt(f"the backup is damaged ({verdict}); nothing was changed")
 
 
 def _set_aside(data_dir: Path) -> Path | None:

@@ -203,6 +203,14 @@ def write_private(path: Path, content: bytes) -> None:
         raise from_os_error(error, path) from error
 
 
+def make_private_folder(folder: Path) -> None:
+    """Create ``folder`` for its owner alone, if it is not there."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -214,16 +222,19 @@ def sync_folder(folder: Path) -> None:
 
 def _finish_rotation(data_dir: Path) -> None:
     """Keep whichever of the two keys opens the database."""
-    following = data_dir / NEXT_KEY_NAME
+    following, current = data_dir / NEXT_KEY_NAME, data_dir / KEY_NAME
     path = data_dir / DATABASE_NAME
-    if path.exists():
-        try:
-            connect(path, _read(following, KeyPlace.FILE)).close()
-        except WrongKey:
-            following.unlink()  # the rotation ended before the database changed
-        else:
-            following.rename(data_dir / KEY_NAME)
-        sync_folder(data_dir)
+    if not path.exists():
+        return
+    try:
+        connect(path, _read(following, KeyPlace.FILE)).close()
+    except WrongKey:
+        # The rotation ended before the database changed. Without that proof no key is thrown away.
+        connect(path, _read(current, KeyPlace.FILE)).close()
+        following.unlink()
+    else:
+        following.rename(current)
+    sync_folder(data_dir)
 
 
 def _credential(environ: Mapping[str, str]) -> Path | None:

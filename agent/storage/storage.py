@@ -12,7 +12,7 @@ from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import keys
 from agent.storage.ballast import Ballast
 from agent.storage.changes import Changes
-from agent.storage.connection import DATABASE_NAME, SCHEMA_VERSION, connect, from_os_error, schema_version
+from agent.storage.connection import DATABASE_NAME, SCHEMA_VERSION, connect, schema_version
 from agent.storage.database import Database
 from agent.storage.egress_log import EgressLog
 from agent.storage.instance_lock import InstanceLock
@@ -79,7 +79,7 @@ async def open_storage(data_dir: Path, queue: QueueSettings, retention: Retentio
     Raises AlreadyRunning, KeyProblem, WrongKey, ForeignDatabase, NewerSchema, SqliteTooOld,
     DiskFull or StorageError, each one line; nothing is damaged then.
     """
-    _make_private_folder(data_dir)
+    keys.make_private_folder(data_dir)
     lock = InstanceLock(data_dir)
     try:
         key = keys.load_or_create(data_dir)
@@ -100,13 +100,6 @@ async def open_storage(data_dir: Path, queue: QueueSettings, retention: Retentio
         await storage.close()
         raise
     return storage
-
-
-def _make_private_folder(data_dir: Path) -> None:
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise from_os_error(error, data_dir) from error
 
 
 def _needs_migration(path: Path, key: bytes) -> bool:
