@@ -41,7 +41,9 @@ def answer_options(function: Decorated) -> Decorated:
                 type=click.Choice(["never", "approve", "allow"]),
                 help="What may leave the device for this. Never looser than the target's own policy.",
             ),
-            click.option("--deadline", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Give up then."),
+            click.option(
+                "--deadline", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Give up then."
+            ),
         )
     ):
         function = option(function)
@@ -58,6 +60,7 @@ def answer_options(function: Decorated) -> Decorated:
 @pass_invocation
 def ask(
     invocation: Invocation,
+    /,
     question: str,
     wait: bool,
     explain: bool,
@@ -70,7 +73,6 @@ def ask(
     The answer goes to stdout, confidence and decision to stderr. QUESTION "-" reads stdin.
     Exit code 3: the request is accepted, but there is no text (queued, or withheld as uncertain).
 
-    \b
     Example:  outrider ask "What is the capital of France?" --explain
     """
     from agent.cli.client import DaemonClient

@@ -20,13 +20,12 @@ HELP = "/reset forgets the conversation, /quit leaves (also Ctrl-D); Ctrl-C stop
 @answer_options
 @json_option
 @pass_invocation
-def chat(invocation: Invocation, as_json: bool, **options: Any) -> None:
+def chat(invocation: Invocation, /, as_json: bool, **options: Any) -> None:
     """Talk with the local model, turn by turn.
 
     Reads one turn per line; the whole conversation goes along with each. With --json each answer
     is one JSON line.
 
-    \b
     Example:  outrider chat --system "Answer in one sentence."
     """
     from agent.cli.client import DaemonClient

@@ -22,7 +22,6 @@ def config() -> None:
 def show(invocation: Invocation, as_json: bool) -> None:
     """Print every value with its origin: default, file, env or flag.
 
-    \b
     Example:  outrider config show
     """
     loaded = invocation.loaded
@@ -41,7 +40,6 @@ def show(invocation: Invocation, as_json: bool) -> None:
 def path(invocation: Invocation, as_json: bool) -> None:
     """Print the path of the configuration file, whether it exists or not.
 
-    \b
     Example:  $EDITOR "$(outrider config path)"
     """
     found = invocation.loaded.path
@@ -57,12 +55,13 @@ def path(invocation: Invocation, as_json: bool) -> None:
 def check(invocation: Invocation, as_json: bool) -> None:
     """Check file, environment and flags; exit 78 with one line if they do not hold.
 
-    \b
     Example:  outrider --config new.toml config check
     """
     loaded = invocation.loaded
     if as_json:
-        emit_json({"ok": True, "path": str(loaded.path), "targets": [target.name for target in loaded.settings.targets]})
+        emit_json(
+            {"ok": True, "path": str(loaded.path), "targets": [target.name for target in loaded.settings.targets]}
+        )
         return
     click.echo(f"the configuration holds ({loaded.path}{'' if loaded.path.exists() else ', which does not exist'})")
 

@@ -17,7 +17,6 @@ from agent.cli.output import emit_json, notice
 def env(invocation: Invocation, shell: str, as_json: bool) -> None:
     """Print OPENAI_BASE_URL and OPENAI_API_KEY for any client.
 
-    \b
     Example:  eval "$(outrider env)"
     """
     from agent.cli.client import find_daemon, read_token

@@ -36,7 +36,6 @@ def key() -> None:
 def status(invocation: Invocation, as_json: bool) -> None:
     """Say where the key is and what that place protects against. Never prints the key.
 
-    \b
     Example:  outrider key status
     """
     from agent.storage import keys
@@ -66,7 +65,6 @@ def rotate(invocation: Invocation, yes: bool, as_json: bool) -> None:
 
     Backups and recovery codes made before keep needing the old key.
 
-    \b
     Example:  outrider key rotate
     """
     from agent.storage import keys
@@ -95,9 +93,9 @@ def recovery(invocation: Invocation, restore: bool, as_json: bool) -> None:
 
     Whoever has the code and a copy of the database can read it all.
 
-    \b
-    Examples:  outrider key recovery
-               outrider key recovery --restore
+    Example:  outrider key recovery
+
+    Example:  outrider key recovery --restore
     """
     from agent.storage import keys
 

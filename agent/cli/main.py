@@ -37,6 +37,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("agent.cli.bench:bench", "Measure what the daemon costs against its worker driven directly."),
 }
 
+FIRST_STEPS = [
+    ("outrider serve", "start it, in a terminal of its own"),
+    ('outrider ask "What is the capital of France?"', "ask it"),
+    ('eval "$(outrider env)"', "let any OpenAI client of this shell use it"),
+]
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 INTERNAL_ERROR = OutriderError.exit_code
 
@@ -57,6 +62,10 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("First steps"):
+            formatter.write_dl(FIRST_STEPS)
 
     def main(
         self,
@@ -132,11 +141,5 @@ def _fail(message: str, code: str, exit_code: int, *, as_json: bool) -> NoReturn
 def cli(
     ctx: click.Context, config_path: Path | None, data_dir: Path | None, assignments: tuple[str, ...], traceback: bool
 ) -> None:
-    """Answers offline, knows how sure it is, escalates when there is a line.
-
-    \b
-    Start it:        outrider serve
-    Ask it:          outrider ask "What is the capital of France?"
-    Use any client:  eval "$(outrider env)"
-    """
+    """Answers offline, knows how sure it is, escalates when there is a line."""
     ctx.obj = Invocation(config_path, data_dir, assignments)

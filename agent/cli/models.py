@@ -11,7 +11,7 @@ from agent.cli.output import emit_json, notice, size, table
 from agent.errors import OutriderError
 
 if TYPE_CHECKING:
-    from agent.models.store import ModelEntry, ModelStore
+    from agent.models.store import ModelStore
 
 
 @click.group()
@@ -25,10 +25,9 @@ def models() -> None:
 def list_models(invocation: Invocation, as_json: bool) -> None:
     """Print every model of the manifest and its state here.
 
-    \b
     Example:  outrider models list
     """
-    entries = open_store(invocation).list()
+    entries = _store(invocation).list()
     if as_json:
         emit_json(entries)
         return
@@ -45,10 +44,9 @@ def list_models(invocation: Invocation, as_json: bool) -> None:
 def show(invocation: Invocation, name: str, as_json: bool) -> None:
     """Print all that is known of one model.
 
-    \b
     Example:  outrider models show smollm2-135m-instruct
     """
-    entry = open_store(invocation).show(name)
+    entry = _store(invocation).show(name)
     if as_json:
         emit_json(entry)
         return
@@ -64,14 +62,15 @@ def verify(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> int
 
     A file that does not hold is moved to quarantine; the exit code is then 65.
 
-    \b
     Example:  outrider models verify
     """
-    store = open_store(invocation)
+    store = _store(invocation)
     chosen = names or tuple(entry.name for entry in store.list() if entry.path)
     results = [_verify_one(store, name) for name in chosen]
     if as_json:
-        emit_json([{"name": name, "ok": error is None, "error": str(error) if error else None} for name, error in results])
+        emit_json(
+            [{"name": name, "ok": error is None, "error": str(error) if error else None} for name, error in results]
+        )
     else:
         for name, error in results:
             click.echo(f"{name}: {'holds' if error is None else error}")
@@ -88,14 +87,7 @@ def _verify_one(store: ModelStore, name: str) -> tuple[str, OutriderError | None
     return name, None
 
 
-def open_store(invocation: Invocation) -> ModelStore:
-    """Return the model store of this data directory."""
-    from agent.models.manifest import load_manifest
-    from agent.models.store import ModelStore
+def _store(invocation: Invocation) -> ModelStore:
+    from agent.models.store import open_store
 
-    return ModelStore(invocation.data_path / "models", load_manifest())
-
-
-def entry_of(invocation: Invocation, name: str) -> ModelEntry:
-    """Return one model. Raises ModelNotFound with the nearest names."""
-    return open_store(invocation).show(name)
+    return open_store(invocation.data_path)

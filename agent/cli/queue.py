@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,6 @@ def queue() -> None:
 def list_rows(invocation: Invocation, state: str | None, limit: int, as_json: bool) -> None:
     """Print rows, oldest first, and the count of each state.
 
-    \b
     Example:  outrider queue list --state awaiting_approval
     """
     from agent.cli.access import now_ms, open_access
@@ -73,14 +73,13 @@ def list_rows(invocation: Invocation, state: str | None, limit: int, as_json: bo
 def show(invocation: Invocation, row_id: str, as_sent: bool, target: str | None, as_json: bool) -> None:
     """Print one row (by its id or its request's).
 
-    \b
     Example:  outrider queue show 0197c0de-... --as-sent
     """
     from agent.cli.access import open_access
 
     with open_access(invocation.settings) as access:
         if as_sent:
-            click.get_binary_stream("stdout").write(access.as_sent(row_id, target))
+            sys.stdout.buffer.write(access.as_sent(row_id, target))
             return
         row = access.row(row_id)
     if as_json:
@@ -101,9 +100,9 @@ def release(
 ) -> None:
     """Let rows that wait for a person leave: shows count, oldest and the bytes, then asks.
 
-    \b
-    Examples:  outrider queue release 0197c0de-...
-               outrider queue release --all --target cloud
+    Example:  outrider queue release 0197c0de-...
+
+    Example:  outrider queue release --all --target cloud
     """
     from agent.cli.access import now_ms, open_access
 
@@ -140,7 +139,6 @@ def release(
 def retry(invocation: Invocation, row_id: str, as_json: bool) -> None:
     """Put a dead, expired or cancelled row back in line.
 
-    \b
     Example:  outrider queue retry 0197c0de-...
     """
     from agent.cli.access import open_access
@@ -157,7 +155,6 @@ def retry(invocation: Invocation, row_id: str, as_json: bool) -> None:
 def cancel(invocation: Invocation, row_id: str, as_json: bool) -> None:
     """Take a row out of line; nothing of it leaves any more.
 
-    \b
     Example:  outrider queue cancel 0197c0de-...
     """
     from agent.cli.access import open_access
@@ -174,7 +171,6 @@ def cancel(invocation: Invocation, row_id: str, as_json: bool) -> None:
 def purge(invocation: Invocation, yes: bool, as_json: bool) -> None:
     """Delete rows that have ended (succeeded, dead, expired, cancelled) and their texts.
 
-    \b
     Example:  outrider queue purge
     """
     from agent.cli.access import open_access
@@ -198,7 +194,6 @@ def drain(invocation: Invocation, as_json: bool) -> None:
     Returns at once when the daemon runs (it goes on sending). While it is down the rows are sent
     from here, until none is left that can go now.
 
-    \b
     Example:  outrider queue drain
     """
     from agent.cli.access import open_access

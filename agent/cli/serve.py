@@ -18,7 +18,6 @@ def serve(invocation: Invocation, host: str | None, port: int | None, model: str
 
     Stops in order on SIGTERM and Ctrl-C; SIGHUP reads the targets again. The log goes to stderr.
 
-    \b
     Example:  outrider serve --port 8484
     """
     loaded = invocation.load(server__host=host, server__port=port, engine__model=model)

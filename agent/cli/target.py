@@ -33,7 +33,6 @@ def target() -> None:
 def list_targets(invocation: Invocation, as_json: bool) -> None:
     """Print the configured targets, and how each stands when the daemon runs.
 
-    \b
     Example:  outrider target list
     """
     standing = _standing(invocation)
@@ -68,7 +67,9 @@ def list_targets(invocation: Invocation, as_json: bool) -> None:
 @click.option("--egress", type=click.Choice(["approve", "allow"]), help="What may leave. Asked for on a terminal.")
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the API key, mode 0600.")
 @click.option("--api-key-env", help="Environment variable of the daemon with the API key.")
-@click.option("--handoff", type=click.Choice(["fresh", "refine", "verify"]), help="Ask anew, improve or judge the draft.")
+@click.option(
+    "--handoff", type=click.Choice(["fresh", "refine", "verify"]), help="Ask anew, improve or judge the draft."
+)
 @click.option("--ca-file", type=click.Path(path_type=Path), help="Certificate authority of a private target (PEM).")
 @click.option("--chain", is_flag=True, help="The target is an Outrider that may hand on further.")
 @json_option
@@ -91,11 +92,8 @@ def add(
     Rows accepted earlier do not leave: `outrider queue release` shows and frees them. Without
     --egress a script gets "approve"; a terminal is asked, also for the API key (kept in a 0600 file).
 
-    \b
     Example:  outrider target add cloud --base-url https://api.example.com/v1 --model big-1
     """
-    from agent.settings import TargetSettings
-
     if name in {one.name for one in invocation.settings.targets}:
         raise ConfigError(f"target {name} exists already: remove it first, or choose another name")
     asking = sys.stdin.isatty() and not as_json
@@ -142,7 +140,6 @@ def add(
 def remove(invocation: Invocation, name: str, as_json: bool) -> None:
     """Take a target out of outrider.toml; its rows stay in the queue and wait.
 
-    \b
     Example:  outrider target remove cloud
     """
     _configured(invocation, name)
@@ -168,7 +165,6 @@ def test(invocation: Invocation, name: str, as_json: bool) -> int:
 
     Exit code 69 when it cannot be used now.
 
-    \b
     Example:  outrider target test cloud
     """
     from agent.cli.escalating import probe

@@ -1,0 +1,49 @@
+"""``outrider egress``: the record of what has left this device."""
+
+from __future__ import annotations
+
+import click
+
+from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.output import emit_json, moment, notice, size, table
+
+DAY_MS = 86_400_000
+
+
+@click.command()
+@click.option("--days", type=click.FloatRange(0, 36_500), default=30.0, show_default=True, help="How far back.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@json_option
+@pass_invocation
+def egress(invocation: Invocation, days: float, limit: int, as_json: bool) -> None:
+    """See what has left the device.
+
+    Prints one line per send, newest first: when, where, how many bytes and their SHA-256. The
+    texts are not in it.
+
+    Example:  outrider egress --days 1
+    """
+    from agent.cli.access import now_ms, open_access
+
+    since_ms = max(0, now_ms() - int(days * DAY_MS))
+    with open_access(invocation.settings) as access:
+        found = access.egress(since_ms, limit)
+    if as_json:
+        emit_json(found)
+        return
+    table(
+        ["WHEN", "TARGET", "BYTES", "OUTCOME", "REQUEST", "SHA-256"],
+        [
+            (
+                moment(row["at_ms"]),
+                row["target"],
+                row["bytes"],
+                row["outcome"],
+                row["request_id"],
+                row["body_sha256"][:16],
+            )
+            for row in found["data"]
+        ],
+    )
+    totals = found["totals"]
+    notice(f"left the device in {days:g} days: {totals['rows']} sends, {size(totals['bytes'])}")
