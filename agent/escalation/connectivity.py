@@ -11,14 +11,15 @@ while its sends do not is not hammered.
 
 from __future__ import annotations
 
-import random as random_module
 from enum import StrEnum
+from random import Random
 
 PROBE_BASE_S = 1.0
 PROBE_FLOOR_S = 0.05
 BLOCKED_RECHECK_S = 900.0
 BACKOFF_CAP_S = 900.0
 TROUBLES_BEFORE_PAUSE = 3
+WIDEST_WINDOW = 64
 
 
 class Reach(StrEnum):
@@ -31,7 +32,7 @@ class Reach(StrEnum):
     BLOCKED = "blocked"  # it refuses this device until a person mends it
 
 
-def full_jitter_s(random: random_module.Random, step: int, *, base_s: float, cap_s: float) -> float:
+def full_jitter_s(random: Random, step: int, *, base_s: float, cap_s: float) -> float:
     """Return a wait drawn evenly from 0 to ``min(cap_s, base_s * 2**step)`` seconds."""
     return random.uniform(0.0, min(cap_s, base_s * 2.0 ** min(step, 32)))
 
@@ -39,7 +40,7 @@ def full_jitter_s(random: random_module.Random, step: int, *, base_s: float, cap
 class Circuit:
     """Says whether a send, a probe or patience is due, and for how many seconds."""
 
-    def __init__(self, random: random_module.Random) -> None:
+    def __init__(self, random: Random) -> None:
         self.reach = Reach.UNKNOWN
         self.reason = ""
         self._random = random
@@ -72,7 +73,7 @@ class Circuit:
         self.reach, self.reason = Reach.ONLINE, ""
         self._step = self._troubles = self._throttles = 0
         if usable:
-            self._window *= 2
+            self._window = min(self._window * 2, WIDEST_WINDOW)
 
     def lost(self, reason: str, now_s: float, *, cap_s: float, portal: bool = False) -> None:
         """Nobody, or somebody else, was there."""
@@ -83,15 +84,17 @@ class Circuit:
 
     def doubted(self) -> None:
         """A send got no reply: ask before the next one."""
-        self.reach, self.reason = Reach.UNKNOWN, ""
+        if self.reach is Reach.ONLINE:
+            self.reach, self.reason = Reach.UNKNOWN, ""
 
     def blocked(self, reason: str, now_s: float) -> None:
         """The target refuses this device."""
         self.reach, self.reason = Reach.BLOCKED, reason
         self._probe_at_s = now_s + self._random.uniform(0.5, 1.0) * BLOCKED_RECHECK_S
 
-    def throttled(self, now_s: float, wait_s: float | None) -> float:
+    def throttled(self, reason: str, now_s: float, wait_s: float | None) -> float:
         """The target asks for patience, for ``wait_s`` or a backoff. Returns the wait in seconds."""
+        self.reason = reason
         if wait_s is None:
             wait_s = max(1.0, full_jitter_s(self._random, self._throttles + 1, base_s=2.0, cap_s=BACKOFF_CAP_S))
             self._throttles += 1

@@ -72,7 +72,8 @@ class LinkWatcher:
 
     def tells_change(self, data: bytes) -> bool:
         """Return whether a datagram holds something new: a link that runs, an address, a route."""
-        return any([self._is_new(kind, payload) for kind, payload in messages(data)])
+        news = [self._is_new(kind, payload) for kind, payload in messages(data)]  # each is noted, not only the first
+        return True in news
 
     def _is_new(self, kind: int, payload: bytes) -> bool:
         if kind != RTM_NEWLINK:

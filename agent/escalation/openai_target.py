@@ -271,4 +271,3 @@ def _words(error: Exception) -> str:
             return "the connection ended before the whole reply"
         case _:
             return f"the connection failed ({type(error).__name__})"
-

@@ -6,6 +6,7 @@ Another kind of target is one module and one entry in ``TARGETS``.
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, cast
 
@@ -105,8 +106,13 @@ class Target(Protocol):
 TARGETS = {"openai": "agent.escalation.openai_target:OpenAITarget"}
 
 
+def wall_clock_ms() -> int:
+    """Return the time in milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
 def make_target(
-    settings: TargetSettings, connectivity: ConnectivitySettings, *, now_ms: Callable[[], int]
+    settings: TargetSettings, connectivity: ConnectivitySettings, *, now_ms: Callable[[], int] = wall_clock_ms
 ) -> Target:
     """Build the target of a configuration section. Raises ConfigError when its address does not parse."""
     module, _, attribute = TARGETS["openai"].partition(":")

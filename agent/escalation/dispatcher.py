@@ -1,0 +1,130 @@
+"""Empties the outbox: one lane per configured target, woken by new rows and by the network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from random import Random
+
+from agent.escalation.connectivity import Circuit
+from agent.escalation.lane import Lane, TargetStatus
+from agent.escalation.netlink import LinkWatcher
+from agent.escalation.target import make_target
+from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
+from agent.storage import Storage
+from agent.types import EscalationState
+
+__all__ = ["Dispatcher", "TargetStatus"]
+
+UNCONFIGURED = "unconfigured"
+OLDEST_ROWS = 1000
+
+
+class Dispatcher:
+    """Sends what waits, as far as policy, connectivity and each target's pace allow.
+
+    Rows of a target that is not configured (any more) wait; ``status`` names them.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        targets: Sequence[TargetSettings],
+        connectivity: ConnectivitySettings,
+        queue: QueueSettings,
+        *,
+        now_ms: Callable[[], int],
+        random: Random,
+        on_battery: Callable[[], bool],
+        grace_s: float = 10.0,
+    ) -> None:
+        self._storage = storage
+        self._connectivity = connectivity
+        self._queue = queue
+        self._now_ms = now_ms
+        self._random = random
+        self._on_battery = on_battery
+        self._grace_s = grace_s
+        self._wanted = tuple(targets)
+        self._lanes: dict[str, Lane] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._unconfigured: dict[str, int] = {}
+        self._links = LinkWatcher(self.network_changed)
+
+    async def start(self) -> None:
+        """Begin to send. Raises ConfigError when a target's address does not parse."""
+        self._links.start()
+        await self.replace_targets(self._wanted)
+
+    async def stop(self) -> None:
+        """Claim nothing more, let sends finish within the grace period, settle every row that is held."""
+        self._links.stop()
+        lanes, self._lanes = list(self._lanes.values()), {}
+        await asyncio.gather(*(lane.finish(self._grace_s) for lane in lanes), *self._retiring)
+
+    def wake(self) -> None:
+        """Look at the outbox now: a row was queued or released."""
+        for lane in self._lanes.values():
+            lane.wake()
+
+    def network_changed(self) -> None:
+        """Probe at once: the device's own links, addresses or routes are new. A paused target stays paused."""
+        for lane in self._lanes.values():
+            lane.circuit.retry_now(blocked_too=False)
+            lane.wake()
+
+    async def drain(self) -> None:
+        """Try everything now, whatever it waits for; paused targets too."""
+        await asyncio.gather(*(lane.hasten() for lane in self._lanes.values()))
+        await self._count_unconfigured()
+
+    async def replace_targets(self, targets: Sequence[TargetSettings]) -> None:
+        """Take over a new configuration: nothing changes when a target in it is wrong (ConfigError).
+
+        A target that is gone or changed finishes the sends that it has under way. One that is
+        the same is tried anew: its key may have been mended.
+        """
+        kept = {lane.settings.name: lane for lane in self._lanes.values() if lane.settings in targets}
+        made = {settings.name: self._lane(settings) for settings in targets if settings.name not in kept}
+        for name, lane in self._lanes.items():
+            if name not in kept:
+                retiring = asyncio.create_task(lane.finish(lane.settings.timeout_s))
+                self._retiring.add(retiring)
+                retiring.add_done_callback(self._retiring.discard)
+        self._lanes = {settings.name: kept.get(settings.name) or made[settings.name] for settings in targets}
+        for lane in kept.values():
+            lane.circuit.retry_now(blocked_too=True)
+            lane.wake()
+        for lane in made.values():
+            lane.start()
+        await self._count_unconfigured()
+
+    def status(self) -> list[TargetStatus]:
+        """Return the configured targets in their order, then the names that rows wait for in vain."""
+        gone = [
+            TargetStatus(name=name, state=UNCONFIGURED, reason="rows wait for a target of this name", waiting=rows)
+            for name, rows in self._unconfigured.items()
+        ]
+        return [*(lane.status() for lane in self._lanes.values()), *gone]
+
+    def _lane(self, settings: TargetSettings) -> Lane:
+        return Lane(
+            make_target(settings, self._connectivity, now_ms=self._now_ms),
+            self._storage.outbox,
+            Circuit(self._random),
+            self._connectivity,
+            self._queue,
+            now_ms=self._now_ms,
+            random=self._random,
+            on_battery=self._on_battery,
+        )
+
+    async def _count_unconfigured(self) -> None:
+        """Find the names that rows wait for in vain, among the oldest: rows that never go become the oldest."""
+        outbox = self._storage.outbox
+        pending = (await outbox.counts())[EscalationState.PENDING]["rows"]
+        names: set[str] = set()
+        if pending > sum([await outbox.pending_for(name) for name in self._lanes]):
+            oldest = await outbox.list(EscalationState.PENDING, limit=OLDEST_ROWS)
+            names = {row.target for row in oldest if row.target is not None} - self._lanes.keys()
+        self._unconfigured = {name: await outbox.pending_for(name) for name in sorted(names)}

@@ -1,0 +1,316 @@
+"""The way to one target: when rows wait, probe; when it answers, claim, send, settle.
+
+One task claims, one task per send settles. Neither is ever cancelled: a claim or a settle cut
+in the middle would leave a row leased with nobody to own it. They are asked to end instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from random import Random
+
+import msgspec
+
+from agent.errors import LeaseLost, StorageError
+from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s
+from agent.escalation.consent import forbidden
+from agent.escalation.target import (
+    Blocked,
+    Delivered,
+    Held,
+    Offline,
+    Online,
+    Outcome,
+    RateLimited,
+    Rejected,
+    Retry,
+    Target,
+)
+from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
+from agent.storage.outbox import Outbox
+from agent.telemetry import LOG, METRICS
+from agent.types import EgressPolicy, Escalation, RequestRecord
+
+RETRY_BASE_S = 2.0
+HELD_FLOOR_S = 15.0  # first look at an answer that a target has queued
+STORAGE_AGAIN_S = 5.0
+FAULT_AGAIN_S = 30.0
+RECHECK_S = 60.0  # longest sleep: a wake that was missed, or a clock that was set, costs no more
+LEASE_MARGIN_S = 60.0  # a lease outlives the longest send by this much
+
+
+class TargetStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user sees of a target. Moments in ms since the epoch; None where there is none."""
+
+    name: str
+    state: str  # unknown, online, offline, portal, blocked; unconfigured: rows wait for a name that is gone
+    reason: str = ""
+    next_probe_ms: int | None = None
+    held_until_ms: int | None = None  # the target asked for patience
+    last_success_ms: int | None = None
+    in_flight: int = 0
+    waiting: int | None = None  # rows, where state is unconfigured
+
+
+class Lane:
+    """Sends the rows of one target. Made and used on one event loop."""
+
+    def __init__(
+        self,
+        target: Target,
+        outbox: Outbox,
+        circuit: Circuit,
+        connectivity: ConnectivitySettings,
+        queue: QueueSettings,
+        *,
+        now_ms: Callable[[], int],
+        random: Random,
+        on_battery: Callable[[], bool],
+    ) -> None:
+        self.circuit = circuit
+        self._target = target
+        self._outbox = outbox
+        self._connectivity = connectivity
+        self._queue = queue
+        self._now_ms = now_ms
+        self._random = random
+        self._on_battery = on_battery
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._claiming: asyncio.Task[None] | None = None
+        self._sends: set[asyncio.Task[None]] = set()
+        self._next_start_s = 0.0
+        self._last_success_ms: int | None = None
+
+    @property
+    def settings(self) -> TargetSettings:
+        return self._target.settings
+
+    def start(self) -> None:
+        """Begin to watch the outbox."""
+        self._claiming = asyncio.create_task(self._run(), name=f"escalation {self.settings.name}")
+
+    def wake(self) -> None:
+        """Look at the outbox now."""
+        self._wake.set()
+
+    async def finish(self, grace_s: float) -> None:
+        """Claim nothing more; give sends ``grace_s`` to end, then let their deadlines pass. Every row is settled."""
+        self._stopping.set()
+        self._wake.set()
+        tasks = {*self._sends, *([self._claiming] if self._claiming else [])}
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_s)
+        while tasks := {task for task in (*self._sends, self._claiming) if task and not task.done()}:
+            self._target.give_up()
+            await asyncio.wait(tasks, timeout=0.1)
+        await self._target.close()
+
+    async def hasten(self) -> None:
+        """Forget every wait: of the target, and of rows that back off."""
+        self.circuit.retry_now(blocked_too=True)
+        self._next_start_s = 0.0
+        await self._outbox.hasten(self.settings.name, now_ms=self._now_ms())
+        self.wake()
+
+    def status(self) -> TargetStatus:
+        """Return what is known of the target."""
+        if self.settings.egress is EgressPolicy.NEVER:
+            return TargetStatus(name=self.settings.name, state=Reach.BLOCKED, reason='its egress is "never"')
+        now_ms, now_s = self._now_ms(), _monotonic_s()
+        probe_in_s, hold_s = self.circuit.probe_in_s(now_s), self.circuit.hold_s(now_s)
+        lost = self.circuit.reach not in {Reach.ONLINE, Reach.UNKNOWN}
+        return TargetStatus(
+            name=self.settings.name,
+            state=self.circuit.reach,
+            reason=self.circuit.reason,
+            next_probe_ms=now_ms + round(probe_in_s * 1000) if lost and probe_in_s is not None else None,
+            held_until_ms=now_ms + round(hold_s * 1000) if hold_s > 0 else None,
+            last_success_ms=self._last_success_ms,
+            in_flight=len(self._sends),
+        )
+
+    # --- claiming ---------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()  # before the look: a wake that comes during it is kept
+            try:
+                wait_s = await self._step()
+            except StorageError as error:
+                LOG.error("target %s: the outbox cannot be read: %s", self.settings.name, error)
+                wait_s = STORAGE_AGAIN_S
+            except Exception:
+                LOG.exception("target %s: a fault in claiming; it goes on", self.settings.name)
+                wait_s = FAULT_AGAIN_S
+            if wait_s > 0:
+                await self._sleep(self._wake, wait_s)
+
+    async def _step(self) -> float:
+        """Do the next thing that is due. Returns the seconds until there may be another one."""
+        settings, now_ms, now_s = self.settings, self._now_ms(), _monotonic_s()
+        if settings.egress is EgressPolicy.NEVER or len(self._sends) >= self.circuit.window(settings.concurrency):
+            return RECHECK_S
+        if (hold_s := max(self.circuit.hold_s(now_s), self._next_start_s - now_s)) > 0:
+            return hold_s
+        due_ms = await self._outbox.next_available_ms(settings.name, now_ms)
+        if due_ms is None:
+            return RECHECK_S
+        if due_ms > now_ms:
+            return (due_ms - now_ms) / 1000
+        probe_in_s = self.circuit.probe_in_s(now_s)
+        if probe_in_s is None:
+            return await self._claim(now_ms)
+        if probe_in_s > 0:
+            return probe_in_s
+        await self._probe()
+        return 0.0
+
+    async def _claim(self, now_ms: int) -> float:
+        lease_s = max(self._queue.lease_s, self.settings.timeout_s + LEASE_MARGIN_S)
+        claimed = await self._outbox.claim(self.settings.name, now_ms=now_ms, lease_ms=round(lease_s * 1000))
+        if claimed is None:
+            # What is due and cannot be claimed has outlived its time.
+            return 0.0 if await self._outbox.expire(now_ms) else 1.0
+        self._next_start_s = _monotonic_s() + self.settings.min_interval_s
+        send = asyncio.create_task(self._deliver(*claimed), name=f"escalation {claimed[0].id}")
+        self._sends.add(send)
+        send.add_done_callback(self._ended)
+        return 0.0
+
+    def _ended(self, send: asyncio.Task[None]) -> None:
+        self._sends.discard(send)
+        self._wake.set()
+
+    async def _probe(self) -> None:
+        outcome = await self._target.probe()
+        was = self.circuit.reach
+        match outcome:
+            case Online():
+                self.circuit.found()
+            case Offline():
+                self._lost(outcome)
+            case RateLimited():
+                self.circuit.throttled(outcome.reason, _monotonic_s(), self._wait_s(outcome))
+            case Blocked():
+                self.circuit.blocked(outcome.reason, _monotonic_s())
+        METRICS.count("probes", target=self.settings.name, outcome=_name(outcome))
+        if self.circuit.reach is not was:
+            LOG.info("target %s: %s %s", self.settings.name, self.circuit.reach, self.circuit.reason)
+
+    # --- sending ----------------------------------------------------------------------
+
+    async def _deliver(self, row: Escalation, record: RequestRecord) -> None:
+        try:
+            outcome = await self._attempt(row, record)
+            self._learn(outcome)
+            await self._settle(row, outcome)
+        except LeaseLost:
+            LOG.info("escalation %s: no longer held (cancelled); what came of it is dropped", row.id)
+        except StorageError as error:
+            LOG.error("escalation %s: %s; its lease brings it back", row.id, error)
+        except Exception:
+            LOG.exception("escalation %s: a fault in sending; its lease brings it back", row.id)
+
+    async def _attempt(self, row: Escalation, record: RequestRecord) -> Outcome:
+        if reason := forbidden(record, row, self.settings):
+            return Rejected(f"not sent: {reason}", left=False)
+        body = self._target.body(record, row)
+        digest = hashlib.sha256(body).hexdigest()
+        await self._outbox.begin_send(row, body_sha256=digest, body_bytes=len(body), now_ms=self._now_ms())
+        return await self._target.send(row, record, body)
+
+    def _learn(self, outcome: Outcome) -> None:
+        """Take from an outcome what it says of the target."""
+        now_s = _monotonic_s()
+        match outcome:
+            case Offline():
+                self._lost(outcome)
+            case Blocked():
+                self.circuit.blocked(outcome.reason, now_s)
+                LOG.warning("target %s is paused: %s", self.settings.name, outcome.reason)
+            case RateLimited():
+                self.circuit.throttled(outcome.reason, now_s, self._wait_s(outcome))
+            case Retry():
+                if outcome.silent:
+                    self.circuit.doubted()
+                self.circuit.troubled(now_s)
+            case Delivered() | Held():
+                self.circuit.replied(usable=True)
+            case Rejected() if outcome.left:
+                self.circuit.replied(usable=False)
+
+    async def _settle(self, row: Escalation, outcome: Outcome) -> None:
+        """Store the outcome, again and again while storage fails: an answer may have been paid for."""
+        METRICS.count("sends", target=self.settings.name, outcome=_name(outcome))
+        LOG.info("escalation %s target=%s outcome=%s %s", row.id, self.settings.name, _name(outcome), _reason(outcome))
+        while True:
+            try:
+                await self._store(row, outcome)
+                return
+            except LeaseLost:
+                raise
+            except StorageError as error:
+                if self._stopping.is_set():
+                    raise
+                LOG.error("escalation %s: its outcome is not stored yet: %s", row.id, error)
+                await self._sleep(self._stopping, STORAGE_AGAIN_S)
+
+    async def _store(self, row: Escalation, outcome: Outcome) -> None:
+        now_ms = self._now_ms()
+        if isinstance(outcome, Delivered):
+            await self._outbox.succeed(row, outcome.answer, now_ms=now_ms)
+            self._last_success_ms = now_ms
+            return
+        reason, left = outcome.reason, outcome.left
+        match outcome:
+            case Rejected():
+                await self._outbox.reject(row, reason=reason, left=left, now_ms=now_ms)
+            case Retry():
+                wait_s = full_jitter_s(self._random, row.attempts, base_s=RETRY_BASE_S, cap_s=BACKOFF_CAP_S)
+                at_ms = now_ms + round(wait_s * 1000)
+                await self._outbox.retry(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
+            case Held():
+                at_ms = now_ms + held_wait_ms(now_ms - row.created_at_ms)
+                await self._outbox.snooze(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
+            case RateLimited():
+                at_ms = now_ms + round(self.circuit.hold_s(_monotonic_s()) * 1000)
+                await self._outbox.snooze(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
+            case Offline() | Blocked():
+                # The circuit keeps it back; as soon as that closes, the row is due.
+                await self._outbox.snooze(row, available_at_ms=now_ms, reason=reason, left=left, now_ms=now_ms)
+
+    def _lost(self, outcome: Offline) -> None:
+        on_battery = self._on_battery()
+        cap_s = self._connectivity.probe_cap_battery_s if on_battery else self._connectivity.probe_cap_s
+        self.circuit.lost(outcome.reason, _monotonic_s(), cap_s=cap_s, portal=outcome.portal)
+
+    def _wait_s(self, outcome: RateLimited) -> float | None:
+        return None if outcome.until_ms is None else max(0.0, (outcome.until_ms - self._now_ms()) / 1000)
+
+    @staticmethod
+    async def _sleep(until: asyncio.Event, wait_s: float) -> None:
+        try:
+            async with asyncio.timeout(min(wait_s, RECHECK_S)):
+                await until.wait()
+        except TimeoutError:
+            return
+
+
+def held_wait_ms(age_ms: int) -> int:
+    """Return how long to leave a row alone that the target has queued: a quarter of its age, 15 s to 15 min."""
+    return round(min(max(age_ms / 4, HELD_FLOOR_S * 1000), BACKOFF_CAP_S * 1000))
+
+
+def _monotonic_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _name(outcome: object) -> str:
+    return type(outcome).__name__.lower()
+
+
+def _reason(outcome: Outcome) -> str:
+    return "" if isinstance(outcome, Delivered) else outcome.reason
