@@ -120,6 +120,7 @@ async def serve(
                 engine=engine,
                 dispatcher=dispatcher,
                 settings=config,
+                targets=lambda: live.loaded.settings.targets,
                 models=store.list,
                 tokens=tokens,
                 now_ms=now_ms,

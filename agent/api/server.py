@@ -1,0 +1,102 @@
+"""How uvicorn runs the application: h11, no fingerprint, bounds for slow and broken clients."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import h11
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from agent.api.wire import JSON, error_object
+from agent.errors import InvalidRequest
+from agent.settings import ServerSettings
+
+MOST_HEADER_BYTES = 32 * 1024
+HEADER_TIMEOUT_S = 15.0  # from the connection, or the end of an answer, to the end of the next headers
+KEEP_ALIVE_S = 30
+BACKLOG = 256
+
+
+def uvicorn_config(app: Starlette, server: ServerSettings) -> uvicorn.Config:
+    """Return the configuration of the HTTP server. The socket comes from the caller."""
+    return uvicorn.Config(
+        app,
+        host=server.host,
+        port=server.port,
+        http=PatientProtocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(server.grace_s),
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        ssl_certfile=server.tls_cert or None,
+        ssl_keyfile=server.tls_key or None,
+    )
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 with a bound on how long headers may take, and errors in the API's shape."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start to wait for the first headers."""
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop to wait."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; a trickle of them does not extend the wait."""
+        super().data_received(data)
+        if self._is_answering():
+            self._stop_waiting()
+        elif self._late is None:
+            self._expect_headers()
+
+    def _expect_headers(self) -> None:
+        self._late = self.loop.call_later(HEADER_TIMEOUT_S, self._headers_are_late)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _headers_are_late(self) -> None:
+        self._late = None
+        if not self.transport.is_closing() and not self._is_answering():
+            self.transport.close()
+
+    def _is_answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle  # None until the first request, against its annotation
+        return cycle is not None and not cycle.response_complete
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, or has too large headers, as every other error is written."""
+        body = JSON.encode(error_object(InvalidRequest("the request is not valid HTTP", code="invalid_http")))
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
