@@ -7,6 +7,7 @@ sampler on a row without output), so everything is checked here before it gets t
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import secrets
 import sys
@@ -83,7 +84,7 @@ class LlamaCppRuntime:
         self._memory = native.llama_get_memory(self._context)
         self._vocabulary = native.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
-        self.context_tokens: int = native.llama_n_ctx_seq(self._context)
+        self.context_tokens: int = min(load.context_tokens, native.llama_n_ctx_seq(self._context))
         self.batch_tokens: int = native.llama_n_batch(self._context)
         self._filled = [0] * self.slots
         self._batch = _Batch(self.batch_tokens)
@@ -93,7 +94,7 @@ class LlamaCppRuntime:
         self._warm_up()
 
     def _context_parameters(self, load: frames.Load) -> Any:
-        threads = load.threads or psutil.cpu_count(logical=False) or 1
+        threads = load.threads or min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
         parameters = native.llama_context_default_params()
         parameters.n_ctx = load.parallel * load.context_tokens
         parameters.n_batch = parameters.n_ubatch = max(BATCH_TOKENS, load.parallel)
@@ -248,9 +249,7 @@ class _Batch:
         self._wanted: NDArray[np.int8] = np.zeros(size, np.int8)
         first, step = self._seq.ctypes.data, self._seq.itemsize
         pointer = ctypes.POINTER(native.llama_seq_id)
-        self._seq_pointers = (pointer * size)(
-            *(ctypes.cast(first + step * index, pointer) for index in range(size))
-        )
+        self._seq_pointers = (pointer * size)(*(ctypes.cast(first + step * index, pointer) for index in range(size)))
         int32 = ctypes.POINTER(ctypes.c_int32)
         self.native = native.llama_batch(
             n_tokens=0,

@@ -59,9 +59,7 @@ class Sequence:
 class Scheduler:
     """Shares the slots of a runtime between requests. Used by one thread."""
 
-    def __init__(
-        self, runtime: Runtime, *, waiting_line: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, runtime: Runtime, *, waiting_line: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._runtime = runtime
         self._observer = Observer(runtime.vocabulary_size)
         self._waiting_line = waiting_line

@@ -18,13 +18,15 @@ class TextStream:
     def __init__(self, stop: Sequence[str]) -> None:
         self._stops = [text.encode() for text in stop if text]
         self._held = bytearray()
-        self._waiting: deque[tuple[Token, int]] = deque()  # token, end of its bytes in ``_held``
+        # Token, and where its bytes begin and end in ``_held``; below 0: a part of it is out already.
+        self._waiting: deque[tuple[Token, int, int]] = deque()
         self.stopped = False  # a stop string has been met; nothing more may be pushed
 
     def push(self, token: Token) -> tuple[str, tuple[Token, ...]]:
         """Add a token; return the text and the tokens that are final now."""
+        begin = len(self._held)
         self._held += token.text_bytes
-        self._waiting.append((token, len(self._held)))
+        self._waiting.append((token, begin, len(self._held)))
         found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
         if found:
             self.stopped = True
@@ -47,12 +49,7 @@ class TextStream:
 
     def _cut(self, at: int) -> tuple[str, tuple[Token, ...]]:
         """End the text before the stop string; a token that begins there is no part of it."""
-        tokens = []
-        begin = 0
-        for token, end in self._waiting:
-            if begin < at:
-                tokens.append(token)
-            begin = end
+        tokens = [token for token, begin, _ in self._waiting if begin < at]
         text = self._held[:at].decode("utf-8", "replace")
         self._held.clear()
         self._waiting.clear()
@@ -64,9 +61,9 @@ class TextStream:
         text = self._held[:size].decode("utf-8", "replace")
         del self._held[:size]
         tokens = []
-        while self._waiting and self._waiting[0][1] <= size:
+        while self._waiting and self._waiting[0][2] <= size:
             tokens.append(self._waiting.popleft()[0])
-        self._waiting = deque((token, end - size) for token, end in self._waiting)
+        self._waiting = deque((token, begin - size, end - size) for token, begin, end in self._waiting)
         return text, tuple(tokens)
 
 

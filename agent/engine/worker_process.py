@@ -35,9 +35,7 @@ Inbox = asyncio.Queue[frames.Piece | frames.Ended | Lost | Expired]
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that a worker may see."""
-    return {
-        name: value for name, value in environ.items() if name in ENV_NAMES or name.startswith(ENV_PREFIXES)
-    }
+    return {name: value for name, value in environ.items() if name in ENV_NAMES or name.startswith(ENV_PREFIXES)}
 
 
 class WorkerProcess(asyncio.SubprocessProtocol):
@@ -98,12 +96,14 @@ class WorkerProcess(asyncio.SubprocessProtocol):
         Raises FrameError when the request is too large for a frame.
         """
         self._next_id += 1
-        data = frames.encode(frames.Generate(
-            id=self._next_id,
-            messages=generate.messages,
-            sampling=generate.sampling,
-            deadline_ms=generate.deadline_ms,
-        ))
+        data = frames.encode(
+            frames.Generate(
+                id=self._next_id,
+                messages=generate.messages,
+                sampling=generate.sampling,
+                deadline_ms=generate.deadline_ms,
+            )
+        )
         inbox: Inbox = asyncio.Queue()
         if self.lost.done():
             inbox.put_nowait(self.lost.result())

@@ -110,9 +110,7 @@ class Conversation(threading.Thread):
         if "crash" not in self.text.lower():
             self.end(finish_reason="length" if len(kept) < len(parts) else "stop", output_tokens=len(kept))
 
-    def end(
-        self, *, finish_reason: str | None = None, output_tokens: int = 0, failure: Failure | None = None
-    ) -> None:
+    def end(self, *, finish_reason: str | None = None, output_tokens: int = 0, failure: Failure | None = None) -> None:
         prompt_tokens = sum(len(words(message.content)) for message in self.ask.messages)
         ended = frames.Ended(
             self.ask.id,
@@ -148,9 +146,11 @@ def main() -> None:
                     if options.fail_load:
                         send(frames.LoadFailed("the file is not a model"))
                     elif not options.hang_at_load:
-                        send(frames.Ready(
-                            runtime="fake 1", context_tokens=command.context_tokens, confinement=(), load_ms=1.0
-                        ))
+                        send(
+                            frames.Ready(
+                                runtime="fake 1", context_tokens=command.context_tokens, confinement=(), load_ms=1.0
+                            )
+                        )
                 case frames.Generate():
                     running[command.id] = Conversation(command)
                     running[command.id].start()

@@ -1,0 +1,63 @@
+import pytest
+
+from agent.engine import chat_template
+from agent.engine.chat_template import ChatTemplate
+from agent.engine.runtime import PromptRejected
+from agent.types import Message
+
+HELLO = [Message("user", "hello there")]
+
+
+def render(source, messages=HELLO, system_prompt=None):
+    return ChatTemplate(source, bos="<s>", eos="</s>", system_prompt=system_prompt).render(messages)
+
+
+def test_templates_see_what_those_of_the_field_expect():
+    source = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] | trim }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}{% if tools %}never{% endif %}"
+    )
+    assert render(source) == "<s>[user] hello there[assistant]"
+
+
+def test_the_system_prompt_is_for_messages_that_have_none():
+    source = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
+    assert render(source, system_prompt="Be brief") == "system=Be brief;user=hello there;"
+    own = [Message("system", "Mine"), *HELLO]
+    assert render(source, own, system_prompt="Be brief") == "system=Mine;user=hello there;"
+    assert render(source, system_prompt="") == "user=hello there;"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('roles must alternate: ' + messages[0].content) }}",
+        "{{ messages[5].content.nothing }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ 'a' * 1000000000 }}",
+        "{{ 9 ** 99999999 }}",
+        "{% for i in range(99999999) %}a{% endfor %}",
+    ],
+)
+def test_what_a_template_must_not_do_is_refused_without_quoting_the_text(source):
+    with pytest.raises(PromptRejected) as caught:
+        render(source)
+    assert "hello" not in str(caught.value)
+
+
+def test_a_template_that_does_not_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(chat_template, "RENDER_LIMIT_S", 0.05)
+    with pytest.raises(PromptRejected, match="took more than"):
+        render("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+
+
+def test_a_template_that_writes_without_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(chat_template, "OUTPUT_SLACK_CHARS", 1000)
+    with pytest.raises(PromptRejected, match="too much text"):
+        render("{% for i in range(99999) %}{{ messages[0].content }}{% endfor %}")
+
+
+def test_a_source_that_is_no_template_is_refused():
+    with pytest.raises(PromptRejected, match="not valid"):
+        render("{% for %}")
