@@ -90,9 +90,6 @@ async def serve(
         stack.push_async_callback(storage.close)
         listener = _listen(config)
         stack.callback(listener.close)
-        recovered = await storage.recover(now_ms(), queue_running=_has_target(config))
-        if recovered:
-            LOG.info("%d requests were running when the daemon last stopped; settled", recovered)
         tokens = load_tokens(config.data_path)
         store = open_store(config.data_path)
         engine = EnginePool(config.engine, resolve or store.resolve, worker_command=worker_command)
@@ -113,6 +110,8 @@ async def serve(
             return live.loaded.settings
 
         pipeline = Pipeline(engine, storage.journal, judge, live.policy, now_ms, dispatcher.wake)
+        if recovered := await storage.recover(now_ms(), pipeline.decide_cut_short):
+            LOG.info("%d requests were running when the daemon last stopped; settled", recovered)
         app = create_app(
             ApiDeps(
                 pipeline=pipeline,
@@ -144,10 +143,6 @@ async def serve(
         await server.serve(sockets=[listener])
         LOG.info("stopping")
     LOG.info("stopped")
-
-
-def _has_target(config: Settings) -> bool:
-    return any(target.egress is not EgressPolicy.NEVER for target in config.targets)
 
 
 def _target_names(config: Settings) -> str:

@@ -119,7 +119,11 @@ class Pipeline:
             decision = routing.after(request, route, generation, confidence, policy)
         except (GeneratorExit, asyncio.CancelledError):
             # The caller left. Nothing was promised to it: the request ends here, on disk too.
-            await asyncio.shield(self._cancelled(request))
+            await asyncio.shield(self._give_up(request, FailureKind.CANCELLED, "the caller went away"))
+            raise
+        except Exception as error:
+            # A fault of this program: the request must not stay "running", and the fault must show.
+            await self._give_up(request, FailureKind.CRASH, f"internal error: {type(error).__name__}")
             raise
         record = await self._settle(request, generation, confidence, decision)
         if decision.action is Action.REFUSED:
@@ -165,12 +169,20 @@ class Pipeline:
             pass  # the deadline: the caller gets the draft and where to ask later
         return record
 
-    async def _cancelled(self, request: InferenceRequest) -> None:
-        failure = Failure(FailureKind.CANCELLED, "the caller went away")
+    async def _give_up(self, request: InferenceRequest, kind: FailureKind, message: str) -> None:
         decision = Decision(
-            action=Action.REFUSED, reason=Reason.CANCELLED, rule_id="caller", trace=("caller went away",)
+            action=Action.REFUSED, reason=Reason(kind.value), rule_id="failure", trace=(f"failure: {message}",)
         )
-        await self._journal.settle(request, Generation(failure=failure), None, decision, now_ms=self._now_ms())
+        generation = Generation(failure=Failure(kind, message))
+        await self._journal.settle(request, generation, None, decision, now_ms=self._now_ms())
+
+    def decide_cut_short(self, request: InferenceRequest, generation: Generation) -> Decision:
+        """Decide about a request that the end of an earlier life of the daemon cut short."""
+        policy = self._policy()
+        try:
+            return routing.after(request, routing.before(request, policy), generation, None, policy)
+        except InvalidRequest as error:  # the configuration has changed since, and now forbids it
+            return Decision(action=Action.REFUSED, reason=Reason.CRASH, rule_id="failure", trace=(str(error),))
 
 
 def refusal(failure: Failure | None) -> OutriderError:
