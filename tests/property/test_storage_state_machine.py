@@ -1,0 +1,325 @@
+"""Random walks over the outbox against a model of it.
+
+After every step: each row and request is in the model's state, the invariant between the
+two holds, counters equal a count, and the egress log has exactly what left.
+"""
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+
+import pytest
+from fakes import storage_values as values
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from agent.errors import LeaseLost, QueueFull, WrongState
+from agent.settings import QueueSettings
+from agent.storage import open_storage
+from agent.types import CloudAnswer, EgressPolicy
+
+TARGETS = ("near", "far")
+MAX_ATTEMPTS = 3
+MAX_ROWS = 6
+TTL_MS = 50_000
+LEASE_MS = 4_000
+QUEUE = QueueSettings(ballast_bytes=0, max_attempts=MAX_ATTEMPTS, max_rows=MAX_ROWS, ttl_s=TTL_MS // 1000)
+
+REQUEST_OF = {
+    "awaiting_approval": "queued",
+    "pending": "queued",
+    "leased": "queued",
+    "succeeded": "resolved",
+    "dead": "unresolved",
+    "expired": "unresolved",
+    "cancelled": "cancelled",
+}
+OPEN = {"awaiting_approval", "pending", "leased"}
+
+
+@dataclass
+class Row:
+    request_id: str
+    state: str
+    target: str | None
+    approved: bool
+    expires: int
+    available: int
+    attempts: int = 0
+    lease: str | None = None
+    lease_expires: int = 0
+    sending: bool = False
+
+
+class OutboxMachine(RuleBasedStateMachine):
+    @initialize()
+    def start(self):
+        self.runner = asyncio.Runner()
+        self.folder = values.fast_folder()
+        self.data = values.prepared_dir(self.folder)
+        self.now = values.NOW
+        self.rows: dict[str, Row] = {}
+        self.handles = []  # every claim ever made, stale ones too
+        self.left = []
+        self.open()
+
+    def open(self):
+        self.storage = self.run(open_storage(self.data, QUEUE, values.KEEP, now_ms=self.now))
+
+    def run(self, work):
+        return self.runner.run(work)
+
+    def teardown(self):
+        if hasattr(self, "runner"):
+            self.run(self.storage.close())
+            self.runner.close()
+            shutil.rmtree(self.folder)
+
+    # --- steps ------------------------------------------------------------------------
+
+    @rule(
+        target_name=st.sampled_from([*TARGETS, None]),
+        egress=st.sampled_from([EgressPolicy.ALLOW, EgressPolicy.APPROVE]),
+    )
+    def accept(self, target_name, egress):
+        asked = values.request(now_ms=self.now)
+        self.run(self.storage.journal.open(asked, now_ms=self.now))
+        decision = values.queued(target_name, egress)
+        settle = self.storage.journal.settle(asked, values.generation(), values.UNSURE, decision, now_ms=self.now)
+        if sum(row.state in OPEN for row in self.rows.values()) >= MAX_ROWS:
+            with pytest.raises(QueueFull):
+                self.run(settle)
+            refuse = self.storage.journal.settle(
+                asked, values.generation(), values.UNSURE, values.ANSWERED, now_ms=self.now
+            )
+            assert self.run(refuse).state == "answered"
+            return
+        record = self.run(settle)
+        approved = egress is EgressPolicy.ALLOW and target_name is not None
+        self.rows[record.escalation.id] = Row(
+            record.id,
+            "pending" if approved else "awaiting_approval",
+            target_name,
+            approved,
+            self.now + TTL_MS,
+            self.now,
+        )
+
+    @rule(target_name=st.sampled_from(TARGETS))
+    def claim(self, target_name):
+        claimed = self.run(self.storage.outbox.claim(target_name, now_ms=self.now, lease_ms=LEASE_MS))
+        due = sorted(
+            id
+            for id, row in self.rows.items()
+            if row.state == "pending" and row.target == target_name and row.available <= self.now < row.expires
+        )
+        if claimed is None:
+            assert not due
+            return
+        row, record = claimed
+        assert row.id == due[0]  # the oldest
+        assert record.request is not None
+        model = self.rows[row.id]
+        assert model.approved
+        model.state, model.lease, model.lease_expires = "leased", row.lease, self.now + LEASE_MS
+        assert row.lease not in {handle.lease for handle in self.handles}
+        self.handles.append(row)
+
+    @precondition(lambda self: self.handles)
+    @rule(data=st.data())
+    def begin_send(self, data):
+        handle = data.draw(st.sampled_from(self.handles))
+        send = self.storage.outbox.begin_send(handle, body_sha256="aa", body_bytes=10, now_ms=self.now)
+        model = self.rows.get(handle.id)
+        if model is None or model.lease != handle.lease:
+            with pytest.raises(LeaseLost):
+                self.run(send)
+        elif model.sending:
+            with pytest.raises(WrongState):
+                self.run(send)
+        else:
+            self.run(send)
+            model.sending = True
+
+    @precondition(lambda self: self.handles)
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(["succeed", "snooze", "retry", "reject"]),
+        wait=st.integers(0, 8_000),
+        left=st.booleans(),
+    )
+    def settle(self, data, how, wait, left):
+        handle = data.draw(st.sampled_from(self.handles))
+        model = self.rows.get(handle.id)
+        outbox, now, later = self.storage.outbox, self.now, self.now + wait
+        left = left or how == "succeed"
+        match how:
+            case "succeed":
+                answer = CloudAnswer(text="late", finish_reason="stop", model="big")
+                step = outbox.succeed(handle, answer, now_ms=now)
+            case "snooze":
+                step = outbox.snooze(handle, available_at_ms=later, reason="offline", left=left, now_ms=now)
+            case "retry":
+                step = outbox.retry(handle, available_at_ms=later, reason="500", left=left, now_ms=now)
+            case _:
+                step = outbox.reject(handle, reason="400", left=left, now_ms=now)
+        if model is None or model.lease != handle.lease:
+            with pytest.raises(LeaseLost):
+                self.run(step)
+            return
+        if left and not model.sending:
+            with pytest.raises(WrongState):
+                self.run(step)
+            return
+        self.run(step)
+        if left:
+            self.left.append(handle.id)
+        model.lease, model.sending = None, False
+        match how:
+            case "succeed":
+                model.state = "succeeded"
+            case "snooze":
+                model.state, model.available = "pending", later
+            case "retry":
+                self.count_attempt(model, later)
+            case _:
+                model.state = "dead"
+
+    def count_attempt(self, model, available):
+        model.attempts += 1
+        model.state = "pending" if model.attempts < MAX_ATTEMPTS else "dead"
+        model.available = available
+
+    def model_rescue(self, *, every):
+        for id, row in self.rows.items():
+            if row.state == "leased" and (every or row.lease_expires <= self.now):
+                if row.sending:
+                    self.left.append(id)
+                row.lease, row.sending = None, False
+                self.count_attempt(row, self.now)
+
+    @rule(pause=st.integers(1, 20_000))
+    def time_passes(self, pause):
+        self.now += pause
+
+    @rule()
+    def maintain(self):
+        self.run(self.storage.maintain(self.now))
+        self.model_rescue(every=False)
+        for row in self.rows.values():
+            if row.state in {"awaiting_approval", "pending"} and row.expires <= self.now:
+                row.state = "expired"
+
+    @rule()
+    def restart(self):
+        self.run(self.storage.close())
+        self.open()
+        self.model_rescue(every=True)
+
+    @rule(target_name=st.sampled_from(TARGETS))
+    def release_all(self, target_name):
+        waiting = [row for row in self.rows.values() if row.state == "awaiting_approval" and row.expires > self.now]
+        assert self.run(self.storage.outbox.release(None, target=target_name, now_ms=self.now)) == len(waiting)
+        for row in waiting:
+            row.state, row.approved, row.target, row.available = "pending", True, target_name, self.now
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data())
+    def cancel(self, data):
+        id = data.draw(st.sampled_from(sorted(self.rows)))
+        row = self.rows[id]
+        cancel = self.storage.outbox.cancel(id, now_ms=self.now)
+        if row.state not in OPEN:
+            with pytest.raises(WrongState):
+                self.run(cancel)
+            return
+        self.run(cancel)
+        if row.sending:
+            self.left.append(id)
+        row.state, row.lease, row.sending = "cancelled", None, False
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data())
+    def retry_by_hand(self, data):
+        id = data.draw(st.sampled_from(sorted(self.rows)))
+        row = self.rows[id]
+        again = self.storage.outbox.retry_by_hand(id, now_ms=self.now)
+        if row.state not in {"dead", "expired", "cancelled"}:
+            with pytest.raises(WrongState):
+                self.run(again)
+        elif sum(other.state in OPEN for other in self.rows.values()) >= MAX_ROWS:
+            with pytest.raises(QueueFull):
+                self.run(again)
+        else:
+            self.run(again)
+            row.state = "pending" if row.approved else "awaiting_approval"
+            row.attempts, row.available, row.expires = 0, self.now, self.now + TTL_MS
+
+    @rule()
+    def purge(self):
+        ended = [id for id, row in self.rows.items() if row.state not in OPEN]
+        assert self.run(self.storage.outbox.purge(now_ms=self.now)) == len(ended)
+        for id in ended:
+            del self.rows[id]
+
+    # --- what must hold ---------------------------------------------------------------
+
+    @invariant()
+    def agrees_with_the_model(self):
+        if not hasattr(self, "storage"):
+            return
+        found = {row.id: row for row in self.run(self.storage.outbox.list(limit=-1))}
+        assert {id: (row.state, row.attempts, row.lease, row.target) for id, row in found.items()} == {
+            id: (row.state, row.attempts, row.lease, row.target) for id, row in self.rows.items()
+        }
+
+    @invariant()
+    def request_and_row_agree(self):
+        if not hasattr(self, "storage"):
+            return
+        for id, row in self.rows.items():
+            record = self.run(self.storage.journal.get(row.request_id))
+            assert record.escalation.id == id
+            assert record.state == REQUEST_OF[row.state]
+            assert (record.cloud_answer is not None) == (row.state == "succeeded")
+            assert record.generation is not None
+
+    @invariant()
+    def counters_are_true(self):
+        if not hasattr(self, "storage"):
+            return
+
+        def count(connection):
+            return {
+                table: {
+                    state: (rows, size)
+                    for state, rows, size in connection.execute(
+                        f"SELECT state, count(*), {size} FROM {table} GROUP BY state"
+                    ).fetchall()
+                }
+                for table, size in (("escalations", "sum(bytes)"), ("requests", "0"))
+            }
+
+        truth = self.run(self.storage.db.read(count))
+        for state, tally in self.run(self.storage.outbox.counts()).items():
+            assert (tally["rows"], tally["bytes"]) == truth["escalations"].get(state, (0, 0))
+        for state, rows in self.run(self.storage.journal.counts()).items():
+            assert rows == truth["requests"].get(state, (0, 0))[0]
+
+    @invariant()
+    def what_left_is_logged(self):
+        if not hasattr(self, "storage"):
+            return
+        logged = self.run(self.storage.egress_log.list(limit=1000))
+        assert [row.escalation_id for row in sorted(logged, key=lambda row: row.id)] == self.left
+        assert self.run(self.storage.egress_log.verify()) is None
+
+
+OutboxMachine.TestCase.settings = settings(
+    max_examples=25,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TestOutbox = OutboxMachine.TestCase
