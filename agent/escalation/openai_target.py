@@ -3,7 +3,9 @@
 The address is looked up here and the connection made to it by number (TLS still checks the
 name), so that a hanging resolver falls under the connect timeout. Redirects are never
 followed, proxies of the environment never used, replies bounded in size and time. Before the
-first byte of the body has left, every failure is Offline; after it, Retry.
+first byte of the body has left, every failure is Offline; after it, Retry. Each send has a
+connection of its own: on one kept alive over a cut, the body would leave into nowhere and
+cost an attempt, where a new connect fails as Offline.
 """
 
 from __future__ import annotations
@@ -85,6 +87,8 @@ class OpenAITarget:
             raise ConfigError(f"target {settings.name}: base_url {settings.base_url!r}: {error}") from error
         self._host = self._url.raw_host.decode("ascii")
         self._port = self._url.port or _DEFAULT_PORTS[self._url.scheme]
+        if self._port > 65535:
+            raise ConfigError(f"target {settings.name}: base_url {settings.base_url!r}: no such port")
 
     @property
     def settings(self) -> TargetSettings:
@@ -226,7 +230,11 @@ class OpenAITarget:
     def _connected_client(self) -> httpx2.AsyncClient:
         if self._client is None:
             transport = httpx2.AsyncHTTPTransport(
-                verify=self._tls(), trust_env=False, retries=0, socket_options=_KEEPALIVE
+                verify=self._tls(),
+                trust_env=False,
+                retries=0,
+                limits=httpx2.Limits(max_keepalive_connections=0),
+                socket_options=_KEEPALIVE,
             )
             self._client = httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
         return self._client

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from ipaddress import ip_address
 from typing import Any, Self
 
 
@@ -239,6 +240,13 @@ class Cloud:
 
     async def __aexit__(self, *_: object) -> None:
         await self.down()
+
+    @property
+    def _address(self) -> str:
+        try:
+            return str(ip_address(self.host))
+        except ValueError:
+            return "127.0.0.1"
 
     @property
     def base_url(self) -> str:
