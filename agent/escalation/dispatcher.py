@@ -47,7 +47,7 @@ class Dispatcher:
         self._grace_s = grace_s
         self._wanted = tuple(targets)
         self._lanes: dict[str, Lane] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], Lane] = {}
         self._unconfigured: dict[str, int] = {}
         self._links = LinkWatcher(self.network_changed)
 
@@ -59,8 +59,9 @@ class Dispatcher:
     async def stop(self) -> None:
         """Claim nothing more, let sends finish within the grace period, settle every row that is held."""
         self._links.stop()
-        lanes, self._lanes = list(self._lanes.values()), {}
-        await asyncio.gather(*(lane.finish(self._grace_s) for lane in lanes), *self._retiring)
+        lanes, self._lanes = [*self._lanes.values(), *self._retiring.values()], {}
+        await asyncio.gather(*(lane.finish(self._grace_s) for lane in lanes))
+        await asyncio.gather(*self._retiring)
 
     def wake(self) -> None:
         """Look at the outbox now: a row was queued or released."""
@@ -89,8 +90,8 @@ class Dispatcher:
         for name, lane in self._lanes.items():
             if name not in kept:
                 retiring = asyncio.create_task(lane.finish(lane.settings.timeout_s))
-                self._retiring.add(retiring)
-                retiring.add_done_callback(self._retiring.discard)
+                self._retiring[retiring] = lane
+                retiring.add_done_callback(self._retiring.pop)
         self._lanes = {settings.name: kept.get(settings.name) or made[settings.name] for settings in targets}
         for lane in kept.values():
             lane.circuit.retry_now(blocked_too=True)

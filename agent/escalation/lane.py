@@ -239,6 +239,7 @@ class Lane:
                 self.circuit.troubled(now_s)
             case Delivered() | Held():
                 self.circuit.replied(usable=True)
+                self._last_success_ms = self._now_ms()
             case Rejected() if outcome.left:
                 self.circuit.replied(usable=False)
 
@@ -262,7 +263,6 @@ class Lane:
         now_ms = self._now_ms()
         if isinstance(outcome, Delivered):
             await self._outbox.succeed(row, outcome.answer, now_ms=now_ms)
-            self._last_success_ms = now_ms
             return
         reason, left = outcome.reason, outcome.left
         match outcome:
