@@ -21,7 +21,8 @@ from pathlib import Path
 
 import uvicorn
 
-from agent import __version__, device, settings as settings_module
+from agent import __version__, device
+from agent import settings as settings_module
 from agent.api.app import ApiDeps, create_app, uvicorn_config
 from agent.api.auth import load_tokens
 from agent.confidence.estimators import estimator
@@ -30,7 +31,7 @@ from agent.errors import AddressInUse, OutriderError
 from agent.escalation.dispatcher import Dispatcher
 from agent.models.store import open_store
 from agent.pipeline import Pipeline
-from agent.routing import Policy
+from agent.routing import Policy, TargetRule
 from agent.settings import LoadedSettings, Settings
 from agent.storage import Storage, open_storage
 from agent.telemetry import LOG, configure_logging
@@ -68,7 +69,8 @@ class _Live:
 
     def policy(self) -> Policy:
         current = self.loaded.settings
-        return Policy(threshold=current.confidence.threshold, targets=current.targets)
+        targets = tuple(TargetRule(t.name, t.egress, t.handoff) for t in current.targets)
+        return Policy(threshold=current.confidence.threshold, targets=targets)
 
 
 async def serve(

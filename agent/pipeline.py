@@ -8,7 +8,7 @@ target is reachable, and the late answer is joined to its request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
@@ -65,7 +65,7 @@ class Journal(Protocol):
         now_ms: int,
     ) -> RequestRecord: ...
 
-    def watch(self, request_id: str) -> AsyncGenerator[RequestRecord]: ...
+    def watch(self, request_id: str) -> AsyncIterator[RequestRecord]: ...
 
 
 class Verdict(msgspec.Struct, frozen=True):

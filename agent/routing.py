@@ -7,7 +7,6 @@ from collections.abc import Callable
 import msgspec
 
 from agent.errors import InvalidRequest
-from agent.settings import TargetSettings
 from agent.types import (
     Action,
     Confidence,
@@ -34,11 +33,19 @@ _ESCALATED_FAILURES = {
 }
 
 
+class TargetRule(msgspec.Struct, frozen=True):
+    """What routing needs to know of a target."""
+
+    name: str
+    egress: EgressPolicy
+    handoff: Handoff = Handoff.FRESH
+
+
 class Policy(msgspec.Struct, frozen=True):
     """What the configuration says, at the moment of the request."""
 
     threshold: float
-    targets: tuple[TargetSettings, ...] = ()
+    targets: tuple[TargetRule, ...] = ()
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,8 +63,9 @@ class DaemonProcess:
                 raise RuntimeError(f"the daemon ended with {self.process.returncode}:\n{self.log()}")
             try:
                 self.pid = json.loads((self.data / "daemon.json").read_text())["pid"]
-                if self.client().get("/healthz").status_code == 200:
-                    return
+                with self.client() as client:
+                    if client.get("/healthz").status_code == 200:
+                        return
             except (OSError, ValueError, httpx2.TransportError):
                 pass
             time.sleep(0.02)

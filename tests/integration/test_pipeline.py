@@ -11,7 +11,7 @@ from agent.confidence.estimators import estimator
 from agent.errors import Busy, ContextOverflow, DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull
 from agent.identifiers import uuid7
 from agent.pipeline import Pipeline, Verdict
-from agent.settings import QueueSettings, RetentionSettings, TargetSettings
+from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import open_storage
 from agent.types import (
     CloudAnswer,
@@ -29,7 +29,7 @@ from agent.types import (
 )
 
 NOW = 1_000_000_000_000
-TARGET = TargetSettings(name="main", base_url="https://x.test/v1", model="big", egress=EgressPolicy.ALLOW)
+TARGET = routing.TargetRule("main", EgressPolicy.ALLOW)
 
 
 class SaidEngine:

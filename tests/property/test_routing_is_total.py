@@ -7,7 +7,6 @@ import pytest
 
 from agent import routing
 from agent.errors import InvalidRequest
-from agent.settings import TargetSettings
 from agent.types import (
     Action,
     Confidence,
@@ -30,7 +29,7 @@ def request(**fields):
 
 
 def target(egress):
-    return TargetSettings(name="main", base_url="https://x.test/v1", model="big", egress=egress)
+    return routing.TargetRule("main", egress)
 
 
 def confidence(score):
