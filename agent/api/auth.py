@@ -19,6 +19,7 @@ from agent.settings import LOOPBACK_HOSTS, ServerSettings
 TOKEN_FILE = "token"  # noqa: S105 - a file name
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file name
 SHORTEST_TOKEN = 32  # characters
+_REMEDY = "remove it, the next start makes a new one"
 
 
 class Tokens(msgspec.Struct, frozen=True):
@@ -47,23 +48,24 @@ def load_tokens(data_dir: Path) -> Tokens:
 
 
 def _load(path: Path) -> str:
-    if not path.exists() and not path.is_symlink():
-        _create(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if not path.exists() and not path.is_symlink():
+            _create(path)
+        # Without waiting: a named pipe in the file's place must not hold up the start.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(descriptor)
+            raw = os.read(descriptor, 4096).strip() if stat.S_ISREG(found.st_mode) else b""
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise KeyProblem(
-            f"{path} cannot be read ({error.strerror}); remove it, the next start makes a new one"
-        ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise KeyProblem(f"{path} is not a file of this user; remove it, the next start makes a new one")
-        if found.st_mode & 0o077:
-            raise KeyProblem(f"{path} can be read by others: remove it, the next start makes a new one")
-        raw = file.read(4096).strip()
+        raise KeyProblem(f"{path} cannot be used ({error.strerror}); {_REMEDY}") from error
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        raise KeyProblem(f"{path} is not a file of this user; {_REMEDY}")
+    if found.st_mode & 0o077:
+        raise KeyProblem(f"{path} can be read by others; {_REMEDY}")
     if len(raw) < SHORTEST_TOKEN or not all(0x21 <= byte <= 0x7E for byte in raw):
-        raise KeyProblem(f"{path} holds no token of {SHORTEST_TOKEN} characters; remove it, the next start makes one")
+        raise KeyProblem(f"{path} holds no token of {SHORTEST_TOKEN} characters; {_REMEDY}")
     return raw.decode("ascii")
 
 

@@ -1,0 +1,259 @@
+"""The real API over real HTTP: real pipeline, storage and dispatcher; only the engine is scripted.
+
+    with served(tmp_path) as api:
+        api.client().post("/v1/chat/completions", json=chat("hello"))
+
+The last user message decides what the engine does: "unsure", "nosignal", "crash", "midcrash",
+"busy", "overflow", "timeout", "gate" (waits until ``api.engine.gate`` is opened), "hang",
+else it echoes confidently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2
+import msgspec
+import uvicorn
+
+from agent.api.app import ApiDeps, create_app, uvicorn_config
+from agent.api.auth import Tokens
+from agent.confidence.estimators import estimator
+from agent.engine.supervisor import WorkerState, WorkerStatus
+from agent.escalation.dispatcher import Dispatcher
+from agent.pipeline import Pipeline
+from agent.routing import Policy
+from agent.settings import ConnectivitySettings, Settings, TargetSettings
+from agent.storage import open_storage
+from agent.types import Delta, EgressPolicy, Failure, FailureKind, Generation, Token, TopToken
+
+MODEL = "small"
+USER, ADMIN = "user-token-" + "u" * 32, "admin-token-" + "a" * 32
+FAILURES = {
+    "crash": FailureKind.CRASH,
+    "busy": FailureKind.BUSY,
+    "overflow": FailureKind.CONTEXT_OVERFLOW,
+    "timeout": FailureKind.TIMEOUT,
+    "quarantine": FailureKind.QUARANTINED,
+}
+
+
+class Card(msgspec.Struct):
+    name: str
+    sha256: str = "d" * 64
+    context_tokens: int = 4096
+    state: str = "installed"
+
+
+class ScriptedEngine:
+    def __init__(self) -> None:
+        self.cancelled = threading.Semaphore(0)
+        self.started = threading.Semaphore(0)
+        self.gate = threading.Event()
+        self.asked = []
+        self.state = WorkerState.READY
+
+    def status(self):
+        return {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=4096)}
+
+    async def generate(self, request):
+        self.asked.append(request)
+        said = request.messages[-1].content
+        logprob = math.log(0.1 if "unsure" in said else 0.99)
+        tokens = []
+        try:
+            for word, kind in FAILURES.items():
+                if word in said.split():
+                    yield Generation(model=MODEL, failure=Failure(kind, f"scripted {word}"))
+                    return
+            for index, part in enumerate(["echo:", *(f" {word}" for word in said.split())]):
+                alternatives = tuple(
+                    TopToken(n, b"x", logprob if not n else -math.inf) for n in range(request.sampling.top_logprobs)
+                )
+                token = Token(index, part.encode(), logprob, -5.0, 0.1, alternatives)
+                tokens.append(token)
+                yield Delta(part, (token,))
+                if index == 0:
+                    self.started.release()
+                    while ("hang" in said) or ("gate" in said and not self.gate.is_set()):
+                        await asyncio.sleep(0.005)
+                if index == 1 and "midcrash" in said:
+                    yield Generation(text=part, tokens=tuple(tokens), failure=Failure(FailureKind.CRASH, "scripted"))
+                    return
+                if index == 1 and "explode" in said:
+                    raise RuntimeError(f"a bug that quotes {said}")
+            yield Generation(
+                text="echo: " + " ".join(said.split()),
+                finish_reason="stop",
+                tokens=() if "nosignal" in said else tuple(tokens),
+                prompt_tokens=7,
+                cached_tokens=3,
+                output_tokens=len(tokens),
+                model=MODEL,
+                model_digest="d" * 64,
+            )
+        except (GeneratorExit, asyncio.CancelledError):
+            self.cancelled.release()
+            raise
+
+
+class Served:
+    """A running server and ways to talk to it from the test's thread."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.engine = engine
+        self.targets: tuple[TargetSettings, ...] = ()
+        self.skew_ms = 0
+
+    def client(self, token: str | None = USER, **options) -> httpx2.Client:
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, **options)
+
+    def call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def chat(self, said: str, *, headers=None, token: str = USER, **fields) -> httpx2.Response:
+        with self.client(token) as client:
+            return client.post("/v1/chat/completions", json=chat(said, **fields), headers=headers)
+
+    def get(self, path: str, token: str = USER) -> httpx2.Response:
+        with self.client(token) as client:
+            return client.get(path)
+
+    def post(self, path: str, body=None, token: str = ADMIN) -> httpx2.Response:
+        with self.client(token) as client:
+            return client.post(path, json=body) if body is not None else client.post(path)
+
+    def settled(self, request_id: str) -> dict:
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            record = self.get(f"/v1/requests/{request_id}").json()
+            if record["state"] not in {"running", "queued"}:
+                return record
+            time.sleep(0.01)
+        raise AssertionError(record)
+
+    def raw(self, data: bytes) -> bytes:
+        """Send bytes as they are; return all that comes until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(data)
+            found = b""
+            while piece := connection.recv(65536):
+                found += piece
+            return found
+
+
+def chat(said: str, **fields) -> dict:
+    return {"model": MODEL, "messages": [{"role": "user", "content": said}], **fields}
+
+
+def target_at(base_url: str, egress: EgressPolicy = EgressPolicy.ALLOW) -> TargetSettings:
+    return TargetSettings(name="main", base_url=base_url, model="big", egress=egress)
+
+
+@contextlib.contextmanager
+def served(
+    folder: Path, *, targets: tuple[TargetSettings, ...] = (), heartbeat_s: float = 10.0, **sections
+) -> Iterator[Served]:
+    """Serve in a thread of its own until the block ends. ``sections`` replace those of Settings."""
+    api = Served(ScriptedEngine())
+    api.targets = targets
+    settings = Settings(
+        data_dir=str(folder),
+        targets=targets,
+        connectivity=ConnectivitySettings(probe_cap_s=1.0),
+        **{"engine": msgspec.structs.replace(Settings().engine, model=MODEL), **sections},
+    )
+    ready, failed = threading.Event(), []
+
+    def run() -> None:
+        try:
+            asyncio.run(_serve(api, settings, heartbeat_s, ready))
+        except BaseException as error:
+            failed.append(error)
+            ready.set()
+            raise
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    if failed:
+        raise failed[0]
+    try:
+        yield api
+    finally:
+        api.server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: threading.Event) -> None:
+    def now_ms() -> int:
+        return time.time_ns() // 1_000_000 + api.skew_ms
+
+    storage = await open_storage(settings.data_path, settings.queue, settings.retention, now_ms=now_ms())
+    dispatcher = Dispatcher(
+        storage,
+        settings.targets,
+        settings.connectivity,
+        settings.queue,
+        now_ms=now_ms,
+        random=random.Random(1),
+        on_battery=lambda: False,
+    )
+
+    async def reload() -> SimpleNamespace:
+        await dispatcher.replace_targets(api.targets)
+        return SimpleNamespace(targets=api.targets)
+
+    pipeline = Pipeline(
+        api.engine,
+        storage.journal,
+        estimator("lowest_tenth"),
+        lambda: Policy(threshold=0.5, targets=tuple(api.targets)),
+        now_ms,
+        dispatcher.wake,
+    )
+    app = create_app(
+        ApiDeps(
+            pipeline=pipeline,
+            storage=storage,
+            engine=api.engine,
+            dispatcher=dispatcher,
+            settings=settings,
+            targets=lambda: api.targets,
+            models=lambda: [Card(MODEL), Card("vendor/other"), Card("absent", state="missing")],
+            tokens=Tokens(USER, ADMIN),
+            now_ms=now_ms,
+            version="0",
+            reload_targets=reload,
+            heartbeat_s=heartbeat_s,
+        )
+    )
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    api.storage, api.loop = storage, asyncio.get_running_loop()
+    api.port = listener.getsockname()[1]
+    api.url = f"http://127.0.0.1:{api.port}"
+    api.server = uvicorn.Server(uvicorn_config(app, settings.server))
+    api.server.capture_signals = contextlib.nullcontext
+    await dispatcher.start()
+    serving = asyncio.create_task(api.server.serve(sockets=[listener]))
+    try:
+        while not api.server.started:
+            await asyncio.sleep(0.005)
+        ready.set()
+        await serving
+    finally:
+        await dispatcher.stop()
+        await storage.close()
+        listener.close()
