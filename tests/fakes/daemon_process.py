@@ -102,6 +102,11 @@ class DaemonProcess:
         self.process.kill()
         self.process.wait()
 
+    def __del__(self) -> None:
+        # A test that failed in the middle must not leave a daemon behind.
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
     def stop(self) -> int:
         if self.process is None or self.process.poll() is not None:
             return self.process.returncode if self.process else 0

@@ -155,7 +155,7 @@ def test_another_outrider_is_a_target(tmp_path):
     key_file.write_text(big.token())
     key_file.chmod(0o600)
     toml = TARGET.format(url=f"{big.url}/v1", model=MODEL, egress="allow").replace(
-        'egress = "allow"', f'egress = "allow"\napi_key_file = "{key_file}"\nhandoff = "refine"'
+        'egress = "allow"', f'egress = "allow"\napi_key_file = "{key_file}"'
     )
     small = DaemonProcess(tmp_path / "small", toml + "\n[confidence]\nthreshold = 1.0\n").start()
     # The bigger machine is sure (its threshold is the default) of what the small one was not.
