@@ -22,21 +22,29 @@ samplings = st.builds(
     top_logprobs=st.integers(0, 20),
 )
 tops = st.lists(st.builds(TopToken, integers, st.binary(max_size=5), numbers), max_size=3).map(tuple)
-tokens = st.lists(st.builds(Token, integers, st.binary(max_size=9), numbers, numbers, numbers, tops), max_size=4).map(tuple)
-failures = st.none() | st.builds(Failure, st.sampled_from(FailureKind), texts)
-ended = st.builds(
-    frames.Ended, integers, texts, tokens, st.none() | texts, integers, integers, integers, failures
+tokens = st.lists(st.builds(Token, integers, st.binary(max_size=9), numbers, numbers, numbers, tops), max_size=4).map(
+    tuple
 )
+failures = st.none() | st.builds(Failure, st.sampled_from(FailureKind), texts)
+ended = st.builds(frames.Ended, integers, texts, tokens, st.none() | texts, integers, integers, integers, failures)
 models = st.builds(
     ModelFile, name=texts, path=texts, sha256=texts, context_tokens=integers, chat_template=st.none() | texts
 )
 commands = st.one_of(
     st.builds(
-        frames.Load, model=models, context_tokens=integers, parallel=integers, waiting_line=integers,
-        threads=integers, confine=st.booleans(),
+        frames.Load,
+        model=models,
+        context_tokens=integers,
+        parallel=integers,
+        waiting_line=integers,
+        threads=integers,
+        confine=st.booleans(),
     ),
     st.builds(
-        frames.Generate, id=integers, messages=st.lists(messages, max_size=3).map(tuple), sampling=samplings,
+        frames.Generate,
+        id=integers,
+        messages=st.lists(messages, max_size=3).map(tuple),
+        sampling=samplings,
         deadline_ms=st.none() | st.floats(0, 1e9),
     ),
     st.builds(frames.Cancel, integers),
@@ -44,7 +52,10 @@ commands = st.one_of(
 events = st.one_of(
     st.builds(frames.Hello, integers, integers),
     st.builds(
-        frames.Ready, runtime=texts, context_tokens=integers, confinement=st.lists(texts).map(tuple),
+        frames.Ready,
+        runtime=texts,
+        context_tokens=integers,
+        confinement=st.lists(texts).map(tuple),
         load_ms=st.floats(0, 1e9),
     ),
     st.builds(frames.LoadFailed, texts),

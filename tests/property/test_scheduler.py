@@ -47,7 +47,9 @@ class Line(RuleBasedStateMachine):
         elif not 0 < len(text.encode()) < self.runtime.context_tokens:
             self.refused.add(request_id)
         self.open.add(request_id)
-        self.scheduler.submit(ask(request_id, text, None if deadline is None else deadline * 1000, max_tokens=max_tokens))
+        self.scheduler.submit(
+            ask(request_id, text, None if deadline is None else deadline * 1000, max_tokens=max_tokens)
+        )
 
     @rule(pick=st.integers(0, 100))
     def cancel(self, pick):

@@ -46,7 +46,11 @@ def test_broken_characters_are_replaced_as_in_the_whole(data, cuts):
     assert "".join(texts) == data.decode("utf-8", "replace")
 
 
-@given(alphabet, st.lists(st.text(st.sampled_from("abAB \n€"), min_size=1, max_size=4), max_size=3), st.lists(st.integers(0, 200), max_size=20))
+@given(
+    alphabet,
+    st.lists(st.text(st.sampled_from("abAB \n€"), min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(0, 200), max_size=20),
+)
 @example("Hello END more", ["END"], [7, 8])
 def test_text_ends_before_the_stop_string_wherever_tokens_cut_it(text, stop, cuts):
     texts, _, stopped = run(cut(text.encode(), cuts), stop)

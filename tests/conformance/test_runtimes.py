@@ -1,0 +1,176 @@
+"""What every runtime must do. A new entry of RUNTIMES joins by one line in ``loaders``."""
+
+import math
+
+import numpy as np
+import pytest
+from fakes import smollm2
+from fakes.fake_runtime import FakeRuntime
+
+from agent.engine import frames
+from agent.engine.runtime import RUNTIMES, Chunk, PromptTooLong
+from agent.types import Message
+
+CONTEXT = 256
+
+
+def order():
+    return frames.Load(
+        model=smollm2.model_file(), context_tokens=CONTEXT, parallel=3, waiting_line=0, threads=1, confine=False
+    )
+
+
+def llama_cpp():
+    from agent.engine.llama_cpp_runtime import LlamaCppRuntime
+
+    return LlamaCppRuntime(order())
+
+
+loaders = {
+    "fake": lambda: FakeRuntime(slots=3, context_tokens=CONTEXT, batch_tokens=64),
+    "llama.cpp": llama_cpp,
+}
+
+
+def test_every_runtime_is_here():
+    assert set(RUNTIMES) <= set(loaders)
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(n, marks=[pytest.mark.model] if n != "fake" else []) for n in loaders]
+)
+def loaded(request):
+    runtime = loaders[request.param]()
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture
+def runtime(loaded):
+    yield loaded
+    for slot in range(loaded.slots):
+        loaded.clear(slot)
+
+
+def prompt(runtime, text):
+    return runtime.prompt_tokens([Message("user", text)])
+
+
+def prefill(runtime, slot, tokens):
+    (row,) = runtime.decode([Chunk(slot, 0, tokens, wants_row=True)])
+    return row.copy()
+
+
+def greedy(runtime, slot, row, start, count):
+    out = []
+    for position in range(start, start + count):
+        out.append(int(row.argmax()))
+        (row,) = runtime.decode([Chunk(slot, position, out[-1:], wants_row=True)])
+    return out
+
+
+def test_it_names_itself_and_its_limits(runtime):
+    assert runtime.name
+    assert runtime.slots == 3
+    assert runtime.context_tokens == CONTEXT
+    assert runtime.batch_tokens >= runtime.slots
+
+
+def test_a_prompt_is_tokens_of_the_vocabulary(runtime):
+    tokens = prompt(runtime, "What is the capital of France?")
+    assert tokens
+    assert all(0 <= token < runtime.vocabulary_size for token in tokens)
+    assert tokens == prompt(runtime, "What is the capital of France?")
+
+
+@pytest.mark.parametrize("times", [CONTEXT, 100_000])
+def test_a_prompt_above_the_context_is_too_long_and_says_the_numbers(runtime, times):
+    with pytest.raises(PromptTooLong, match=str(CONTEXT)):
+        prompt(runtime, "word " * times)
+
+
+def test_the_pieces_of_a_text_are_its_bytes(runtime):
+    text = "naïve €5 😀 text"
+    assert text.encode() in b"".join(runtime.piece(token) for token in prompt(runtime, text))
+
+
+def test_a_row_is_finite_and_as_long_as_the_vocabulary(runtime):
+    row = prefill(runtime, 0, prompt(runtime, "hello"))
+    assert row.shape == (runtime.vocabulary_size,)
+    assert row.dtype == np.float32
+    assert math.isfinite(float(row.max()))
+
+
+def test_the_same_tokens_give_the_same_row_again(runtime):
+    tokens = prompt(runtime, "hello")
+    first = prefill(runtime, 0, tokens)
+    runtime.clear(0)
+    assert np.array_equal(first, prefill(runtime, 0, tokens))
+
+
+def test_a_prompt_in_pieces_ends_in_the_same_token(runtime):
+    tokens = prompt(runtime, "What is the capital of France?")
+    whole = prefill(runtime, 0, tokens)
+    half = len(tokens) // 2
+    assert runtime.decode([Chunk(1, 0, tokens[:half], wants_row=False)]) == []
+    (row,) = runtime.decode([Chunk(1, half, tokens[half:], wants_row=True)])
+    assert int(row.argmax()) == int(whole.argmax())
+
+
+def test_slots_do_not_see_each_other(runtime):
+    questions = ["What is the capital of France?", "Count: one, two, three,", "Say hello"]
+    prompts = [prompt(runtime, question) for question in questions]
+    alone = []
+    for tokens in prompts:
+        alone.append(greedy(runtime, 0, prefill(runtime, 0, tokens), len(tokens), 3))
+        runtime.clear(0)
+    rows = runtime.decode([Chunk(slot, 0, tokens, wants_row=True) for slot, tokens in enumerate(prompts)])
+    together = [[int(row.argmax())] for row in rows]
+    for step in range(2):
+        rows = runtime.decode(
+            [Chunk(slot, len(prompts[slot]) + step, together[slot][-1:], wants_row=True) for slot in range(3)]
+        )
+        for slot, row in enumerate(rows):
+            together[slot].append(int(row.argmax()))
+    assert together == alone
+
+
+def test_rows_come_for_those_who_want_one_in_the_order_of_the_chunks(runtime):
+    first, second = prompt(runtime, "hello"), prompt(runtime, "What is the capital of France?")
+    wanted = prefill(runtime, 1, second)
+    runtime.clear(1)
+    rows = runtime.decode([Chunk(0, 0, first, wants_row=False), Chunk(1, 0, second, wants_row=True)])
+    assert len(rows) == 1
+    assert int(rows[0].argmax()) == int(wanted.argmax())
+
+
+def test_a_slot_can_be_filled_to_the_last_token_and_no_further(runtime):
+    token = prompt(runtime, "hello")[0]
+    at = 0
+    while at < CONTEXT:
+        size = min(runtime.batch_tokens, CONTEXT - at)
+        runtime.decode([Chunk(0, at, [token] * size, wants_row=False)])
+        at += size
+    with pytest.raises(ValueError):
+        runtime.decode([Chunk(0, at, [token], wants_row=True)])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda runtime, tokens: [],
+        lambda runtime, tokens: [Chunk(0, 0, [], True)],
+        lambda runtime, tokens: [Chunk(0, 1, tokens, True)],
+        lambda runtime, tokens: [Chunk(3, 0, tokens, True)],
+        lambda runtime, tokens: [Chunk(-1, 0, tokens, True)],
+        lambda runtime, tokens: [Chunk(0, 0, [runtime.vocabulary_size], True)],
+        lambda runtime, tokens: [Chunk(0, 0, [-1], True)],
+        lambda runtime, tokens: [Chunk(0, 0, tokens, True), Chunk(0, len(tokens), tokens, True)],
+        lambda runtime, tokens: [Chunk(0, 0, tokens[:1] * (runtime.batch_tokens + 1), True)],
+    ],
+)
+def test_what_would_abort_native_code_is_refused_and_changes_nothing(runtime, broken):
+    tokens = prompt(runtime, "hello")
+    with pytest.raises(ValueError):
+        runtime.decode(broken(runtime, tokens))
+    assert prefill(runtime, 0, tokens).shape == (runtime.vocabulary_size,)
