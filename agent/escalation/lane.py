@@ -239,7 +239,8 @@ class Lane:
                 self.circuit.troubled(now_s)
             case Delivered() | Held():
                 self.circuit.replied(usable=True)
-                self._last_success_ms = self._now_ms()
+                if isinstance(outcome, Delivered):
+                    self._last_success_ms = self._now_ms()
             case Rejected() if outcome.left:
                 self.circuit.replied(usable=False)
 

@@ -231,7 +231,6 @@ class OpenAITarget:
         if self._client is None:
             transport = httpx2.AsyncHTTPTransport(
                 verify=self._tls(),
-                trust_env=False,
                 retries=0,
                 limits=httpx2.Limits(max_keepalive_connections=0),
                 socket_options=_KEEPALIVE,
