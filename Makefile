@@ -30,6 +30,7 @@ lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m mypy scripts/*.py
 	.venv/bin/lint-imports
 	@$(MAKE) --no-print-directory docs-check
 

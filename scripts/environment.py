@@ -39,6 +39,8 @@ def main() -> int:
     except CannotBuildError as error:
         say(str(error))
         return 1
+    except KeyboardInterrupt:
+        return 130
     STAMP.touch()
     return 0
 

@@ -225,6 +225,8 @@ def main() -> int:
     except CannotBuildError as error:
         say(str(error))
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
