@@ -56,7 +56,7 @@ class Producer(threading.Thread):
             except (httpx2.TransportError, OSError, ValueError):
                 time.sleep(0.02)
                 continue
-            if response.status_code == 200:
+            if response.status_code in {200, 202}:  # 202: cut short, and queued at the next start
                 assert response.json()["outrider"]["decision"] == "queued"
                 self.acknowledged[key] = response.json()["outrider"]["request_id"]
                 return True
