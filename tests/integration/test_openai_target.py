@@ -346,7 +346,8 @@ async def test_a_peer_that_cannot_prove_itself_is_offline_and_gets_nothing(autho
     trusted = "" if problem == "unknown authority" else ca_file
     async with cloud:
         url = cloud.base_url.replace("http://", "https://")
-        outcome = await send(target_for(url, ca_file=trusted, api_key_env="BIG_KEY"))
+        quick = ConnectivitySettings(connect_timeout_s=0.5)
+        outcome = await send(target_for(url, ca_file=trusted, api_key_env="BIG_KEY", connectivity=quick))
         assert isinstance(outcome, Offline)
         assert not outcome.left
         assert cloud.requests == []
