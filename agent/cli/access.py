@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from agent.api.queue_routes import row_object
+from agent.api.request_routes import record_object
 from agent.cli.client import DaemonClient, find_daemon
 from agent.errors import NotFound, StorageError
 from agent.settings import Settings
@@ -132,16 +134,14 @@ class DatabaseAccess:
         return self._runner.run(work)
 
     def counts(self) -> Row:
-        found: Row = msgspec.to_builtins(self._run(self._storage.outbox.counts()))
-        return found
+        return self._run(self._storage.outbox.counts())
 
     def rows(self, state: str | None, limit: int) -> list[Row]:
         wanted = EscalationState(state) if state else None
-        return [msgspec.to_builtins(row) for row in self._run(self._storage.outbox.list(wanted, limit=limit))]
+        return [row_object(row) for row in self._run(self._storage.outbox.list(wanted, limit=limit))]
 
     def row(self, row_id: str) -> Row:
-        found: Row = msgspec.to_builtins(self._escalation(row_id))
-        return found
+        return row_object(self._escalation(row_id))
 
     def as_sent(self, row_id: str, target: str | None) -> bytes:
         from agent.cli.escalating import body_of
@@ -154,13 +154,11 @@ class DatabaseAccess:
 
     def retry(self, row_id: str) -> Row:
         row = self._escalation(row_id)
-        self._run(self._storage.outbox.retry_by_hand(row.id, now_ms=now_ms()))
-        return self.row(row.id)
+        return row_object(self._run(self._storage.outbox.retry_by_hand(row.id, now_ms=now_ms())))
 
     def cancel(self, row_id: str) -> Row:
         row = self._escalation(row_id)
-        self._run(self._storage.outbox.cancel(row.id, now_ms=now_ms()))
-        return self.row(row.id)
+        return row_object(self._run(self._storage.outbox.cancel(row.id, now_ms=now_ms())))
 
     def purge(self) -> int:
         return self._run(self._storage.outbox.purge(now_ms=now_ms()))
@@ -172,11 +170,10 @@ class DatabaseAccess:
 
     def requests(self, state: str | None, limit: int) -> list[Row]:
         wanted = RequestState(state) if state else None
-        return [msgspec.to_builtins(record) for record in self._run(self._storage.journal.list(wanted, limit=limit))]
+        return [record_object(record) for record in self._run(self._storage.journal.list(wanted, limit=limit))]
 
     def request(self, request_id: str) -> Row:
-        found: Row = msgspec.to_builtins(self._record(request_id))
-        return found
+        return record_object(self._record(request_id))
 
     def egress(self, since_ms: int, limit: int) -> Row:
         log = self._storage.egress_log

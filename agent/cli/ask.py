@@ -13,6 +13,7 @@ from agent.cli.output import emit_json, notice, printable
 if TYPE_CHECKING:
     from agent.cli.client import DaemonClient
 
+MOST_TOKENS = 512  # small models can repeat themselves to the end of their context
 NO_TEXT = 3  # exit code: accepted, but there is no text (yet)
 TIMEOUT_MARGIN_S = 10.0  # the daemon ends a request at its deadline; it gets this long to say so
 
@@ -23,7 +24,13 @@ def answer_options(function: Decorated) -> Decorated:
         (
             click.option("--model", help="Local model; the default is engine.model."),
             click.option("--system", help="System prompt."),
-            click.option("--max-tokens", type=click.IntRange(1), help="Longest answer, tokens."),
+            click.option(
+                "--max-tokens",
+                type=click.IntRange(0),
+                default=MOST_TOKENS,
+                show_default=True,
+                help="Longest answer, tokens; 0 goes on to the end of the context.",
+            ),
             click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True),
             click.option("--seed", type=int, help="The same seed draws the same tokens."),
             click.option(
@@ -99,7 +106,7 @@ def ask(
     if as_json:
         emit_json({**answer, "request": record} if explain else answer)
     else:
-        notice(summary(outcome))
+        notice(summary(answer))
         if record is not None:
             from agent.cli.requests import explanation
 
@@ -114,7 +121,7 @@ def request_body(invocation: Invocation, messages: list[dict[str, str]], options
         "messages": messages,
         "temperature": options["temperature"],
     }
-    if options["max_tokens"] is not None:
+    if options["max_tokens"]:
         body["max_completion_tokens"] = options["max_tokens"]
     if options["seed"] is not None:
         body["seed"] = options["seed"]
@@ -138,11 +145,12 @@ def patience_s(invocation: Invocation, options: dict[str, Any]) -> float:
 def print_stream(client: DaemonClient, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     """Print text as it comes; return the answer put together like one that was not streamed."""
     text: list[str] = []
-    refusal = None
+    refusal = finish_reason = None
     outcome: dict[str, Any] = {}
     for event in client.stream("/v1/chat/completions", {**body, "stream": True}, timeout_s):
         outcome = event.get("outrider") or outcome
         for choice in event.get("choices", ()):
+            finish_reason = choice.get("finish_reason") or finish_reason
             delta = choice.get("delta") or choice.get("message") or {}
             refusal = delta.get("refusal") or refusal
             if piece := delta.get("content"):
@@ -152,7 +160,8 @@ def print_stream(client: DaemonClient, body: dict[str, Any], timeout_s: float) -
     if text:
         click.echo()
     message = {"role": "assistant", "content": "".join(text) or None, "refusal": refusal}
-    return {"choices": [{"index": 0, "message": message}], "outrider": outcome}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    return {"choices": [choice], "outrider": outcome}
 
 
 def text_of(answer: dict[str, Any]) -> str:
@@ -161,13 +170,16 @@ def text_of(answer: dict[str, Any]) -> str:
     return str((choices[0].get("message") or {}).get("content") or "")
 
 
-def summary(outcome: dict[str, Any]) -> str:
+def summary(answer: dict[str, Any]) -> str:
     """Return one line on how sure the answer is and what became of the request."""
+    outcome = answer.get("outrider", {})
     confidence = outcome.get("confidence")
     sure = "no confidence signal" if confidence is None else f"confidence {confidence:.2f}"
     if confidence is not None and not outcome.get("calibrated"):
         sure += " (uncalibrated)"
     line = f"{sure}; {outcome.get('decision')} ({outcome.get('reason')}), answer from {outcome.get('source') or 'nobody yet'}"
+    if (answer.get("choices") or [{}])[0].get("finish_reason") == "length":
+        line += "; cut at the length limit (--max-tokens)"
     if outcome.get("state") == "queued":
         line += f"; ask later: outrider requests show {outcome.get('request_id')}"
     return line

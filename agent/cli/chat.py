@@ -53,7 +53,7 @@ def chat(invocation: Invocation, /, as_json: bool, **options: Any) -> None:
                     emit_json_line(answer)
                 else:
                     answer = print_stream(client, body, patience_s(invocation, options))
-                    notice(f"  [{summary(answer.get('outrider', {}))}]")
+                    notice(f"  [{summary(answer)}]")
             except KeyboardInterrupt:
                 notice("\n  [stopped; this turn is forgotten]")
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
-from agent.cli.output import emit_json, moment, notice, size, table
+from agent.cli.output import counted, emit_json, moment, notice, size, table
 
 DAY_MS = 86_400_000
 
@@ -46,4 +46,4 @@ def egress(invocation: Invocation, days: float, limit: int, as_json: bool) -> No
         ],
     )
     totals = found["totals"]
-    notice(f"left the device in {days:g} days: {totals['rows']} sends, {size(totals['bytes'])}")
+    notice(f"left the device in {days:g} days: {counted(totals['rows'], 'send')}, {size(totals['bytes'])}")

@@ -17,7 +17,7 @@ from agent import device
 from agent.cli.access import now_ms
 from agent.cli.client import DaemonClient, find_daemon
 from agent.cli.invocation import Invocation
-from agent.cli.output import size, span
+from agent.cli.output import counted, size, span
 from agent.errors import OutriderError
 from agent.models.store import open_store
 from agent.settings import Settings, TargetSettings
@@ -255,24 +255,24 @@ def _daemon(settings: Settings) -> Iterator[Finding]:
     yield from _readiness(ready)
     held = queue["counts"].get("awaiting_approval", {})
     if held.get("rows"):
-        age = span((now_ms() - held["oldest_ms"]) / 1000) if held.get("oldest_ms") else "some time"
+        age = span((now_ms() - queue["oldest_ms"]) / 1000)
         yield Finding(
             NOTE,
             "queue",
-            f"{held['rows']} rows wait for a person, the oldest for {age}",
+            f"{counted(held['rows'], 'row')} to be released by a person (the oldest open row is {age} old)",
             "see them: outrider queue release --all (it asks before anything leaves)",
         )
 
 
 def _readiness(ready: dict[str, Any]) -> Iterator[Finding]:
-    for name, model in ready.get("models", {}).items():
-        state, why = model.get("state"), (model.get("last_error") or "").partition("\n")[0]
+    for model in ready["models"]:
+        name, state, why = model["name"], model["state"], model["last_error"].partition("\n")[0]
         if state in {"quarantined", "backoff", "stopped"}:
             remedy = "restart the daemon once the cause is gone" if state == "quarantined" else "see the daemon's log"
             yield Finding(PROBLEM, f"model {name}", f"{state}: {why or 'no reason given'}", remedy)
         else:
-            yield Finding(OK, f"model {name}", f"{state}")
-    for one in ready.get("targets", ()):
+            yield Finding(OK, f"model {name}", str(state))
+    for one in ready["targets"]:
         subject, why = f"target {one['name']}", one.get("reason") or ""
         match one.get("state"):
             case "blocked":

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
-from agent.cli.output import emit_json, notice, table
+from agent.cli.output import confirm, emit_json, notice, table
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def rotate(invocation: Invocation, yes: bool, as_json: bool) -> None:
         before = keys.status(data_path).fingerprint
         if not yes:
             notice("every page of the database is written again; earlier backups and recovery codes need the old key")
-            click.confirm("rotate the key now?", abort=True, err=True)
+            confirm("rotate the key now?")
         keys.rotate(data_path)
         after = keys.status(data_path).fingerprint
     if as_json:

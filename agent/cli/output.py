@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+DECLINED = 1  # exit code of a question answered with no
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
@@ -85,6 +86,23 @@ def size(count: float) -> str:
         if count < 1024:
             return f"{count:.1f} {unit}"
     return f"{count / 1024:.1f} TiB"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 row``, ``2 rows``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def confirm(question: str) -> None:
+    """Go on only after a yes. A no, or nobody to answer, ends the command with exit code 1."""
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        notice("")
+        agreed = False
+    if not agreed:
+        notice("outrider: nothing was changed; say --yes where nobody can answer")
+        raise click.exceptions.Exit(DECLINED)
 
 
 def shorten(text: str, width: int = 60) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
-from agent.cli.output import emit_json, moment, notice, printable, shorten, size, span, table
+from agent.cli.output import confirm, counted, emit_json, moment, notice, printable, shorten, size, span, table
 from agent.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 STATES = ("awaiting_approval", "pending", "leased", "succeeded", "dead", "expired", "cancelled")
 BODIES_SHOWN = 3
+HIDDEN = {"object", "lease", "lease_expires_at_ms"}  # of no use to a reader
 
 
 @click.group()
@@ -85,7 +86,7 @@ def show(invocation: Invocation, row_id: str, as_sent: bool, target: str | None,
     if as_json:
         emit_json(row)
         return
-    table(["FIELD", "VALUE"], [(name, _readable(name, value)) for name, value in row.items()])
+    table(["FIELD", "VALUE"], [(name, _readable(name, value)) for name, value in row.items() if name not in HIDDEN])
 
 
 @queue.command()
@@ -119,15 +120,15 @@ def release(
             return
         if not yes:
             oldest = span((now_ms() - min(row["created_at_ms"] for row in rows)) / 1000)
-            notice(f"{count} rows would leave for {chosen}, UNREDACTED; the oldest waits for {oldest}")
+            notice(f"{counted(count, 'row')} would leave for {chosen}, UNREDACTED; the oldest has waited for {oldest}")
             _show_bodies(access, rows[:BODIES_SHOWN], chosen, more=count - min(len(rows), BODIES_SHOWN))
-            click.confirm(f"release {count} rows to {chosen}?", abort=True, err=True)
+            confirm(f"release {counted(count, 'row')} to {chosen}?")
         released = access.release([row["id"] for row in rows] if ids else None, chosen)
         running = access.running
     if as_json:
         emit_json({"released": released, "target": chosen})
         return
-    click.echo(f"{released} rows released to {chosen}")
+    click.echo(f"{counted(released, 'row')} released to {chosen}")
     if not running:
         notice("no daemon runs: they leave when it does, or with `outrider queue drain`")
 
@@ -177,12 +178,12 @@ def purge(invocation: Invocation, yes: bool, as_json: bool) -> None:
 
     with open_access(invocation.settings) as access:
         if not yes:
-            click.confirm("delete all ended rows and their texts?", abort=True, err=True)
+            confirm("delete all ended rows and their texts?")
         purged = access.purge()
     if as_json:
         emit_json({"purged": purged})
         return
-    click.echo(f"{purged} rows deleted")
+    click.echo(f"{counted(purged, 'row')} deleted")
 
 
 @queue.command()
@@ -205,7 +206,7 @@ def drain(invocation: Invocation, as_json: bool) -> None:
         emit_json({"counts": counts})
         return
     waiting = _rows_by_state(counts)
-    click.echo(f"{waiting.get('pending', 0) + waiting.get('leased', 0)} rows are in line")
+    click.echo(f"{counted(waiting.get('pending', 0) + waiting.get('leased', 0), 'row')} in line")
     if held := waiting.get("awaiting_approval", 0):
         notice(f"{held} more wait for a person: outrider queue release --all")
 
