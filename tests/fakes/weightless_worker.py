@@ -35,9 +35,9 @@ def attempts():
             raise OSError(ctypes.get_errno(), name)
 
     return {
-        "socket": lambda: socket.socket(),
+        "socket": socket.socket,
         "unix socket": lambda: socket.socket(socket.AF_UNIX),
-        "socket pair": lambda: socket.socketpair(),
+        "socket pair": socket.socketpair,
         "inherited connect": lambda: libc_call("connect", 0, b"\0" * 16, 16),
         "execve": lambda: os.execv("/bin/true", ["true"]),
         "fork": os.fork,
@@ -47,10 +47,10 @@ def attempts():
         "read the parent's memory": lambda: libc_call("process_vm_readv", os.getppid(), 0, 0, 0, 0, 0),
         "create a file": lambda: os.open("/tmp/does-not-exist", os.O_CREAT | os.O_WRONLY),
         "open for writing": lambda: os.open(PROGRAM, os.O_WRONLY),
-        "remove a file": lambda: os.unlink("/tmp/does-not-exist"),
-        "rename a file": lambda: os.rename("/tmp/does-not-exist", "/tmp/other"),
-        "make a folder": lambda: os.mkdir("/tmp/does-not-exist"),
-        "change a mode": lambda: os.chmod(PROGRAM, 0o777),
+        "remove a file": Path("/tmp/does-not-exist").unlink,
+        "rename a file": lambda: Path("/tmp/does-not-exist").rename("/tmp/other"),
+        "make a folder": Path("/tmp/does-not-exist").mkdir,
+        "change a mode": lambda: Path(PROGRAM).chmod(0o644),
         "unshare": lambda: libc_call("unshare", 0x10000000),
         "io_uring": lambda: libc_call("syscall", 425, 1, 0),
         "bpf": lambda: libc_call("syscall", 321, 0, 0, 0),

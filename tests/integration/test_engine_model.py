@@ -94,10 +94,8 @@ async def test_a_stop_string_across_tokens_is_cut(engine):
 
 
 async def test_characters_of_several_tokens_come_out_whole(engine):
-    pieces = []
-    async for event in engine.generate(request("Repeat exactly: 😀 Größe 日本語 😀", max_tokens=40)):
-        if not isinstance(event, Generation):
-            pieces.append(event.text)
+    asked = request("Repeat exactly: 😀 Größe 日本語 😀", max_tokens=40)
+    pieces = [event.text async for event in engine.generate(asked) if not isinstance(event, Generation)]
     assert not any("\ufffd" in piece for piece in pieces[:-1])
 
 

@@ -79,9 +79,9 @@ async def test_a_confined_worker_can_do_none_of_this():
 async def test_without_confinement_the_same_attempts_are_possible():
     # Shows that the test above fails for a worker that is not locked in.
     worker = await WorkerProcess.spawn(weightless_worker.PROBE_COMMAND)
+    # Only what does no harm: a fork or an execve would really happen.
+    harmless = msgspec.structs.replace(MODEL, path="socket,open for writing")
     with pytest.raises(Lost) as caught:
-        # Only what does no harm: a fork or an execve would really happen.
-        harmless = msgspec.structs.replace(MODEL, path="socket,open for writing")
         await worker.load(order(confine=False, model=harmless), 30)
     await worker.close(5)
     assert '"socket":"done","open for writing":"done"' in str(caught.value)

@@ -1,7 +1,8 @@
 """No order of arrivals, cancels and finishes loses a request, mixes two, or ends one twice."""
 
 from fakes.fake_runtime import FakeRuntime, expected_answer
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from agent.engine import frames
@@ -42,9 +43,10 @@ class Line(RuleBasedStateMachine):
         self.tokens[request_id] = []
         if deadline is not None:
             self.deadlines[request_id] = self.now + deadline
-        if sum(1 for n in self.open if n not in self.refused) >= self.room:
-            self.refused.add(request_id)
-        elif not 0 < len(text.encode()) < self.runtime.context_tokens:
+        if (
+            sum(1 for n in self.open if n not in self.refused) >= self.room
+            or not 0 < len(text.encode()) < self.runtime.context_tokens
+        ):
             self.refused.add(request_id)
         self.open.add(request_id)
         self.scheduler.submit(

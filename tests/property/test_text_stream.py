@@ -1,6 +1,7 @@
 """However an answer is cut into tokens: the text is the same, and never shows a stop string."""
 
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from agent.engine.text_stream import TextStream
 from agent.types import Token
