@@ -18,17 +18,17 @@ class Ballast:
 
     def __init__(self, path: Path, size: int) -> None:
         self._path = path
-        self._size = size
+        self.size = size
         self.held = False
 
     def hold(self) -> bool:
         """Take the space if it is not held and twice as much is free. Returns whether it is held (or off)."""
-        if self.held or not self._size:
+        if self.held or not self.size:
             return True
         try:
-            if self._path.exists() and self._path.stat().st_size == self._size:
+            if self._path.exists() and self._path.stat().st_size == self.size:
                 self.held = True
-            elif shutil.disk_usage(self._path.parent).free >= 2 * self._size:
+            elif shutil.disk_usage(self._path.parent).free >= 2 * self.size:
                 self._allocate()
                 self.held = True
         except OSError as error:
@@ -48,7 +48,7 @@ class Ballast:
     def _allocate(self) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, self._size)
+            os.posix_fallocate(descriptor, 0, self.size)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -43,6 +43,7 @@ class _Job(Generic[T]):
         self.work = work
         self.writes = writes
         self.grows = grows
+        self.remedies: list[Callable[[], bool]] = []  # against a full disk, each tried once
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self._loop.create_future()
 
@@ -97,7 +98,9 @@ class Database:
         but the database. An exception undoes this work alone. Raises DiskFull when no space
         is left; work that ``grows`` the database is then refused before all other.
         """
-        return await self._submit(_Job(work, writes=True, grows=grows))
+        job = _Job(work, writes=True, grows=grows)
+        job.remedies = [self._trim_log] if grows else [self._trim_log, self._give_up_ballast]
+        return await self._submit(job)
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on the committed state. It must not write."""
@@ -127,13 +130,21 @@ class Database:
         stopping = False
         while not stopping:
             jobs, stopping = self._next_group()
-            writes = [job for job in jobs if job.writes]
-            if writes:
-                self._write_group(writes)
-            for job in jobs:
-                if not job.writes:
-                    self._read_one(job)
+            try:
+                self._serve(jobs)
+            except Exception as error:
+                # Nobody may wait for ever on a thread that met a surprise.
+                LOG.exception("the storage thread met an error that it does not know")
+                self._undo()
+                for job in jobs:
+                    job.fail(self._told(error))
         self._shut()
+
+    def _serve(self, jobs: list[_Job[Any]]) -> None:
+        self._write_group([job for job in jobs if job.writes])
+        for job in jobs:
+            if not job.writes:
+                self._read_one(job)
 
     def _next_group(self) -> tuple[list[_Job[Any]], bool]:
         """Wait for one job, then take what else is there."""
@@ -188,16 +199,38 @@ class Database:
         return outcomes
 
     def _write_alone(self, job: _Job[Any], error: Exception) -> None:
-        """A single write failed: with the ballast gone it may still succeed."""
+        """A single write failed: on a full disk it may still succeed once there is room."""
         cause = error.__cause__ if isinstance(error, _GroupLost) and isinstance(error.__cause__, Exception) else error
-        if is_full(cause) and not job.grows and self._ballast.release():
+        if is_full(cause) and self._make_room(job):
             self._write_group([job])
             return
-        if is_full(cause):
-            self._ballast.release()
         if is_io_error(cause):
             self._reopen_later()
         job.fail(self._told(cause))
+
+    def _make_room(self, job: _Job[Any]) -> bool:
+        """Apply the next remedy that frees anything. The ballast is not for work that grows the database."""
+        while job.remedies:
+            if job.remedies.pop(0)():
+                return True
+        return False
+
+    def _give_up_ballast(self) -> bool:
+        """Free the reserved space, and use it at once to empty the log, which is then reused from its start."""
+        if not self._ballast.release():
+            return False
+        self._trim_log()
+        return True
+
+    def _trim_log(self) -> bool:
+        """Move the write-ahead log into the database. Returns whether that gave space back."""
+        log = self.path.with_name(self.path.name + "-wal")
+        before = log.stat().st_size
+        try:
+            self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except SQLITE_ERRORS as error:
+            LOG.warning("the write-ahead log could not be trimmed: %s", error)
+        return log.stat().st_size < before
 
     def _read_one(self, job: _Job[Any]) -> None:
         try:
@@ -212,12 +245,20 @@ class Database:
 
     def _refuse_growth(self, jobs: list[_Job[Any]]) -> list[_Job[Any]]:
         """Without the ballast, what space is left is for the work that ends requests."""
-        if not any(job.grows for job in jobs) or self._ballast.hold():
+        if not any(job.grows for job in jobs) or self._ballast.hold() or self._has_spare_pages():
             return jobs
         for job in jobs:
             if job.grows:
                 job.fail(DiskFull(f"no space left for {self.path}; new requests are refused until some is free"))
         return [job for job in jobs if not job.grows]
+
+    def _has_spare_pages(self) -> bool:
+        """Whether deletions left as much room inside the database as the ballast would."""
+        connection = self._opened()
+        pages, size = (
+            int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("freelist_count", "page_size")
+        )
+        return pages * size >= self._ballast.size
 
     def _opened(self) -> Connection:
         if self._connection is None:

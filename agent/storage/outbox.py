@@ -20,11 +20,10 @@ from agent.storage.changes import Changes
 from agent.storage.connection import Connection
 from agent.storage.database import Database
 from agent.storage.journal import check_ceiling
-from agent.storage.retention import Retention
+from agent.storage.retention import CHUNK_ROWS, Retention, chunk
 from agent.storage.transitions import ENDED, again, count_attempt, end, find, finish_attempt, follow, held, known
 from agent.types import CloudAnswer, Escalation, EscalationState, RequestRecord
 
-_CHUNK = 200
 _Ids = list[str]
 _Rows = list[Escalation]  # inside the class, `list` is the method
 
@@ -176,7 +175,7 @@ class Outbox:
 
         def work(connection: Connection) -> _Rows:
             statement = sql.ESCALATION_LEASED if every_lease else sql.ESCALATION_OVERDUE
-            parameters: dict[str, object] = {"limit": _CHUNK}
+            parameters: dict[str, object] = {"limit": CHUNK_ROWS}
             if not every_lease:
                 parameters["now_ms"] = now_ms
             rescued = []
@@ -269,12 +268,13 @@ class Outbox:
             raise WrongState(f"rows that are {', '.join(open_states)} are open: cancel them first")
 
         def work(connection: Connection) -> _Ids:
-            purged: _Ids = []
+            found = []
             for state in states:
-                parameters = {"state": state.value, "limit": _CHUNK - len(purged)}
-                for row in connection.execute(sql.ESCALATION_ENDED, parameters).fetchall():
-                    connection.execute(sql.REQUEST_DELETE, {"id": row["request_id"]})
-                    purged.append(row["request_id"])
+                parameters = {"state": state.value, "limit": CHUNK_ROWS}
+                found += connection.execute(sql.ESCALATION_ENDED, parameters).fetchall()
+            purged = chunk(found)
+            for request_id in purged:
+                connection.execute(sql.REQUEST_DELETE, {"id": request_id})
             return purged
 
         count = 0
@@ -294,7 +294,7 @@ class Outbox:
         """End rows whose time to live has passed. Returns how many."""
 
         def work(connection: Connection) -> _Rows:
-            found = connection.execute(sql.ESCALATION_TO_EXPIRE, {"now_ms": now_ms, "limit": _CHUNK}).fetchall()
+            found = connection.execute(sql.ESCALATION_TO_EXPIRE, {"now_ms": now_ms, "limit": CHUNK_ROWS}).fetchall()
             return [
                 end(connection, self._retention, row, EscalationState.EXPIRED, reason="expired", now_ms=now_ms)
                 for row in found

@@ -8,6 +8,9 @@ nobody could have read it before. An open request keeps its texts: they are the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from agent.settings import RetentionSettings
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
@@ -15,7 +18,8 @@ from agent.types import RequestState
 
 LATE = frozenset({RequestState.RESOLVED, RequestState.UNRESOLVED})
 _OPEN = frozenset({RequestState.RUNNING, RequestState.QUEUED})
-_CHUNK = 500
+CHUNK_ROWS = 200  # in one transaction
+_CHUNK_BYTES = 1 << 20
 
 
 class Retention:
@@ -49,8 +53,23 @@ def forget(connection: Connection, request_id: str) -> None:
 
 def purge_bodies(connection: Connection, now_ms: int) -> list[str]:
     """Remove texts whose time has passed, a chunk at a time. Returns the requests concerned."""
-    rows = connection.execute(sql.REQUEST_TO_PURGE, {"now_ms": now_ms, "limit": _CHUNK}).fetchall()
-    ids = [row["id"] for row in rows]
+    ids = chunk(connection.execute(sql.REQUEST_TO_PURGE, {"now_ms": now_ms, "limit": CHUNK_ROWS}).fetchall())
     for request_id in ids:
         forget(connection, request_id)
+    return ids
+
+
+def chunk(found: Sequence[Any]) -> list[str]:
+    """Return the ids of the first rows whose texts together are small enough for one transaction.
+
+    Deleted text is overwritten, so a transaction writes as much as it deletes: it must fit
+    into what the ballast gives back on a full disk.
+    """
+    ids: list[str] = []
+    size = 0
+    for row in found:
+        size += row["bytes"]
+        if ids and size > _CHUNK_BYTES:
+            break
+        ids.append(row["id"])
     return ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import os
 import shutil
@@ -69,7 +70,7 @@ def request(text: str = "what is the capital of Vanuatu?", *, now_ms: int = NOW,
         "id": uuid7(now_ms),
         "model": "small",
         "messages": (Message("user", text),),
-        "body_sha256": f"sha of {text}",
+        "body_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "received_at_ms": now_ms,
     }
     return InferenceRequest(**{**values, **fields})

@@ -110,8 +110,8 @@ class OutboxMachine(RuleBasedStateMachine):
     def claim(self, target_name):
         claimed = self.run(self.storage.outbox.claim(target_name, now_ms=self.now, lease_ms=LEASE_MS))
         due = sorted(
-            id
-            for id, row in self.rows.items()
+            row_id
+            for row_id, row in self.rows.items()
             if row.state == "pending" and row.target == target_name and row.available <= self.now < row.expires
         )
         if claimed is None:
@@ -192,10 +192,10 @@ class OutboxMachine(RuleBasedStateMachine):
         model.available = available
 
     def model_rescue(self, *, every):
-        for id, row in self.rows.items():
+        for row_id, row in self.rows.items():
             if row.state == "leased" and (every or row.lease_expires <= self.now):
                 if row.sending:
-                    self.left.append(id)
+                    self.left.append(row_id)
                 row.lease, row.sending = None, False
                 self.count_attempt(row, self.now)
 
@@ -227,24 +227,24 @@ class OutboxMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def cancel(self, data):
-        id = data.draw(st.sampled_from(sorted(self.rows)))
-        row = self.rows[id]
-        cancel = self.storage.outbox.cancel(id, now_ms=self.now)
+        row_id = data.draw(st.sampled_from(sorted(self.rows)))
+        row = self.rows[row_id]
+        cancel = self.storage.outbox.cancel(row_id, now_ms=self.now)
         if row.state not in OPEN:
             with pytest.raises(WrongState):
                 self.run(cancel)
             return
         self.run(cancel)
         if row.sending:
-            self.left.append(id)
+            self.left.append(row_id)
         row.state, row.lease, row.sending = "cancelled", None, False
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def retry_by_hand(self, data):
-        id = data.draw(st.sampled_from(sorted(self.rows)))
-        row = self.rows[id]
-        again = self.storage.outbox.retry_by_hand(id, now_ms=self.now)
+        row_id = data.draw(st.sampled_from(sorted(self.rows)))
+        row = self.rows[row_id]
+        again = self.storage.outbox.retry_by_hand(row_id, now_ms=self.now)
         if row.state not in {"dead", "expired", "cancelled"}:
             with pytest.raises(WrongState):
                 self.run(again)
@@ -258,10 +258,10 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule()
     def purge(self):
-        ended = [id for id, row in self.rows.items() if row.state not in OPEN]
+        ended = [row_id for row_id, row in self.rows.items() if row.state not in OPEN]
         assert self.run(self.storage.outbox.purge(now_ms=self.now)) == len(ended)
-        for id in ended:
-            del self.rows[id]
+        for row_id in ended:
+            del self.rows[row_id]
 
     # --- what must hold ---------------------------------------------------------------
 
@@ -270,17 +270,17 @@ class OutboxMachine(RuleBasedStateMachine):
         if not hasattr(self, "storage"):
             return
         found = {row.id: row for row in self.run(self.storage.outbox.list(limit=-1))}
-        assert {id: (row.state, row.attempts, row.lease, row.target) for id, row in found.items()} == {
-            id: (row.state, row.attempts, row.lease, row.target) for id, row in self.rows.items()
+        assert {row_id: (row.state, row.attempts, row.lease, row.target) for row_id, row in found.items()} == {
+            row_id: (row.state, row.attempts, row.lease, row.target) for row_id, row in self.rows.items()
         }
 
     @invariant()
     def request_and_row_agree(self):
         if not hasattr(self, "storage"):
             return
-        for id, row in self.rows.items():
+        for row_id, row in self.rows.items():
             record = self.run(self.storage.journal.get(row.request_id))
-            assert record.escalation.id == id
+            assert record.escalation.id == row_id
             assert record.state == REQUEST_OF[row.state]
             assert (record.cloud_answer is not None) == (row.state == "succeeded")
             assert record.generation is not None

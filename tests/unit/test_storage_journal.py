@@ -170,9 +170,9 @@ class TestCeiling:
 
     async def test_bytes_count_as_well(self, tmp_path):
         storage = await values.opened(tmp_path, queue=QueueSettings(ballast_bytes=0, max_bytes=4096))
-        await ask(storage, values.queued(), text="x" * 2000, body_sha256="x")
+        await ask(storage, values.queued(), text="x" * 2000)
         with pytest.raises(QueueFull, match="max_bytes"):
-            await ask(storage, values.queued(), text="y" * 2000, body_sha256="y")
+            await ask(storage, values.queued(), text="y" * 2000)
         await storage.close()
 
 
