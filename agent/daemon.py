@@ -23,7 +23,7 @@ import uvicorn
 
 from agent import __version__, device
 from agent import settings as settings_module
-from agent.api.app import ApiDeps, create_app, uvicorn_config
+from agent.api.app import ApiDeps, ApiServer, create_app, uvicorn_config
 from agent.api.auth import load_tokens
 from agent.confidence.estimators import estimator
 from agent.engine.supervisor import EnginePool
@@ -50,15 +50,6 @@ def run(loaded: LoadedSettings) -> int:
     configure_logging()
     asyncio.run(serve(loaded))
     return 0
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its own signal handling: the daemon stops more than the HTTP server."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to the daemon."""
-        yield
 
 
 class _Live:
@@ -129,7 +120,7 @@ async def serve(
                 reload_targets=reload,
             )
         )
-        server = _Server(uvicorn_config(app, config.server))
+        server = ApiServer(uvicorn_config(app, config.server))
         stack.push_async_callback(engine.stop, config.server.grace_s)
         stack.push_async_callback(dispatcher.stop)
         await dispatcher.start()

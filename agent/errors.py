@@ -8,6 +8,7 @@ OutriderError
  |    |-- ContextOverflow        400 context_length_exceeded
  |    |-- PayloadTooLarge        413
  |    |-- UnsupportedMediaType   415
+ |    |-- HeadersTooLarge        431
  |    |-- Unauthorized           401
  |    |-- Forbidden              403
  |    |-- NotFound               404
@@ -100,6 +101,13 @@ class PayloadTooLarge(RequestError):
 
     code = "body_too_large"
     status = 413
+
+
+class HeadersTooLarge(RequestError):
+    """Address and headers are above the limit."""
+
+    code = "headers_too_large"
+    status = 431
 
 
 class UnsupportedMediaType(RequestError):

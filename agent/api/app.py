@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from itertools import chain
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -17,13 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agent.api import openai_routes, ops_routes, queue_routes, request_routes
 from agent.api.auth import check_caller, role_of
 from agent.api.deps import ROLE, ApiDeps
-from agent.api.server import uvicorn_config
+from agent.api.server import MOST_HEADER_BYTES, ApiServer, uvicorn_config
 from agent.api.sse import ClientGone
 from agent.api.wire import error_response
-from agent.errors import InvalidRequest, MethodNotAllowed, NotFound, OutriderError, ShuttingDown
+from agent.errors import HeadersTooLarge, InvalidRequest, MethodNotAllowed, NotFound, OutriderError, ShuttingDown
 from agent.telemetry import LOG, METRICS
 
-__all__ = ["ApiDeps", "create_app", "uvicorn_config"]
+__all__ = ["ApiDeps", "ApiServer", "create_app", "uvicorn_config"]
 
 OPEN_PATH = "/healthz"
 _FIXED_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
@@ -82,6 +83,10 @@ class Guard:
                 await error_response(OutriderError("internal error; see the daemon's log"))(scope, receive, sender)
 
     def _admit(self, scope: Scope) -> None:
+        # h11 bounds headers that are still arriving; these may have come whole, in one piece.
+        size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(map(len, chain(*scope["headers"])))
+        if size > MOST_HEADER_BYTES:
+            raise HeadersTooLarge(f"address and headers have more than {MOST_HEADER_BYTES} bytes")
         headers = Headers(scope=scope)
         check_caller(headers, self._deps.settings.server)
         if scope["path"] != OPEN_PATH:

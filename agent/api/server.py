@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import socket
+from collections.abc import Iterator
 
 import h11
 import uvicorn
@@ -18,6 +21,7 @@ MOST_HEADER_BYTES = 32 * 1024
 HEADER_TIMEOUT_S = 15.0  # from the connection, or the end of an answer, to the end of the next headers
 KEEP_ALIVE_S = 30
 BACKLOG = 256
+SETTLE_S = 5.0  # for requests cut short by a stop to reach the disk
 
 
 def uvicorn_config(app: Starlette, server: ServerSettings) -> uvicorn.Config:
@@ -42,6 +46,28 @@ def uvicorn_config(app: Starlette, server: ServerSettings) -> uvicorn.Config:
         ssl_certfile=server.tls_cert or None,
         ssl_keyfile=server.tls_key or None,
     )
+
+
+class ApiServer(uvicorn.Server):
+    """Leaves signals to its owner, and ends only when no request runs any more.
+
+    Uvicorn alone cancels what outlives the grace period without waiting for it: a request
+    would then settle on a database that is closed already.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take no signals."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, give running requests the grace period, cancel the rest, wait for them."""
+        await super().shutdown(sockets)
+        if running := set(self.server_state.tasks):
+            if self.force_exit:  # else they have been cancelled; twice would cut their settling short
+                for task in running:
+                    task.cancel()
+            await asyncio.wait(running, timeout=SETTLE_S)
 
 
 class PatientProtocol(H11Protocol):

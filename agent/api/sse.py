@@ -53,6 +53,7 @@ class EventWriter:
         self._send = send
         self._headers = dict(headers)
         self.started = False
+        self.finished = False
         self._sends = 0
         self._sending = False
 
@@ -68,6 +69,7 @@ class EventWriter:
         """Write bytes that form whole events."""
         self._sends += 1
         self._sending = True
+        self.finished = last
         if not self.started:
             self.started = True
             headers = _HEADERS + [(name.encode(), value.encode()) for name, value in self._headers.items()]
@@ -121,6 +123,8 @@ class EventStream:
             # Only the server's stop cancels from outside.
             if not writer.started:
                 raise
+            if writer.finished:
+                return
             await self._fail(writer, ShuttingDown("the daemon is stopping; what was accepted stays in the queue"))
 
     async def _while_read(self, writer: EventWriter) -> None:

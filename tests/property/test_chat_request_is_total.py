@@ -1,7 +1,8 @@
 """Whatever JSON comes, parsing ends in a valid call or in an error that names a parameter."""
 
 import msgspec
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from agent.api.chat_request import UNSUPPORTED, parse_chat
@@ -28,8 +29,13 @@ bodies = st.dictionaries(st.sampled_from(NAMES), values, max_size=6).flatmap(
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(bodies, st.dictionaries(st.sampled_from(["x-outrider-egress", "x-outrider-hops", "idempotency-key"]), st.text("ab1- ", max_size=4)))
+@settings(max_examples=150, deadline=None)
+@given(
+    bodies,
+    st.dictionaries(
+        st.sampled_from(["x-outrider-egress", "x-outrider-hops", "idempotency-key"]), st.text("ab1- ", max_size=4)
+    ),
+)
 def test_total(body, headers):
     raw = Headers(raw=[(name.encode(), text.encode()) for name, text in headers.items()])
     try:
@@ -43,10 +49,12 @@ def test_total(body, headers):
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(call.request), type=type(call.request)) == call.request
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=60) | values.map(lambda value: msgspec.json.encode(value)))
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=60) | values.map(msgspec.json.encode))
 def test_bytes_are_parsed_or_refused(raw):
     try:
-        assert isinstance(parse_json(raw), dict)
+        found = parse_json(raw)
     except InvalidRequest as error:
-        assert error.code == "invalid_json"
+        found = {"refused": error.code}
+        assert error.code == "invalid_json"  # noqa: PT017 - both ends are right
+    assert isinstance(found, dict)

@@ -61,7 +61,15 @@ def test_typed_addresses_are_let_in(site):
 
 @pytest.mark.parametrize(
     "origin",
-    ["null", "https://evil.test", "http://localhost:8484", "http://app.test", "https://app.test:444", "https://app.test/", ""],
+    [
+        "null",
+        "https://evil.test",
+        "http://localhost:8484",
+        "http://app.test",
+        "https://app.test:444",
+        "https://app.test/",
+        "",
+    ],
 )
 def test_origins_that_are_refused(origin):
     with pytest.raises(Forbidden):

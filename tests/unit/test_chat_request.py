@@ -156,8 +156,14 @@ def test_every_parameter_of_the_openai_client_is_known():
         ({"role": "developer", "content": "be brief"}, Message("system", "be brief")),
         ({"role": "system", "content": "be brief"}, Message("system", "be brief")),
         ({"role": "user", "content": "", "name": "ann"}, Message("user", "", "ann")),
-        ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, Message("user", "a\nb")),
-        ({"role": "assistant", "content": "x", "refusal": None, "tool_calls": [], "annotations": []}, Message("assistant", "x")),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            Message("user", "a\nb"),
+        ),
+        (
+            {"role": "assistant", "content": "x", "refusal": None, "tool_calls": [], "annotations": []},
+            Message("assistant", "x"),
+        ),
         ({"role": "assistant", "content": None, "refusal": "no"}, Message("assistant", "no")),
     ],
 )
