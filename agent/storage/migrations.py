@@ -40,13 +40,13 @@ _migration = MIGRATIONS.append
 
 
 def main(argv: Sequence[str]) -> int:
-    """Bring the database at ``argv[0]`` to this release's schema. One line on stderr says what failed."""
+    """Bring the database at ``argv[0]`` to this release's schema. One line on stderr, ``code: message``, says what failed."""
     path = Path(argv[0])
     key = sys.stdin.buffer.read()
     try:
         migrate(path, key)
     except OutriderError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error.code}: {error}\n")
         return error.exit_code
     return 0
 

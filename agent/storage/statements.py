@@ -41,12 +41,10 @@ REQUEST_RUNNING = "SELECT id, body FROM requests WHERE state = 'running' ORDER B
 REQUEST_COUNTS = "SELECT state, n_rows FROM request_counts"
 REQUEST_DELETE = "DELETE FROM requests WHERE id = :id"
 
-_TEXT_BYTES = """
-    (SELECT ifnull(length(r.body), 0) FROM requests AS r WHERE r.id = {id})
-    + (SELECT ifnull(sum(length(body)), 0) FROM results WHERE request_id = {id}) AS bytes
-"""
-REQUEST_TO_PURGE = f"""
-SELECT id, {_TEXT_BYTES.format(id="requests.id")} FROM requests WHERE bodies_until_ms IS NOT NULL AND bodies_until_ms <= :now_ms
+REQUEST_TO_PURGE = """
+SELECT id, ifnull(length(body), 0)
+    + (SELECT ifnull(sum(length(body)), 0) FROM results WHERE request_id = requests.id) AS bytes
+FROM requests WHERE bodies_until_ms IS NOT NULL AND bodies_until_ms <= :now_ms
 ORDER BY bodies_until_ms LIMIT :limit
 """
 REQUEST_FORGET = "UPDATE requests SET body = NULL, bodies_until_ms = NULL WHERE id = :id"
@@ -124,9 +122,10 @@ ESCALATION_OF_REQUEST = "SELECT * FROM escalations WHERE request_id = :id"
 ESCALATION_LIST = "SELECT * FROM escalations WHERE id > :after_id ORDER BY id LIMIT :limit"
 ESCALATION_LIST_STATE = "SELECT * FROM escalations WHERE state = :state AND id > :after_id ORDER BY id LIMIT :limit"
 ESCALATION_OLDEST = "SELECT created_at_ms FROM escalations WHERE state = :state ORDER BY id LIMIT 1"
-ESCALATION_ENDED = f"""
-SELECT request_id AS id, {_TEXT_BYTES.format(id="escalations.request_id")} FROM escalations
-WHERE state = :state ORDER BY escalations.id LIMIT :limit
+ESCALATION_ENDED = """
+SELECT request_id AS id, bytes
+    + (SELECT ifnull(sum(length(body)), 0) FROM results WHERE results.request_id = escalations.request_id) AS bytes
+FROM escalations WHERE state = :state ORDER BY escalations.id LIMIT :limit
 """
 ESCALATION_COUNTS = """
 SELECT state, sum(n_rows) AS n_rows, sum(n_bytes) AS n_bytes FROM escalation_counts GROUP BY state

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent import executable
-from agent.errors import DiskFull, QueueFull, StorageError
+from agent.errors import DiskFull, ForeignDatabase, QueueFull, StorageError, WrongKey
 from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import keys
 from agent.storage.ballast import Ballast
@@ -123,5 +123,6 @@ async def _migrate(path: Path, key: bytes) -> None:
     _, noise = await child.communicate(key)
     if child.returncode:
         lines = noise.decode("utf-8", "replace").strip().splitlines()
-        reason = lines[-1] if lines else f"exit status {child.returncode}"
-        raise (DiskFull if "no space left" in reason else StorageError)(f"the database could not be prepared: {reason}")
+        code, _, message = lines[-1].partition(": ") if lines else ("", "", f"exit status {child.returncode}")
+        kinds: dict[str, type[StorageError]] = {kind.code: kind for kind in (DiskFull, WrongKey, ForeignDatabase)}
+        raise kinds.get(code, StorageError)(f"the database could not be prepared: {message}")
