@@ -183,6 +183,7 @@ FILL = textwrap.dedent("""
     from fakes.storage_values import NOW
     from agent.errors import DiskFull
     from agent.settings import QueueSettings
+    from agent.types import CloudAnswer
 
     def fill(path):
         with path.open("wb", buffering=0) as file:
@@ -206,7 +207,7 @@ FILL = textwrap.dedent("""
         # A send under way can be settled ...
         row, _ = await storage.outbox.claim("cloud", now_ms=NOW, lease_ms=1000)
         await storage.outbox.begin_send(row, body_sha256="ab", body_bytes=1, now_ms=NOW)
-        await storage.outbox.succeed(row, values.CloudAnswer(text="late", finish_reason="stop", model="m"), now_ms=NOW)
+        await storage.outbox.succeed(row, CloudAnswer(text="late", finish_reason="stop", model="m"), now_ms=NOW)
         assert not (storage.db.path.parent / "ballast").exists()
         # ... new requests are refused ...
         try:

@@ -3,6 +3,8 @@
 from fakes import storage_values as values
 from fakes.storage_values import DAY, NOW
 
+from agent.types import CloudAnswer
+
 NEEDLE = "the needle of Outrider 7f3a"
 
 
@@ -21,7 +23,7 @@ async def test_no_text_is_readable_in_any_file(tmp_path):
     row, record = await storage.outbox.claim("cloud", now_ms=NOW, lease_ms=1000)
     assert NEEDLE in record.generation.text
     await storage.outbox.begin_send(row, body_sha256="ab", body_bytes=1, now_ms=NOW)
-    answer = values.CloudAnswer(text=NEEDLE, finish_reason="stop", model=NEEDLE)
+    answer = CloudAnswer(text=NEEDLE, finish_reason="stop", model=NEEDLE)
     await storage.outbox.succeed(row, answer, now_ms=NOW)
     assert found(data) == []
     await storage.db.checkpoint()
