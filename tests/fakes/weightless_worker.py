@@ -8,6 +8,7 @@ model names the attempts; empty for all.
 import ctypes
 import errno
 import os
+import platform
 import resource
 import socket
 import sys
@@ -22,6 +23,7 @@ import msgspec
 from agent.engine import runtime, worker
 from agent.engine.runtime import ModelUnloadable
 
+X86 = platform.machine() == "x86_64"
 PROGRAM = str(Path(__file__).resolve())
 COMMAND = [sys.executable, PROGRAM, "fake"]
 PROBE_COMMAND = [sys.executable, PROGRAM, "probe"]
@@ -53,7 +55,9 @@ def attempts():
         "change a mode": lambda: Path(PROGRAM).chmod(0o644),
         "unshare": lambda: libc_call("unshare", 0x10000000),
         "io_uring": lambda: libc_call("syscall", 425, 1, 0),
-        "bpf": lambda: libc_call("syscall", 321, 0, 0, 0),
+        "bpf": lambda: libc_call("syscall", 321 if X86 else 280, 0, 0, 0),
+        # glibc forks by clone; the old call (process_madvise where there is no such one) is refused as well.
+        "bare fork": lambda: libc_call("syscall", 57 if X86 else 440, 0, 0, 0, 0, 0),
     }
 
 
