@@ -118,11 +118,12 @@ class DaemonProcess:
 
 
 def main() -> None:
+    from fakes import fake_worker
+
     from agent import settings
     from agent.daemon import serve
     from agent.telemetry import configure_logging
     from agent.types import ModelFile
-    from fakes import fake_worker
 
     configure_logging()
     loaded = settings.load(Path(sys.argv[1]))

@@ -4,7 +4,6 @@ Wanted: nothing acknowledged is lost, one answer to each owner, and a send that 
 carries the same Idempotency-Key.
 """
 
-import asyncio
 import random
 import threading
 import time

@@ -180,9 +180,6 @@ def test_the_parent_stays_small_and_serves_without_an_engine(daemon):
 
 def test_events_of_a_request(daemon):
     request_id = daemon.chat("unsure").json()["outrider"]["request_id"]
-    states = []
     with daemon.client() as client, client.stream("GET", f"/v1/requests/{request_id}/events") as response:
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                states.append(json.loads(line[6:])["state"])
+        states = [json.loads(line[6:])["state"] for line in response.iter_lines() if line.startswith("data: {")]
     assert states[-1] == "resolved"

@@ -23,9 +23,7 @@ from agent.types import (
 
 
 def request(**fields):
-    return InferenceRequest(
-        id="1", model="m", messages=(Message("user", "hi"),), received_at_ms=0, **fields
-    )
+    return InferenceRequest(id="1", model="m", messages=(Message("user", "hi"),), received_at_ms=0, **fields)
 
 
 def target(egress):
