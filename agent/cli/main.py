@@ -7,7 +7,6 @@ of the table in docs/cli.md; ``--traceback`` shows where an internal error came 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,10 +92,6 @@ class LazyGroup(click.Group):
             _fail(error.format_message(), "usage", error.exit_code, as_json=as_json)
         except (click.Abort, KeyboardInterrupt):
             _fail("stopped", "interrupted", INTERRUPTED, as_json=as_json)
-        except BrokenPipeError:
-            # The reader (head, less) has gone: point stdout nowhere so that the last flush is quiet.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except Exception as error:
             if "--traceback" in arguments:
                 raise

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from agent import executable
+from agent import device, executable
 from agent.cli.client import DaemonClient, find_daemon
 from agent.engine.supervisor import EnginePool
 from agent.errors import DaemonUnreachable, EngineFailed, OutriderError
@@ -35,6 +35,9 @@ START_PATIENCE_S = 120.0
 ANSWER_PATIENCE_S = 300.0
 STOP_PATIENCE_S = 20.0
 FEWEST_ROUNDS = 3
+BUSY_SHARE = 0.3  # of the cores taken by others
+FEWEST_TOKENS = 8
+WARM_UP_TOKENS = 8
 STREAMS_AT_ONCE = 4
 LEAST_RATIO = 0.9  # streaming through the daemon costs under 10 %
 MOST_DAEMON_MIB = 60.0
@@ -43,7 +46,7 @@ MIB = 1 << 20
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run. ``budget_s`` ends the rounds early, but never before three."""
+    """What to run. ``budget_s`` is kept on a slow or busy machine by shorter answers, then by fewer rounds."""
 
     model: str
     tokens: int
@@ -79,6 +82,9 @@ class Sides(msgspec.Struct, frozen=True):
 
 def measure(engine: EngineSettings, plan: Plan, tell: Callable[[str], None]) -> list[Row]:
     """Run the plan and return the rows. Raises OutriderError when a side does not start."""
+    seen = device.profile()
+    if seen.load_1min is not None and seen.load_1min > BUSY_SHARE * seen.usable_cores:
+        tell(f"other programs use this machine (load {seen.load_1min:.1f}): do not trust the ratios")
     with tempfile.TemporaryDirectory(prefix="outrider-bench-") as folder, contextlib.ExitStack() as stack:
         data_path = Path(folder) / "data"
         tell("starting a daemon of its own")
@@ -86,23 +92,24 @@ def measure(engine: EngineSettings, plan: Plan, tell: Callable[[str], None]) -> 
         client = stack.enter_context(DaemonClient(Settings(data_dir=str(data_path))))
         tell("starting the same worker without one")
         direct = stack.enter_context(_direct(data_path, engine))
-        through = _Through(client, plan)
+        through = _Through(client)
+        at_once = min(STREAMS_AT_ONCE, engine.parallel)
+        until = time.monotonic() + plan.budget_s
+        plan = _fitted(plan, through, direct, at_once, tell)
         single = Sides([], [])
         crowd = Sides([], [])
-        _round(through, direct, plan, "warm up", Sides([], []), at_once=1)
-        until = time.monotonic() + plan.budget_s
         for number in range(plan.rounds):
             if number >= FEWEST_ROUNDS and time.monotonic() > until:
                 tell("the time is used up: fewer rounds than planned")
                 break
             tell(f"round {number + 1} of {plan.rounds}")
-            for sides, at_once in ((single, 1), (crowd, min(STREAMS_AT_ONCE, engine.parallel))):
-                _round(through, direct, plan, f"round {number}", sides, at_once=at_once, swap=number % 2 == 1)
+            for sides, streams in ((single, 1), (crowd, at_once)):
+                _round(through, direct, plan, f"round {number}", sides, at_once=streams, swap=number % 2 == 1)
         daemon_mib = psutil.Process(process.pid).memory_info().rss / MIB
     return [
         _compared("tokens per second, one stream", _rates(single.ours), _rates(single.peer)),
         _compared(
-            f"tokens per second, {min(STREAMS_AT_ONCE, engine.parallel)} streams",
+            f"tokens per second, {at_once} streams",
             _rates(crowd.ours),
             _rates(crowd.peer),
         ),
@@ -120,6 +127,22 @@ def measure(engine: EngineSettings, plan: Plan, tell: Callable[[str], None]) -> 
             ok=ready_s <= LONGEST_START_S,
         ),
     ]
+
+
+def _fitted(plan: Plan, through: _Through, direct: _Direct, at_once: int, tell: Callable[[str], None]) -> Plan:
+    """Warm both sides up, and shorten the answers when the rounds would not fit the budget."""
+    warm_up = msgspec.structs.replace(plan, tokens=WARM_UP_TOKENS)
+    token_s = 0.0
+    for label in ("warm up", "trial"):  # the first one pays for memory and caches, the second one counts
+        started = time.monotonic()
+        for streams in (1, at_once):
+            _round(through, direct, warm_up, label, Sides([], []), at_once=streams)
+        token_s = (time.monotonic() - started) / WARM_UP_TOKENS
+    affordable = int(plan.budget_s / (FEWEST_ROUNDS + 1) / token_s)
+    tokens = max(FEWEST_TOKENS, min(plan.tokens, affordable))
+    if tokens < plan.tokens:
+        tell(f"this machine is slow or busy: answers of {tokens} tokens instead of {plan.tokens}")
+    return msgspec.structs.replace(plan, tokens=tokens)
 
 
 def _round(
@@ -156,9 +179,8 @@ def _informed(name: str, ours: list[float], peer: list[float]) -> Row:
 class _Through:
     """Streams over HTTP, as any client does."""
 
-    def __init__(self, client: DaemonClient, plan: Plan) -> None:
+    def __init__(self, client: DaemonClient) -> None:
         self._client = client
-        self._plan = plan
 
     def answer(self, prompts: list[str], plan: Plan) -> Timing:
         """Ask all prompts at once; return their tokens together and the time until the last is done."""
@@ -166,7 +188,7 @@ class _Through:
 
         def one(prompt: str) -> None:
             try:
-                results.append(self._stream(prompt))
+                results.append(self._stream(prompt, plan))
             except BaseException as error:
                 results.append(error)
 
@@ -178,11 +200,11 @@ class _Through:
             thread.join()
         return _together(results, time.perf_counter() - started)
 
-    def _stream(self, prompt: str) -> Timing:
+    def _stream(self, prompt: str, plan: Plan) -> Timing:
         body = {
-            "model": self._plan.model,
+            "model": plan.model,
             "messages": [{"role": "user", "content": prompt}],
-            "max_completion_tokens": self._plan.tokens,
+            "max_completion_tokens": plan.tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},

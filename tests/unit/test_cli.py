@@ -272,3 +272,18 @@ def test_a_typed_api_key_is_kept_in_a_private_file(tmp_path):
     path = _keep_key(Invocation(None, tmp_path / "data"), "main", " secret\n")
     assert path.read_text() == "secret\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_reader_that_has_gone_gets_no_complaint():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        result = subprocess.run(
+            [sys.executable, "-m", "agent", "config", "show"],
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (1, "")
