@@ -119,6 +119,9 @@ class EventStream:
         writer = EventWriter(send, self._headers)
         try:
             await while_connected(receive, self._while_read(writer))
+        except ClientGone:
+            if not writer.finished:  # the end of the response looks like a client that left
+                raise
         except asyncio.CancelledError:
             # Only the server's stop cancels from outside.
             if not writer.started:

@@ -1,11 +1,12 @@
 """JSON is taken strictly, and every error is written in one shape."""
 
 import json
+import tracemalloc
 
 import pytest
 
-from agent.api.wire import DEEPEST, error_response, parse_json
-from agent.errors import Busy, EngineFailed, InvalidRequest, OutriderError, StillRunning
+from agent.api.wire import DEEPEST, error_response, parse_json, read_body
+from agent.errors import Busy, EngineFailed, InvalidRequest, OutriderError, PayloadTooLarge, StillRunning
 
 
 @pytest.mark.parametrize(
@@ -82,3 +83,34 @@ def test_every_error_can_be_written():
         response = error_response(kind("what, why, what to do"))
         assert response.status_code == kind.status
         assert json.loads(response.body)["error"]["code"] == kind.code
+
+
+class Arriving:
+    """A request whose body comes in pieces."""
+
+    def __init__(self, pieces):
+        self.pieces, self.taken = pieces, 0
+
+    async def stream(self):
+        for piece in self.pieces:
+            self.taken += 1
+            yield piece
+
+
+async def test_a_refused_body_is_read_to_its_end_but_not_kept():
+    request = Arriving(bytes(1 << 20) for _ in range(32))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge):
+            await read_body(request, 1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    finally:
+        tracemalloc.stop()
+    assert request.taken == 32  # so that the client gets to read the answer
+
+
+async def test_a_body_without_end_is_left():
+    request = Arriving(bytes(1 << 20) for _ in range(10_000))
+    with pytest.raises(PayloadTooLarge):
+        await read_body(request, 1 << 20)
+    assert request.taken < 100
