@@ -240,7 +240,7 @@ def load(
         tree["data_dir"] = default_data_dir(environ)
         origins.pop("data_dir", None)
     tree["data_dir"] = str(Path(tree["data_dir"]).expanduser().absolute())
-    settings = _convert(tree, str(path))
+    settings = _convert(tree, "flags")
     _check(settings)
     return LoadedSettings(settings, origins, path)
 

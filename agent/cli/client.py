@@ -18,6 +18,8 @@ from agent.settings import Settings
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 30.0  # for calls that ask for stored things; answers have the request's deadline
+# A daemon that listens on every address is reached from here on the loopback one.
+ON_THIS_MACHINE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
 SSE_DATA = "data:"
 SSE_END = "[DONE]"
 
@@ -60,7 +62,10 @@ def find_daemon(data_path: Path) -> DaemonAddress | None:
         return None
     except (OSError, msgspec.DecodeError) as error:
         raise StorageError(f"{data_path / 'daemon.json'} cannot be read: {error}; restart the daemon") from error
-    return address if _alive(address.pid) else None
+    if not _alive(address.pid):
+        return None
+    url = httpx2.URL(address.url)
+    return msgspec.structs.replace(address, url=str(url.copy_with(host=ON_THIS_MACHINE.get(url.host, url.host))))
 
 
 def _alive(pid: int) -> bool:

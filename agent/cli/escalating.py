@@ -14,7 +14,7 @@ from agent.escalation.dispatcher import Dispatcher
 from agent.escalation.target import Blocked, Offline, Online, RateLimited, make_target
 from agent.settings import Settings, TargetSettings
 from agent.storage import Storage
-from agent.types import Escalation, RequestRecord
+from agent.types import EgressPolicy, Escalation, RequestRecord
 
 POLL_S = 0.1
 UNREACHABLE = frozenset({"offline", "portal", "blocked"})
@@ -60,9 +60,13 @@ def body_of(settings: Settings, record: RequestRecord, row: Escalation, target: 
 
 
 def _only(settings: Settings) -> str:
-    if len(settings.targets) != 1:
-        raise InvalidRequest("this row has no target yet: name one with --target", param="target")
-    return settings.targets[0].name
+    able = [one.name for one in settings.targets if one.egress is not EgressPolicy.NEVER]
+    if len(able) != 1:
+        known = ", ".join(able) or "none; add one with `outrider target add`"
+        raise InvalidRequest(
+            f"this row has no target yet: name one with --target; configured are {known}", param="target"
+        )
+    return able[0]
 
 
 async def drain(storage: Storage, settings: Settings) -> None:

@@ -34,7 +34,7 @@ from agent.types import Delta, Generation, InferenceRequest, Message, Sampling
 START_PATIENCE_S = 120.0
 ANSWER_PATIENCE_S = 300.0
 STOP_PATIENCE_S = 20.0
-FEWEST_ROUNDS = 3
+WANTED_ROUNDS = 3  # for which answers are shortened
 BUSY_SHARE = 0.3  # of the cores taken by others
 FEWEST_TOKENS = 8
 WARM_UP_TOKENS = 8
@@ -98,13 +98,16 @@ def measure(engine: EngineSettings, plan: Plan, tell: Callable[[str], None]) -> 
         plan = _fitted(plan, through, direct, at_once, tell)
         single = Sides([], [])
         crowd = Sides([], [])
+        longest_s = 0.0
         for number in range(plan.rounds):
-            if number >= FEWEST_ROUNDS and time.monotonic() > until:
-                tell("the time is used up: fewer rounds than planned")
+            started = time.monotonic()
+            if number and started + longest_s > until:
+                tell(f"the time is used up: {number} of {plan.rounds} rounds")
                 break
             tell(f"round {number + 1} of {plan.rounds}")
             for sides, streams in ((single, 1), (crowd, at_once)):
                 _round(through, direct, plan, f"round {number}", sides, at_once=streams, swap=number % 2 == 1)
+            longest_s = max(longest_s, time.monotonic() - started)
         daemon_mib = psutil.Process(process.pid).memory_info().rss / MIB
     return [
         _compared("tokens per second, one stream", _rates(single.ours), _rates(single.peer)),
@@ -138,7 +141,7 @@ def _fitted(plan: Plan, through: _Through, direct: _Direct, at_once: int, tell: 
         for streams in (1, at_once):
             _round(through, direct, warm_up, label, Sides([], []), at_once=streams)
         token_s = (time.monotonic() - started) / WARM_UP_TOKENS
-    affordable = int(plan.budget_s / (FEWEST_ROUNDS + 1) / token_s)
+    affordable = int(plan.budget_s / (WANTED_ROUNDS + 1) / token_s)
     tokens = max(FEWEST_TOKENS, min(plan.tokens, affordable))
     if tokens < plan.tokens:
         tell(f"this machine is slow or busy: answers of {tokens} tokens instead of {plan.tokens}")
