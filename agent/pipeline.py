@@ -102,7 +102,7 @@ class Pipeline:
         """
         policy = self._policy()
         route = routing.before(request, policy)
-        if known := await self._journal.open(request, now_ms=self._now_ms()):
+        if known := await self._open(request):
             yield Verdict(await self._held(request, known), replayed=True)
             return
         generation: Generation | None = None
@@ -129,6 +129,17 @@ class Pipeline:
         if decision.action is Action.REFUSED:
             raise refusal(generation.failure if generation else None)
         yield Verdict(await self._held(request, record))
+
+    async def _open(self, request: InferenceRequest) -> RequestRecord | None:
+        """Make the request durable, or find the answer of its Idempotency-Key."""
+        opening = asyncio.ensure_future(self._journal.open(request, now_ms=self._now_ms()))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The caller left while the row was written: it must not stay "running".
+            if await opening is None:
+                await self._give_up(request, FailureKind.CANCELLED, "the caller went away")
+            raise
 
     async def _settle(
         self,

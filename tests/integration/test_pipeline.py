@@ -188,6 +188,18 @@ async def test_a_caller_who_leaves_ends_the_generation_and_the_request(tmp_path)
         assert await road.only_state() is RequestState.CANCELLED
 
 
+async def test_a_caller_who_leaves_before_the_work_begins(tmp_path):
+    async with opened(tmp_path) as road:
+        road.engine.says(0.99)
+        running = asyncio.create_task(road.run())
+        await asyncio.sleep(0)  # the row is being written
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert road.engine.asked == 0
+        assert await road.only_state() is RequestState.CANCELLED
+
+
 async def test_wait_is_joined_with_the_late_answer(tmp_path):
     async with opened(tmp_path) as road:
         road.engine.says(0.1)
