@@ -33,7 +33,6 @@ class Storage:
         changes = Changes()
         self._keep = Retention(retention)
         self._lock = lock
-        self._key = key
         self.db = db
         self.key_place = key.place
         self.journal = Journal(db, changes, queue, self._keep)
