@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+import time
 import tomllib
 
 import pytest
+import trustme
 from click.testing import CliRunner
 from fakes.cloud import cloud_in_thread
 from fakes.daemon_process import DaemonProcess
@@ -41,7 +43,7 @@ def outrider(daemon, *arguments, stdin="", code=0):
     """Run the command line in this process, as a user of that daemon."""
     environment = {"OUTRIDER_CONFIG": str(daemon.config)}
     result = CliRunner().invoke(cli, list(arguments), input=stdin, env=environment, prog_name="outrider")
-    assert result.exit_code == code, result.stdout + result.stderr
+    assert code in {None, result.exit_code}, result.stdout + result.stderr
     return result
 
 
@@ -192,6 +194,25 @@ def test_key_backup_and_restore(tmp_path):
     assert "recovery --restore" in outrider(daemon, "requests", "list", code=74).stderr
     outrider(daemon, "key", "recovery", "--restore", stdin=code.replace("-", " ").lower())
     assert as_json(daemon, "requests", "list") == before
+
+
+def test_a_daemon_with_tls_is_trusted_by_its_own_certificate(tmp_path):
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems) + authority.cert_pem.bytes())
+    key.write_bytes(issued.private_key_pem.bytes())
+    key.chmod(0o600)
+    toml = f'[server]\nport = 0\ntls_cert = "{certificate}"\ntls_key = "{key}"\n'
+    daemon = DaemonProcess(tmp_path / "device", toml).start(wait=False)
+    try:
+        until = time.monotonic() + 30
+        while not outrider(daemon, "requests", "list", code=None).stdout and time.monotonic() < until:
+            time.sleep(0.05)
+        assert outrider(daemon, "ask", "hello").stdout == "echo: hello\n"
+        assert as_json(daemon, "env")["OPENAI_BASE_URL"].startswith("https://127.0.0.1:")
+    finally:
+        daemon.stop()
 
 
 def test_doctor_of_a_running_daemon(daemon):
