@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import itertools
@@ -43,6 +44,7 @@ def _template() -> Path:
     from agent.storage.migrations import migrate
 
     folder = Path(tempfile.mkdtemp(prefix="outrider-template-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     migrate(folder / DATABASE_NAME, keys.load_or_create(folder, {}).material)
     return folder
 

@@ -65,9 +65,6 @@ def test_counts_are_read_from_counters(connection, name):
     assert not re.search(r"(SCAN|SEARCH) (requests|escalations)\b", found), found
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in vars(sql) if name.isupper() and "count(" in getattr(sql, name) and name != "EGRESS_TOTALS"],
-)
-def test_nothing_else_counts(name):
-    pytest.fail(f"{name} counts rows")
+def test_nothing_else_counts_rows():
+    counting = [name for name, text in vars(sql).items() if name.isupper() and "count(" in text]
+    assert counting == ["EGRESS_TOTALS"]
