@@ -108,7 +108,9 @@ def test_foreign_database(used):
     assert code == 74
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; the unit tests cover it with a file in the way")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may write everywhere; the unit tests cover it with a file in the way"
+)
 def test_no_write_permission(used):
     used.data.chmod(0o500)
     code, _ = fails(used)
