@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import uvicorn
 
 from agent import __version__, device
@@ -53,13 +54,13 @@ def run(loaded: LoadedSettings) -> int:
 
 
 class _Live:
-    """What a reload may change while requests run."""
+    """What a reload may change while requests run: the targets, nothing else."""
 
-    def __init__(self, loaded: LoadedSettings) -> None:
-        self.loaded = loaded
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
     def policy(self) -> Policy:
-        current = self.loaded.settings
+        current = self.settings
         targets = tuple(TargetRule(t.name, t.egress, t.handoff) for t in current.targets)
         return Policy(threshold=current.confidence.threshold, targets=targets)
 
@@ -77,7 +78,7 @@ async def serve(
     """
     config = loaded.settings
     judge = estimator(config.confidence.estimator)
-    live = _Live(loaded)
+    live = _Live(config)
     async with contextlib.AsyncExitStack() as stack:
         storage = await open_storage(config.data_path, config.queue, config.retention, now_ms=now_ms())
         stack.push_async_callback(storage.close)
@@ -97,10 +98,12 @@ async def serve(
         )
 
         async def reload() -> Settings:
-            live.loaded = settings_module.load(loaded.path if loaded.path.exists() else None)
-            await dispatcher.replace_targets(live.loaded.settings.targets)
-            LOG.info("targets reloaded: %s", _target_names(live.loaded.settings))
-            return live.loaded.settings
+            fresh = settings_module.load(loaded.path if loaded.path.exists() else None).settings
+            await dispatcher.replace_targets(fresh.targets)
+            live.settings = msgspec.structs.replace(config, targets=fresh.targets)
+            LOG.info("targets reloaded: %s", ", ".join(target.name for target in fresh.targets) or "none")
+            _warn_about_egress(live.settings)
+            return live.settings
 
         pipeline = Pipeline(engine, storage.journal, judge, live.policy, now_ms, dispatcher.wake)
         if recovered := await storage.recover(now_ms(), pipeline.decide_cut_short):
@@ -112,7 +115,7 @@ async def serve(
                 engine=engine,
                 dispatcher=dispatcher,
                 settings=config,
-                targets=lambda: live.loaded.settings.targets,
+                targets=lambda: live.settings.targets,
                 models=store.list,
                 tokens=tokens,
                 now_ms=now_ms,
@@ -136,10 +139,6 @@ async def serve(
         await server.serve(sockets=[listener])
         LOG.info("stopping")
     LOG.info("stopped")
-
-
-def _target_names(config: Settings) -> str:
-    return ", ".join(target.name for target in config.targets) or "none"
 
 
 def _warn_about_egress(config: Settings) -> None:
