@@ -22,9 +22,9 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from agent import __version__, device
+from agent import __version__, device, executable
 from agent import settings as settings_module
-from agent.api.app import ApiDeps, ApiServer, create_app, uvicorn_config
+from agent.api.app import ApiDeps, ApiServer, check_tls, create_app, uvicorn_config
 from agent.api.auth import load_tokens
 from agent.confidence.estimators import estimator
 from agent.engine.supervisor import EnginePool
@@ -33,7 +33,7 @@ from agent.escalation.dispatcher import Dispatcher
 from agent.models.store import open_store
 from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
-from agent.settings import LoadedSettings, Settings
+from agent.settings import LoadedSettings, Settings, TargetSettings
 from agent.storage import Storage, open_storage
 from agent.telemetry import LOG, configure_logging
 from agent.types import EgressPolicy, ModelFile
@@ -77,6 +77,8 @@ async def serve(
     that finds model files: the seam to native inference.
     """
     config = loaded.settings
+    has_file = loaded.path.exists()
+    check_tls(config.server)
     judge = estimator(config.confidence.estimator)
     live = _Live(config)
     async with contextlib.AsyncExitStack() as stack:
@@ -98,10 +100,10 @@ async def serve(
         )
 
         async def reload() -> Settings:
-            fresh = settings_module.load(loaded.path if loaded.path.exists() else None).settings
-            await dispatcher.replace_targets(fresh.targets)
-            live.settings = msgspec.structs.replace(config, targets=fresh.targets)
-            LOG.info("targets reloaded: %s", ", ".join(target.name for target in fresh.targets) or "none")
+            targets = _read_targets(loaded.path, needed=has_file)
+            await dispatcher.replace_targets(targets)
+            live.settings = msgspec.structs.replace(config, targets=targets)
+            LOG.info("targets reloaded: %s", ", ".join(target.name for target in targets) or "none")
             _warn_about_egress(live.settings)
             return live.settings
 
@@ -123,7 +125,7 @@ async def serve(
                 reload_targets=reload,
             )
         )
-        server = ApiServer(uvicorn_config(app, config.server))
+        server = ApiServer(uvicorn_config(app, config.server), pipeline.holds.end)
         stack.push_async_callback(engine.stop, config.server.grace_s)
         stack.push_async_callback(dispatcher.stop)
         await dispatcher.start()
@@ -139,6 +141,13 @@ async def serve(
         await server.serve(sockets=[listener])
         LOG.info("stopping")
     LOG.info("stopped")
+
+
+def _read_targets(path: Path, *, needed: bool) -> tuple[TargetSettings, ...]:
+    """Return the targets of this file and of no other. Raises ConfigError when it was there once and is gone."""
+    if not path.exists() and not needed:
+        return ()
+    return settings_module.load(path).settings.targets
 
 
 def _warn_about_egress(config: Settings) -> None:
@@ -177,9 +186,9 @@ def _announced(data_path: Path, listener: socket.socket, *, tls: bool) -> Iterat
     """Tell the command line where the daemon listens, as long as it does."""
     path = data_path / "daemon.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(
-        json.dumps({"pid": os.getpid(), "url": _url(listener, tls=tls), "version": __version__}), encoding="utf-8"
-    )
+    pid = os.getpid()
+    told = {"pid": pid, "started": executable.started(pid), "url": _url(listener, tls=tls), "version": __version__}
+    temporary.write_text(json.dumps(told), encoding="utf-8")
     temporary.chmod(0o600)
     temporary.replace(path)
     try:

@@ -1,7 +1,7 @@
 """Every error that a user or a caller can meet.
 
 OutriderError
- |-- ConfigError                 exit 78
+ |-- ConfigError                 422, exit 78
  |-- RequestError                4xx: the caller's input
  |    |-- InvalidRequest         400
  |    |-- ModelNotFound          404
@@ -23,6 +23,7 @@ OutriderError
  |-- DeadlineExceeded            504
  |-- EngineFailed                503
  |    |-- ModelQuarantined       503
+ |    |-- AnswerCut              the last event of a stream
  |-- QueueFull                   507
  |-- Unresolved                  502: nobody answered, here or at the target
  |-- ShuttingDown                503
@@ -62,6 +63,8 @@ class ConfigError(OutriderError):
     """The configuration does not hold."""
 
     code = "invalid_config"
+    status = 422  # over HTTP: a reload, or a target named in a call
+    type = "invalid_request_error"
     exit_code = 78
 
 
@@ -217,6 +220,12 @@ class EngineFailed(OutriderError):
     status = 503
     exit_code = 70
     retryable = True
+
+
+class AnswerCut(EngineFailed):
+    """The end of a stream whose text is not the whole answer; its request waits in the queue."""
+
+    code = "answer_cut"
 
 
 class ModelQuarantined(EngineFailed):

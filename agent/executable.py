@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 
 def command(*arguments: str) -> list[str]:
@@ -10,3 +11,16 @@ def command(*arguments: str) -> list[str]:
     if getattr(sys, "frozen", False):
         return [sys.executable, *arguments]
     return [sys.executable, "-m", "agent", *arguments]
+
+
+def started(pid: int) -> str:
+    """Return when a process started, in the kernel's own count: with the pid it names one process.
+
+    Empty where the system does not say (no /proc), or when there is no such process.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    # The name, in parentheses, may hold spaces and parentheses itself; the start is field 22.
+    return text.rpartition(")")[2].split()[19]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Protocol
 
 import msgspec
@@ -75,6 +75,31 @@ class Verdict(msgspec.Struct, frozen=True):
     replayed: bool = False  # an Idempotency-Key brought an earlier answer back
 
 
+class Holds:
+    """Bounds of what only waits for somebody else's answer. A stop of the daemon ends them all."""
+
+    def __init__(self) -> None:
+        self._bounds: set[asyncio.Timeout] = set()
+        self.ended = False
+
+    @asynccontextmanager
+    async def within(self, left_s: float | None) -> AsyncGenerator[None]:
+        """Raise TimeoutError after ``left_s`` seconds (None: never), or at once when holds end."""
+        async with asyncio.timeout(0 if self.ended else left_s) as bound:
+            self._bounds.add(bound)
+            try:
+                yield
+            finally:
+                self._bounds.discard(bound)
+
+    def end(self) -> None:
+        """End all holds, now and later."""
+        self.ended = True
+        for bound in self._bounds:
+            if not bound.expired():
+                bound.reschedule(asyncio.get_running_loop().time())
+
+
 class Pipeline:
     """Runs requests. Holds no state of a request between runs."""
 
@@ -93,6 +118,7 @@ class Pipeline:
         self._policy = policy
         self._now_ms = now_ms
         self._wake_dispatcher = wake_dispatcher
+        self.holds = Holds()
 
     async def run(self, request: InferenceRequest) -> AsyncGenerator[Delta | Verdict]:
         """Yield deltas while text is made, then one Verdict.
@@ -125,7 +151,7 @@ class Pipeline:
             # A fault of this program: the request must not stay "running", and the fault must show.
             await self._give_up(request, FailureKind.CRASH, f"internal error: {type(error).__name__}")
             raise
-        record = await self._settle(request, generation, confidence, decision)
+        record = await self._settle_surely(request, generation, confidence, decision)
         if decision.action is Action.REFUSED:
             raise refusal(generation.failure if generation else None)
         yield Verdict(await self._held(request, record))
@@ -139,6 +165,21 @@ class Pipeline:
             # The caller left while the row was written: it must not stay "running".
             if await opening is None:
                 await self._give_up(request, FailureKind.CANCELLED, "the caller went away")
+            raise
+
+    async def _settle_surely(
+        self,
+        request: InferenceRequest,
+        generation: Generation | None,
+        confidence: Confidence | None,
+        decision: Decision,
+    ) -> RequestRecord:
+        """Settle to the end even if the caller leaves: a row once written must be told to the dispatcher."""
+        settling = asyncio.ensure_future(self._settle(request, generation, confidence, decision))
+        try:
+            return await asyncio.shield(settling)
+        except asyncio.CancelledError:
+            await asyncio.wait((settling,))
             raise
 
     async def _settle(
@@ -171,13 +212,13 @@ class Pipeline:
         if request.deadline_at_ms is not None:
             left_s = max(0.0, (request.deadline_at_ms - self._now_ms()) / 1000)
         try:
-            async with asyncio.timeout(left_s):
+            async with self.holds.within(left_s):
                 async for latest in self._journal.watch(record.id):
                     record = latest
                     if record.state is not RequestState.QUEUED:
                         break
         except TimeoutError:
-            pass  # the deadline: the caller gets the draft and where to ask later
+            pass  # the deadline, or the daemon stops: the caller gets the draft and where to ask later
         return record
 
     async def _give_up(self, request: InferenceRequest, kind: FailureKind, message: str) -> None:

@@ -7,6 +7,7 @@ The field descriptions are the configuration reference (docs/configuration.md is
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import tomllib
@@ -26,6 +27,7 @@ ENV_PREFIX = "OUTRIDER_"
 # Read by the CLI or the environment itself; not settings.
 ENV_RESERVED = frozenset({"OUTRIDER_CONFIG", "OUTRIDER_API_KEY", "OUTRIDER_ADMIN_KEY"})
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+LOOPBACK_IP = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -161,6 +163,11 @@ class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     ca_file: Annotated[str, Meta(description="PEM file with the certificate authority, for a private one.")] = ""
     chain: Annotated[bool, Meta(description="The target is an Outrider that may hand on further.")] = False
     max_reply_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest reply.")] = 16 << 20
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of address and model: who a row was accepted or released for, whatever the name."""
+        return hashlib.sha256(f"{self.base_url.rstrip('/')}\n{self.model}".encode()).hexdigest()
 
 
 class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -376,16 +383,16 @@ def check_target(target: TargetSettings) -> None:
     where = f"target {target.name}"
     if target.egress is EgressPolicy.REDACT:
         raise ConfigError(f'{where}: egress = "redact" is not supported yet: use "approve" or "allow"')
-    url = urlsplit(target.base_url)
-    if url.scheme not in {"http", "https"} or not url.hostname:
+    try:
+        url = urlsplit(target.base_url)
+        host, port = url.hostname, url.port
+    except ValueError as error:
+        raise ConfigError(f"{where}: base_url {target.base_url!r} is not a URL: {error}") from error
+    if url.scheme not in {"http", "https"} or not host or port == 0:
         raise ConfigError(f"{where}: base_url {target.base_url!r} is not an http(s) URL")
     if url.username or url.password or url.query or url.fragment:
         raise ConfigError(f"{where}: base_url must not carry a password, a query or a fragment; use api_key_file")
-    if url.scheme == "http" and url.hostname not in LOOPBACK_HOSTS and not _is_loopback_ip(url.hostname):
+    if url.scheme == "http" and host not in LOOPBACK_HOSTS and not LOOPBACK_IP.fullmatch(host):
         raise ConfigError(f"{where}: plain http would send text readable by the network: use https")
     if target.api_key_env and target.api_key_file:
         raise ConfigError(f"{where}: api_key_env and api_key_file are both set: keep one")
-
-
-def _is_loopback_ip(host: str) -> bool:
-    return re.fullmatch(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}", host) is not None

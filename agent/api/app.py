@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agent.api import openai_routes, ops_routes, queue_routes, request_routes
 from agent.api.auth import check_caller, role_of
 from agent.api.deps import ROLE, ApiDeps
-from agent.api.server import MOST_HEADER_BYTES, ApiServer, uvicorn_config
+from agent.api.server import MOST_HEADER_BYTES, ApiServer, check_tls, uvicorn_config
 from agent.api.sse import ClientGone
 from agent.api.wire import error_response
 from agent.errors import HeadersTooLarge, InvalidRequest, MethodNotAllowed, NotFound, OutriderError, ShuttingDown
 from agent.telemetry import LOG, METRICS
 
-__all__ = ["ApiDeps", "ApiServer", "create_app", "uvicorn_config"]
+__all__ = ["ApiDeps", "ApiServer", "check_tls", "create_app", "uvicorn_config"]
 
 OPEN_PATH = "/healthz"
 _FIXED_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]

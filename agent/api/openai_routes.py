@@ -16,7 +16,7 @@ from agent.api.chat_request import ChatCall, parse_chat
 from agent.api.deps import ApiDeps, ModelCard, deps_of
 from agent.api.sse import EventStream, EventWriter, while_connected
 from agent.api.wire import json_response, read_json
-from agent.errors import ModelNotFound, StillRunning
+from agent.errors import AnswerCut, ModelNotFound, StillRunning
 from agent.pipeline import Verdict
 from agent.telemetry import METRICS
 from agent.types import OnLowConfidence, RequestState, Token
@@ -99,6 +99,7 @@ async def _verdict(
 ) -> None:
     record = verdict.record
     answer = await _given(deps, call, verdict)
+    streamed = chunks is not None
     if chunks is None:
         for name, value in chat_answer.headers_of(record, answer, replayed=verdict.replayed).items():
             writer.set_header(name, value)
@@ -109,6 +110,12 @@ async def _verdict(
             await writer.event(chunks.text(answer.text, logprobs))
     for chunk in chunks.ending(record, answer):
         await writer.event(chunk)
+    generation = record.generation
+    if streamed and generation is not None and generation.failure is not None:
+        # A client that knows nothing of "outrider" would take the beginning for the whole.
+        raise AnswerCut(
+            f"the local answer was cut ({generation.failure.kind}); the whole one is to come: GET /v1/requests/{record.id}"
+        )
 
 
 def _chunks(call: ChatCall, request_id: str, received_at_ms: int, model: str) -> chat_answer.Chunks:
@@ -117,13 +124,15 @@ def _chunks(call: ChatCall, request_id: str, received_at_ms: int, model: str) ->
 
 async def list_models(request: Request) -> Response:
     """``GET /v1/models``."""
-    cards = [card for card in deps_of(request).models() if card.state != MISSING]
-    return json_response({"object": "list", "data": [_model_object(card) for card in cards]})
+    deps = deps_of(request)
+    cards = [card for card in deps.models() if card.state != MISSING]
+    return json_response({"object": "list", "data": [_model_object(deps, card) for card in cards]})
 
 
 async def show_model(request: Request) -> Response:
     """``GET /v1/models/{name}``."""
-    return json_response(_model_object(_card(deps_of(request), request.path_params["name"])))
+    deps = deps_of(request)
+    return json_response(_model_object(deps, _card(deps, request.path_params["name"])))
 
 
 def _card(deps: ApiDeps, name: str) -> ModelCard:
@@ -135,14 +144,21 @@ def _card(deps: ApiDeps, name: str) -> ModelCard:
     return cards[name]
 
 
-def _model_object(card: ModelCard) -> dict[str, Any]:
+def _model_object(deps: ApiDeps, card: ModelCard) -> dict[str, Any]:
     return {
         "id": card.name,
         "object": "model",
         "created": 0,
         "owned_by": "outrider",
-        "outrider": {"sha256": card.sha256, "context_tokens": card.context_tokens, "state": card.state},
+        "outrider": {"sha256": card.sha256, "context_tokens": _context_tokens(deps, card), "state": card.state},
     }
+
+
+def _context_tokens(deps: ApiDeps, card: ModelCard) -> int:
+    """Return what one request gets: by the engine once it runs, till then by the settings."""
+    wanted = min(card.context_tokens, deps.settings.engine.context_tokens)
+    worker = deps.engine.status().get(card.name)
+    return min(wanted, worker.context_tokens) if worker and worker.context_tokens else wanted
 
 
 ROUTES = [

@@ -126,6 +126,13 @@ async def egress(request: Request) -> Response:
     )
 
 
+async def verify_egress(request: Request) -> Response:
+    """``GET /v1/egress/verify``: whether the chained log is whole, else the first row that is not."""
+    query(request)
+    bad_id = await deps_of(request).storage.egress_log.verify()
+    return json_response({"whole": bad_id is None, "first_bad_id": bad_id})
+
+
 async def _row(deps: ApiDeps, request: Request) -> Escalation:
     some_id = request.path_params["id"]
     row = await deps.storage.outbox.get(some_id)
@@ -169,4 +176,5 @@ ROUTES = [
     Route("/v1/queue/{id}/retry", retry, methods=["POST"]),
     Route("/v1/queue/{id}/cancel", cancel, methods=["POST"]),
     Route("/v1/egress", egress, methods=["GET"]),
+    Route("/v1/egress/verify", verify_egress, methods=["GET"]),
 ]

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from agent.api.deps import ApiDeps, deps_of
 from agent.api.sse import EventStream, EventWriter
 from agent.api.wire import json_response, query
-from agent.errors import NotFound
+from agent.errors import NotFound, ShuttingDown
 from agent.types import RequestRecord, RequestState
 
 MOST_LISTED = 1000
@@ -63,11 +63,14 @@ async def request_events(request: Request) -> ASGIApp:
 
     async def produce(writer: EventWriter) -> None:
         watch = cast("Any", deps.storage.journal.watch(request_id))  # an async generator: it can be closed
-        async with aclosing(watch) as records:
-            async for record in records:
-                await writer.event(record_object(record))
-                if record.state is RequestState.RESOLVED:
-                    await deps.storage.journal.get(request_id, now_ms=deps.now_ms(), fetched=True)
+        try:
+            async with deps.pipeline.holds.within(None), aclosing(watch) as records:
+                async for record in records:
+                    await writer.event(record_object(record))
+                    if record.state is RequestState.RESOLVED:
+                        await deps.storage.journal.get(request_id, now_ms=deps.now_ms(), fetched=True)
+        except TimeoutError:
+            raise ShuttingDown("the daemon is stopping; follow the request again when it runs") from None
 
     return EventStream(produce, heartbeat_s=deps.heartbeat_s, headers={"x-outrider-request-id": request_id})
 

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import math
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import h11
 import uvicorn
@@ -14,7 +16,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from agent.api.wire import JSON, error_object
-from agent.errors import InvalidRequest
+from agent.errors import ConfigError, InvalidRequest
 from agent.settings import ServerSettings
 
 MOST_HEADER_BYTES = 32 * 1024
@@ -48,12 +50,36 @@ def uvicorn_config(app: Starlette, server: ServerSettings) -> uvicorn.Config:
     )
 
 
+def check_tls(server: ServerSettings) -> None:
+    """Raise ConfigError, with the path, unless certificate and key can be served."""
+    if not server.tls_cert:
+        return
+    for name, path in (("server.tls_cert", server.tls_cert), ("server.tls_key", server.tls_key)):
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{name} {path} cannot be read: {error.strerror}") from error
+    try:
+        # The empty password keeps OpenSSL from asking for one on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(server.tls_cert, server.tls_key, password="")
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"server.tls_cert {server.tls_cert} and server.tls_key {server.tls_key} cannot be used together: "
+            f"{error.reason or 'no PEM'}; the key must be that of the certificate, in PEM without a password"
+        ) from error
+
+
 class ApiServer(uvicorn.Server):
     """Leaves signals to its owner, and ends only when no request runs any more.
 
     Uvicorn alone cancels what outlives the grace period without waiting for it: a request
     would then settle on a database that is closed already.
     """
+
+    def __init__(self, config: uvicorn.Config, end_holds: Callable[[], None]) -> None:
+        """``end_holds`` ends what only waits: it would use up the grace period of those that work."""
+        super().__init__(config)
+        self._end_holds = end_holds
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -62,6 +88,7 @@ class ApiServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, give running requests the grace period, cancel the rest, wait for them."""
+        self._end_holds()
         await super().shutdown(sockets)
         if running := set(self.server_state.tasks):
             if self.force_exit:  # else they have been cancelled; twice would cut their settling short

@@ -23,6 +23,7 @@ from agent.types import Escalation, EscalationState, RequestRecord, RequestState
 
 Result = TypeVar("Result")
 Row = dict[str, Any]
+RELEASED_AT_ONCE = 5000  # ids in one call: far below the largest body of the queue's verbs
 
 
 class Access(Protocol):
@@ -31,10 +32,10 @@ class Access(Protocol):
     running: bool  # whether a daemon is at the other end
 
     def counts(self) -> Row: ...
-    def rows(self, state: str | None, limit: int) -> list[Row]: ...
+    def rows(self, state: str | None, limit: int, after: str | None = None) -> list[Row]: ...
     def row(self, row_id: str) -> Row: ...
     def as_sent(self, row_id: str, target: str | None) -> bytes: ...
-    def release(self, ids: Sequence[str] | None, target: str) -> int: ...
+    def release(self, ids: Sequence[str], target: str) -> int: ...
     def retry(self, row_id: str) -> Row: ...
     def cancel(self, row_id: str) -> Row: ...
     def purge(self) -> int: ...
@@ -42,6 +43,7 @@ class Access(Protocol):
     def requests(self, state: str | None, limit: int) -> list[Row]: ...
     def request(self, request_id: str) -> Row: ...
     def egress(self, since_ms: int, limit: int) -> Row: ...
+    def first_bad_egress(self) -> int | None: ...
 
 
 @contextmanager
@@ -78,8 +80,8 @@ class DaemonAccess:
         found: Row = self._client.get("/v1/queue", limit=1)["counts"]
         return found
 
-    def rows(self, state: str | None, limit: int) -> list[Row]:
-        found: list[Row] = self._client.get("/v1/queue", state=state, limit=limit)["data"]
+    def rows(self, state: str | None, limit: int, after: str | None = None) -> list[Row]:
+        found: list[Row] = self._client.get("/v1/queue", state=state, limit=limit, after=after)["data"]
         return found
 
     def row(self, row_id: str) -> Row:
@@ -89,9 +91,12 @@ class DaemonAccess:
     def as_sent(self, row_id: str, target: str | None) -> bytes:
         return self._client.get_bytes(f"/v1/queue/{row_id}", as_sent=1, target=target)
 
-    def release(self, ids: Sequence[str] | None, target: str) -> int:
-        body = {"target": target} | ({"ids": list(ids)} if ids is not None else {"all": True})
-        return int(self._client.post("/v1/queue/release", body, admin=True)["released"])
+    def release(self, ids: Sequence[str], target: str) -> int:
+        released = 0
+        for start in range(0, len(ids), RELEASED_AT_ONCE):
+            body = {"target": target, "ids": list(ids[start : start + RELEASED_AT_ONCE])}
+            released += int(self._client.post("/v1/queue/release", body, admin=True)["released"])
+        return released
 
     def retry(self, row_id: str) -> Row:
         found: Row = self._client.post(f"/v1/queue/{row_id}/retry", admin=True)
@@ -119,6 +124,10 @@ class DaemonAccess:
         found: Row = self._client.get("/v1/egress", since_ms=since_ms, limit=limit)
         return found
 
+    def first_bad_egress(self) -> int | None:
+        found: int | None = self._client.get("/v1/egress/verify")["first_bad_id"]
+        return found
+
 
 class DatabaseAccess:
     """The queue of a daemon that is down, under its instance lock."""
@@ -136,9 +145,9 @@ class DatabaseAccess:
     def counts(self) -> Row:
         return self._run(self._storage.outbox.counts())
 
-    def rows(self, state: str | None, limit: int) -> list[Row]:
+    def rows(self, state: str | None, limit: int, after: str | None = None) -> list[Row]:
         wanted = EscalationState(state) if state else None
-        return [row_object(row) for row in self._run(self._storage.outbox.list(wanted, limit=limit))]
+        return [row_object(row) for row in self._run(self._storage.outbox.list(wanted, limit, after))]
 
     def row(self, row_id: str) -> Row:
         return row_object(self._escalation(row_id))
@@ -149,7 +158,7 @@ class DatabaseAccess:
         row = self._escalation(row_id)
         return body_of(self._settings, self._record(row.request_id), row, target)
 
-    def release(self, ids: Sequence[str] | None, target: str) -> int:
+    def release(self, ids: Sequence[str], target: str) -> int:
         return self._run(self._storage.outbox.release(ids, target=target, now_ms=now_ms()))
 
     def retry(self, row_id: str) -> Row:
@@ -181,6 +190,9 @@ class DatabaseAccess:
             "data": msgspec.to_builtins(self._run(log.list(since_ms, limit))),
             "totals": msgspec.to_builtins(self._run(log.totals(since_ms))),
         }
+
+    def first_bad_egress(self) -> int | None:
+        return self._run(self._storage.egress_log.verify())
 
     def _escalation(self, row_id: str) -> Escalation:
         found = self._run(self._storage.outbox.get(row_id))

@@ -13,8 +13,10 @@ from typing import Any, Self
 import httpx2
 import msgspec
 
-from agent.errors import DaemonUnreachable, OutriderError, StorageError, Unauthorized
+from agent import executable
+from agent.errors import ConfigError, DaemonUnreachable, OutriderError, StorageError, Unauthorized
 from agent.settings import Settings
+from agent.storage.instance_lock import is_held
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 30.0  # for calls that ask for stored things; answers have the request's deadline
@@ -29,6 +31,7 @@ class DaemonAddress(msgspec.Struct, frozen=True):
 
     pid: int
     url: str  # without /v1
+    started: str = ""  # with the pid it names one process; empty where the system does not tell
 
 
 class RemoteError(OutriderError):
@@ -62,22 +65,12 @@ def find_daemon(data_path: Path) -> DaemonAddress | None:
         return None
     except (OSError, msgspec.DecodeError) as error:
         raise StorageError(f"{data_path / 'daemon.json'} cannot be read: {error}; restart the daemon") from error
-    if not _alive(address.pid):
+    # The file outlives a daemon that was killed; its pid and its port may be another program's by
+    # now, which must not get the token. The lock cannot be stale: it ends with the process.
+    if address.started != executable.started(address.pid) or not is_held(data_path):
         return None
     url = httpx2.URL(address.url)
     return msgspec.structs.replace(address, url=str(url.copy_with(host=ON_THIS_MACHINE.get(url.host, url.host))))
-
-
-def _alive(pid: int) -> bool:
-    # The file outlives a daemon that was killed, and its port may be another program's by now:
-    # the token is only sent while the process is there.
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def read_token(data_path: Path, *, admin: bool = False) -> str:
@@ -221,7 +214,10 @@ def _given(query: Mapping[str, object]) -> dict[str, str]:
 def _trust(settings: Settings) -> bool | ssl.SSLContext:
     if not settings.server.tls_cert:
         return True
-    return ssl.create_default_context(cafile=settings.server.tls_cert)
+    try:
+        return ssl.create_default_context(cafile=settings.server.tls_cert)
+    except OSError as error:  # an ssl.SSLError too
+        raise ConfigError(f"server.tls_cert {settings.server.tls_cert} cannot be used: {error}") from error
 
 
 def _json(response: httpx2.Response) -> Any:

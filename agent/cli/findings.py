@@ -22,7 +22,8 @@ from agent.errors import OutriderError
 from agent.models.store import open_store
 from agent.settings import Settings, TargetSettings
 from agent.storage import keys
-from agent.storage.connection import DATABASE_NAME, SQLITE_FLOOR, connect, schema_version
+from agent.storage.connection import DATABASE_NAME, SCHEMA_VERSION, SQLITE_FLOOR, connect, schema_version
+from agent.storage.egress_log import first_bad_row
 from agent.types import EgressPolicy
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -165,9 +166,22 @@ def _key(settings: Settings) -> Iterator[Finding]:
         connection = connect(database, keys.load(folder).material)
         try:
             version = schema_version(connection, database)
+            bad_id = first_bad_row(connection) if version == SCHEMA_VERSION else None
         finally:
             connection.close()
         yield Finding(OK, "database", f"{database} opens, schema {version}, {size(database.stat().st_size)}")
+        yield _egress_log(bad_id)
+
+
+def _egress_log(bad_id: int | None) -> Finding:
+    if bad_id is None:
+        return Finding(OK, "egress log", "whole: no entry changed, none missing")
+    return Finding(
+        PROBLEM,
+        "egress log",
+        f"broken from entry {bad_id} on: somebody with the key has changed it, or the file is damaged",
+        "compare it with a backup, and ask who had access; `outrider egress --verify` checks again",
+    )
 
 
 def _native_library() -> Iterator[Finding]:
@@ -251,8 +265,10 @@ def _daemon(settings: Settings) -> Iterator[Finding]:
     with DaemonClient(settings) as client:
         ready = client.get("/readyz")
         queue = client.get("/v1/queue", limit=1)
+        log = client.get("/v1/egress/verify")
     yield Finding(OK, "daemon", f"process {address.pid} at {address.url}")
     yield from _readiness(ready)
+    yield _egress_log(log["first_bad_id"])
     held = queue["counts"].get("awaiting_approval", {})
     if held.get("rows"):
         age = span((now_ms() - queue["oldest_ms"]) / 1000)
@@ -260,7 +276,7 @@ def _daemon(settings: Settings) -> Iterator[Finding]:
             NOTE,
             "queue",
             f"{counted(held['rows'], 'row')} to be released by a person (the oldest open row is {age} old)",
-            "see them: outrider queue release --all (it asks before anything leaves)",
+            "see them: outrider queue release (it asks before anything leaves)",
         )
 
 

@@ -15,7 +15,9 @@ from agent.errors import ConfigError, InvalidRequest
 if TYPE_CHECKING:
     from agent.cli.access import Access
 
-STATES = ("awaiting_approval", "pending", "leased", "succeeded", "dead", "expired", "cancelled")
+OPEN_STATES = ("awaiting_approval", "pending", "leased")
+STATES = (*OPEN_STATES, "succeeded", "dead", "expired", "cancelled")
+PAGE_ROWS = 1000
 BODIES_SHOWN = 3
 HIDDEN = {"object", "lease", "lease_expires_at_ms"}  # of no use to a reader
 
@@ -30,19 +32,24 @@ def queue() -> None:
 
 @queue.command(name="list")
 @click.option("--state", type=click.Choice(STATES), help="Only rows in this state.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--all-states", is_flag=True, help="Also rows that have ended.")
+@click.option("--limit", type=click.IntRange(1, PAGE_ROWS), default=50, show_default=True)
 @json_option
 @pass_invocation
-def list_rows(invocation: Invocation, state: str | None, limit: int, as_json: bool) -> None:
-    """Print rows, oldest first, and the count of each state.
+def list_rows(invocation: Invocation, state: str | None, all_states: bool, limit: int, as_json: bool) -> None:
+    """Print the rows that wait, oldest first, and the count of each state.
 
     Example:  outrider queue list --state awaiting_approval
     """
     from agent.cli.access import now_ms, open_access
 
+    if state and all_states:
+        raise click.UsageError("--state and --all-states contradict each other: keep one")
+    wanted = (state,) if state else STATES if all_states else OPEN_STATES
     with open_access(invocation.settings) as access:
-        rows = access.rows(state, limit)
+        found = [row for name in wanted for row in access.rows(name, limit)]
         counts = access.counts()
+    rows = sorted(found, key=lambda row: str(row["id"]))[:limit]
     if as_json:
         emit_json({"counts": counts, "data": rows})
         return
@@ -62,7 +69,10 @@ def list_rows(invocation: Invocation, state: str | None, limit: int, as_json: bo
             for row in rows
         ],
     )
-    notice(", ".join(f"{name}: {n}" for name, n in _rows_by_state(counts).items() if n) or "the queue is empty")
+    by_state = _rows_by_state(counts)
+    if (more := sum(by_state.get(name, 0) for name in wanted) - len(rows)) > 0:
+        notice(f"... and {more} more: --limit shows up to {PAGE_ROWS}, --state some of them")
+    notice(", ".join(f"{name}: {n}" for name, n in by_state.items() if n) or "the queue is empty")
 
 
 @queue.command()
@@ -91,15 +101,24 @@ def show(invocation: Invocation, row_id: str, as_sent: bool, target: str | None,
 
 @queue.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@click.option("--all", "everything", is_flag=True, help="All rows that wait for a person.")
+@click.option("--all", "everything", is_flag=True, help="All rows that wait for a person now; so does no ID at all.")
+@click.option("--show-all", is_flag=True, help=f"Print the bytes of every row, not only of the first {BODIES_SHOWN}.")
 @click.option("--target", help="Where they go. Default: the only configured target that may receive.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @pass_invocation
 def release(
-    invocation: Invocation, ids: tuple[str, ...], everything: bool, target: str | None, yes: bool, as_json: bool
+    invocation: Invocation,
+    ids: tuple[str, ...],
+    everything: bool,
+    show_all: bool,
+    target: str | None,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Let rows that wait for a person leave: shows count, oldest and the bytes, then asks.
+
+    What comes into the queue after the question was asked is not released with the answer.
 
     Example:  outrider queue release 0197c0de-...
 
@@ -107,12 +126,14 @@ def release(
     """
     from agent.cli.access import now_ms, open_access
 
-    if bool(ids) == everything:
+    if ids and everything:
         raise click.UsageError("name the rows to release, or say --all (not both)")
+    if yes and not (ids or everything):
+        raise click.UsageError("with --yes, name the rows to release or say --all")
     chosen = target or _only_target(invocation)
     with open_access(invocation.settings) as access:
-        rows = [access.row(row_id) for row_id in ids] if ids else access.rows("awaiting_approval", BODIES_SHOWN)
-        count = len(rows) if ids else _rows_by_state(access.counts()).get("awaiting_approval", 0)
+        rows = [access.row(row_id) for row_id in ids] if ids else _awaiting_approval(access)
+        count = len(rows)
         if not count:
             notice("no row waits for a person")
             if as_json:
@@ -121,9 +142,11 @@ def release(
         if not yes:
             oldest = span((now_ms() - min(row["created_at_ms"] for row in rows)) / 1000)
             notice(f"{counted(count, 'row')} would leave for {chosen}, UNREDACTED; the oldest has waited for {oldest}")
-            _show_bodies(access, rows[:BODIES_SHOWN], chosen, more=count - min(len(rows), BODIES_SHOWN))
-            confirm(f"release {counted(count, 'row')} to {chosen}?")
-        released = access.release([row["id"] for row in rows] if ids else None, chosen)
+            shown = rows if show_all else rows[:BODIES_SHOWN]
+            _show_bodies(access, shown, chosen, more=count - len(shown))
+            unseen = "" if len(shown) == count else f" ({count - len(shown)} of them not shown)"
+            confirm(f"release {counted(count, 'row')}{unseen} to {chosen}?")
+        released = access.release([row["id"] for row in rows], chosen)
         running = access.running
     if as_json:
         emit_json({"released": released, "target": chosen})
@@ -208,7 +231,7 @@ def drain(invocation: Invocation, as_json: bool) -> None:
     waiting = _rows_by_state(counts)
     click.echo(f"{counted(waiting.get('pending', 0) + waiting.get('leased', 0), 'row')} in line")
     if held := waiting.get("awaiting_approval", 0):
-        notice(f"{held} more wait for a person: outrider queue release --all")
+        notice(f"{held} more wait for a person: outrider queue release")
 
 
 def _only_target(invocation: Invocation) -> str:
@@ -220,13 +243,22 @@ def _only_target(invocation: Invocation) -> str:
     raise InvalidRequest(f"say where to: --target {' or --target '.join(able)}", param="target")
 
 
+def _awaiting_approval(access: Access) -> list[dict[str, Any]]:
+    """Return every row that waits for a person, oldest first."""
+    rows: list[dict[str, Any]] = []
+    while page := access.rows("awaiting_approval", PAGE_ROWS, after=rows[-1]["id"] if rows else None):
+        rows += page
+    return rows
+
+
 def _show_bodies(access: Access, rows: Sequence[dict[str, Any]], target: str, *, more: int) -> None:
     for row in rows:
         body = access.as_sent(row["id"], target)
         notice(f"--- {row['id']}, {size(len(body))}, as it would leave:")
         notice(printable(body.decode("utf-8", "replace")))
     if more > 0:
-        notice(f"--- and {more} more; see each with: outrider queue show ID --as-sent --target {target}")
+        notice(f"--- and {more} more, not shown: --show-all prints them all, and one at a time")
+        notice(f"--- outrider queue show ID --as-sent --target {target}")
 
 
 def _tell(row: dict[str, Any], *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import emit_json, notice, table
-from agent.errors import ConfigError, DaemonUnreachable, NotFound
+from agent.errors import ConfigError, DaemonUnreachable, NotFound, OutriderError
 
 if TYPE_CHECKING:
     from agent.settings import TargetSettings
@@ -114,14 +114,20 @@ def add(
     if chain:
         entry["chain"] = True
     _checked(entry)  # before a secret is asked for
+    kept: Path | None = None
     if asking and not (api_key_file or api_key_env):
         typed = click.prompt("API key (empty for none)", default="", hide_input=True, show_default=False, err=True)
         if typed:
-            entry["api_key_file"] = str(_keep_key(invocation, name, typed))
+            kept = _keep_key(invocation, name, typed)
+            entry["api_key_file"] = str(kept)
     added: TargetSettings = _checked(entry)
     path = invocation.loaded.path
-    _edit(path, lambda targets: targets.append(_toml_table(entry)))
-    applied = _reload(invocation)
+    try:
+        applied = _apply(invocation, lambda targets: targets.append(_toml_table(entry)))
+    except OutriderError:
+        if kept:
+            kept.unlink(missing_ok=True)
+        raise
     if as_json:
         emit_json({**_shown(added), "path": str(path), "applied": applied})
         return
@@ -148,8 +154,7 @@ def remove(invocation: Invocation, name: str, as_json: bool) -> None:
     def drop(targets: Any) -> None:
         del targets[next(index for index, one in enumerate(targets) if one["name"] == name)]
 
-    _edit(path, drop)
-    applied = _reload(invocation)
+    applied = _apply(invocation, drop)
     if as_json:
         emit_json({"name": name, "removed": True, "path": str(path), "applied": applied})
         return
@@ -188,13 +193,15 @@ def _configured(invocation: Invocation, name: str) -> TargetSettings:
 def _checked(entry: dict[str, Any]) -> TargetSettings:
     import msgspec
 
-    from agent.settings import TargetSettings, check_target
+    from agent.escalation.target import make_target
+    from agent.settings import ConnectivitySettings, TargetSettings, check_target
 
     try:
         found = msgspec.convert(entry, TargetSettings)
     except msgspec.ValidationError as error:
         raise ConfigError(f"target {entry['name']}: {error}") from error
     check_target(found)
+    make_target(found, ConnectivitySettings())  # what the daemon does with it; opens nothing
     return found
 
 
@@ -217,26 +224,39 @@ def _toml_table(entry: dict[str, Any]) -> Any:
 def _edit(path: Path, change: Any) -> None:
     """Apply ``change`` to the list of targets; the file is replaced only by one that loads."""
     import tomlkit
-
-    from agent.settings import load
+    from tomlkit.items import AoT
 
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     document = tomlkit.parse(text)
-    if "targets" not in document:
+    found = document.get("targets")
+    if not isinstance(found, AoT):  # none, or written inline: [[targets]] tables can be added to
+        if found is not None:
+            document.remove("targets")
         document.append("targets", tomlkit.aot())
+        for one in found or ():
+            document["targets"].append(_toml_table(one))
     change(document["targets"])
     if not document["targets"]:
         document.remove("targets")
+    _replace(path, tomlkit.dumps(document))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put ``text`` in the file's place, if it loads; else the file stays and ConfigError is raised."""
+    from agent.settings import load
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-            file.write(tomlkit.dumps(document))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         load(temporary, environ={"HOME": str(Path.home())})
         temporary.replace(path)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(temporary), str(path))) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; check its folder's permissions") from error
     finally:
@@ -254,6 +274,24 @@ def _keep_key(invocation: Invocation, name: str, secret: str) -> Path:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; use --api-key-file") from error
     return path
+
+
+def _apply(invocation: Invocation, change: Any) -> bool:
+    """Edit the file and tell a running daemon; what the daemon refuses is undone. False when none runs."""
+    path = invocation.loaded.path
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    _edit(path, change)
+    try:
+        return _reload(invocation)
+    except DaemonUnreachable as error:
+        notice(f"outrider: {path} is changed, but the daemon was not told: {error}")
+        return False
+    except OutriderError:
+        if before is None:
+            path.unlink()
+        else:
+            _replace(path, before)
+        raise
 
 
 def _reload(invocation: Invocation) -> bool:

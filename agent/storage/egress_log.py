@@ -87,13 +87,17 @@ class EgressLog:
         after_id, mac = 0, _START
         while True:
             outcome = await self._db.read(partial(_verify_chunk, after_id=after_id, mac=mac))
-            if isinstance(outcome, int):
+            if not isinstance(outcome, tuple):
                 return outcome
-            if outcome is None:
-                break
             after_id, mac = outcome
-        highest = await self._db.read(lambda connection: connection.execute(sql.EGRESS_HIGHEST).fetchone())
-        return after_id + 1 if highest is not None and highest["seq"] > after_id else None
+
+
+def first_bad_row(connection: Connection) -> int | None:
+    """Check the whole chain on an open connection, as ``EgressLog.verify`` does."""
+    after_id, mac = 0, _START
+    while isinstance(outcome := _verify_chunk(connection, after_id, mac), tuple):
+        after_id, mac = outcome
+    return outcome
 
 
 def append(
@@ -124,6 +128,7 @@ def append(
 
 
 def _verify_chunk(connection: Connection, after_id: int, mac: bytes) -> int | tuple[int, bytes] | None:
+    """Return where the next chunk starts, the id of a bad row, or None at a good end."""
     key = _chain_key(connection)
     found = connection.execute(sql.EGRESS_FROM, {"after_id": after_id, "limit": _CHUNK}).fetchall()
     for row in found:
@@ -131,7 +136,11 @@ def _verify_chunk(connection: Connection, after_id: int, mac: bytes) -> int | tu
         mac = _mac(key, mac, {field: row[field] for field in _FIELDS})
         if row["id"] != after_id or not hmac.compare_digest(mac, row["mac"]):
             return after_id
-    return (after_id, mac) if found else None
+    if found:
+        return after_id, mac
+    # In the same read as the end of the table: a row that was added meanwhile is not one cut off.
+    highest = connection.execute(sql.EGRESS_HIGHEST).fetchone()
+    return after_id + 1 if highest is not None and highest["seq"] > after_id else None
 
 
 def _chain_key(connection: Connection) -> bytes:

@@ -246,7 +246,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
     api.storage, api.loop = storage, asyncio.get_running_loop()
     api.port = listener.getsockname()[1]
     api.url = f"http://127.0.0.1:{api.port}"
-    api.server = ApiServer(uvicorn_config(app, settings.server))
+    api.server = ApiServer(uvicorn_config(app, settings.server), pipeline.holds.end)
     await dispatcher.start()
     serving = asyncio.create_task(api.server.serve(sockets=[listener]))
     try:
