@@ -34,6 +34,7 @@ SQLITE_ERRORS: type[Exception] = sqlcipher.Error
 _PLAIN_HEADER = b"SQLite format 3\x00"
 _FULL, _CORRUPT, _NOTADB = sqlcipher.SQLITE_FULL, sqlcipher.SQLITE_CORRUPT, sqlcipher.SQLITE_NOTADB
 _IOERR, _READONLY, _CANTOPEN = sqlcipher.SQLITE_IOERR, sqlcipher.SQLITE_READONLY, 14
+_BUSY = sqlcipher.SQLITE_BUSY
 
 
 class Cursor(Protocol):
@@ -146,6 +147,11 @@ def is_io_error(error: BaseException) -> bool:
     return bool(_primary(error) == _IOERR)
 
 
+def is_busy(error: BaseException) -> bool:
+    """Whether another connection held the lock that was needed."""
+    return bool(_primary(error) == _BUSY)
+
+
 def _primary(error: BaseException) -> int | None:
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else int(code) & 0xFF
@@ -160,6 +166,8 @@ def translate(error: Exception, path: Path) -> StorageError:
             return StorageCorrupt(f"{path} is damaged ({error}); stop Outrider and restore a backup")
         case code if code in {_READONLY, _CANTOPEN}:
             return StorageError(f"no write permission for {path} or its folder ({error}); correct it")
+        case code if code == _BUSY:
+            return StorageError(f"another process holds {path}; try again when it has ended")
         case code if code == _IOERR:
             return StorageError(f"the device failed under {path} ({error}); check the disk")
         case _:

@@ -18,8 +18,17 @@ from pathlib import Path
 
 import msgspec
 
-from agent.errors import KeyProblem, WrongKey
-from agent.storage.connection import DATABASE_NAME, SQLITE_ERRORS, connect, from_os_error, translate, tune
+from agent.errors import KeyProblem, StorageError, WrongKey
+from agent.storage.connection import (
+    DATABASE_NAME,
+    SQLITE_ERRORS,
+    Connection,
+    connect,
+    from_os_error,
+    is_busy,
+    translate,
+    tune,
+)
 
 KEY_BYTES = 32
 KEY_NAME = "key"
@@ -71,10 +80,13 @@ class Key(msgspec.Struct, frozen=True):
 def load_or_create(data_dir: Path, environ: Mapping[str, str] | None = None) -> Key:
     """Return the key of ``data_dir``; make one only when there is no database yet.
 
+    The caller holds the instance lock: a rotation that was cut short is finished here.
     Raises KeyProblem when the key is missing, malformed, or readable by others.
     """
     environ = os.environ if environ is None else environ
     if (data_dir / PLACE_NAME).exists():
+        if _recorded_place(data_dir) is KeyPlace.FILE and (data_dir / NEXT_KEY_NAME).exists():
+            _finish_rotation(data_dir)
         return load(data_dir, environ)
     if (data_dir / DATABASE_NAME).exists():
         raise KeyProblem(
@@ -93,13 +105,17 @@ def load_or_create(data_dir: Path, environ: Mapping[str, str] | None = None) -> 
 
 
 def load(data_dir: Path, environ: Mapping[str, str] | None = None) -> Key:
-    """Return the key from its recorded place; finish a rotation that was cut short."""
+    """Return the key from its recorded place. Changes nothing, and needs no lock.
+
+    While a rotation is under way, or after one that was cut short, it is whichever of the
+    two keys opens the database. Raises KeyProblem or WrongKey.
+    """
     environ = os.environ if environ is None else environ
     place = _recorded_place(data_dir)
     if place is KeyPlace.FILE:
         path = data_dir / KEY_NAME
-        if (data_dir / NEXT_KEY_NAME).exists():
-            _finish_rotation(data_dir)
+        if (data_dir / NEXT_KEY_NAME).exists() and (data_dir / DATABASE_NAME).exists():
+            return _whichever_fits(data_dir)
     else:
         credential = _credential(environ)
         if credential is None:
@@ -126,30 +142,50 @@ def rotate(data_dir: Path, environ: Mapping[str, str] | None = None) -> Key:
     """Re-encrypt the database under a new key. The daemon must be down (hold the instance lock).
 
     A crash at any point leaves a key file that opens the database: the new key is on disk
-    before the database changes, and ``load`` keeps whichever of the two fits.
+    before the database changes, and is thrown away only when the old one is proved.
+    Raises StorageError, with the old key still in force, when the database is being read.
     """
-    old = load(data_dir, environ)
+    old = load_or_create(data_dir, environ)
     if old.place is not KeyPlace.FILE:
         raise KeyProblem(
             "the key belongs to the service manager; provide a new credential there, after `outrider backup`"
         )
     fresh = secrets.token_bytes(KEY_BYTES)
-    write_private(data_dir / NEXT_KEY_NAME, fresh)
     path = data_dir / DATABASE_NAME
     connection = connect(path, old.material)
     try:
-        tune(connection)
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        _own(connection, path)
+        write_private(data_dir / NEXT_KEY_NAME, fresh)
         # Rewriting every page through a rollback journal is one atomic step, whatever the size.
-        connection.execute("PRAGMA journal_mode = DELETE").fetchall()
         connection.execute(f"PRAGMA rekey = \"x'{fresh.hex()}'\"").fetchall()
-        connection.execute("PRAGMA journal_mode = WAL").fetchall()
     except SQLITE_ERRORS as error:
         raise translate(error, path) from error
     finally:
         connection.close()
+    if not (data_dir / NEXT_KEY_NAME).exists():  # whatever took it away: only this process knows the key
+        write_private(data_dir / NEXT_KEY_NAME, fresh)
     _finish_rotation(data_dir)
-    return load(data_dir, environ)
+    key = load(data_dir, environ)
+    if key.material != fresh:  # SQLCipher says "ok" to a rekey that could not be written
+        raise StorageError(f"{path} could not be written again; its key is the old one, nothing is lost")
+    return key
+
+
+def _own(connection: Connection, path: Path) -> None:
+    """Leave WAL and lock the file until the connection closes. Raises StorageError when others read it."""
+    tune(connection)
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        mode = connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+        connection.execute("BEGIN EXCLUSIVE")
+        connection.execute("COMMIT")
+    except SQLITE_ERRORS as error:
+        if not is_busy(error):
+            raise
+        mode = "busy"
+    if mode != "delete":
+        raise StorageError(f"another process reads {path} (a backup, perhaps); try again when it has ended")
 
 
 def recovery_code(key: Key) -> str:
@@ -221,20 +257,36 @@ def sync_folder(folder: Path) -> None:
 
 
 def _finish_rotation(data_dir: Path) -> None:
-    """Keep whichever of the two keys opens the database."""
-    following, current = data_dir / NEXT_KEY_NAME, data_dir / KEY_NAME
-    path = data_dir / DATABASE_NAME
-    if not path.exists():
+    """Keep whichever of the two keys opens the database. Only for who holds the instance lock."""
+    following = data_dir / NEXT_KEY_NAME
+    if not (data_dir / DATABASE_NAME).exists():
         return
-    try:
-        connect(path, _read(following, KeyPlace.FILE)).close()
-    except WrongKey:
-        # The rotation ended before the database changed. Without that proof no key is thrown away.
-        connect(path, _read(current, KeyPlace.FILE)).close()
+    if _whichever_fits(data_dir).path == following:
+        following.rename(data_dir / KEY_NAME)
+    else:  # the rotation ended before the database changed
         following.unlink()
-    else:
-        following.rename(current)
     sync_folder(data_dir)
+
+
+def _whichever_fits(data_dir: Path) -> Key:
+    """Return the one of the two keys that opens the database, and is proved by that. Raises WrongKey."""
+    following, current = data_dir / NEXT_KEY_NAME, data_dir / KEY_NAME
+    # The new one again at the end: the rotation may have come about between the first two.
+    for path in (following, current, following):
+        try:
+            material = _read(path, KeyPlace.FILE)
+        except KeyProblem:
+            if path is following and not path.exists():  # it has just become the key
+                continue
+            raise
+        try:
+            connect(data_dir / DATABASE_NAME, material).close()
+        except WrongKey:
+            continue
+        return Key(material, KeyPlace.FILE, path)
+    material = _read(current, KeyPlace.FILE)
+    connect(data_dir / DATABASE_NAME, material).close()
+    return Key(material, KeyPlace.FILE, current)
 
 
 def _credential(environ: Mapping[str, str]) -> Path | None:

@@ -8,7 +8,7 @@ from fakes import storage_values as values
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.errors import KeyProblem, WrongKey
+from agent.errors import KeyProblem, StorageError, WrongKey
 from agent.storage import keys
 from agent.storage.connection import DATABASE_NAME, connect
 
@@ -122,6 +122,8 @@ class TestRotate:
         old = keys.load(data, {})
         keys.write_private(data / "key.next", MATERIAL)
         assert keys.load(data, {}) == old
+        assert (data / "key.next").exists(), "only who holds the instance lock may throw it away"
+        assert keys.load_or_create(data, {}) == old
         assert not (data / "key.next").exists()
         connect(data / DATABASE_NAME, old.material).close()
 
@@ -136,6 +138,62 @@ class TestRotate:
         assert (data / "key.next").exists()
         key = keys.load(data, {})
         connect(data / DATABASE_NAME, key.material).close()
+        assert (data / "key.next").exists()
+        assert keys.load_or_create(data, {}).material == key.material
+        assert not (data / "key.next").exists()
+
+    def test_whoever_reads_the_key_meanwhile_changes_nothing(self, data, monkeypatch):
+        old = keys.load(data, {})
+        written = keys.write_private
+        read = []
+
+        def write_then_read(path, content):
+            written(path, content)
+            if path.name == "key.next":
+                read.append(keys.load(data, {}))
+
+        monkeypatch.setattr(keys, "_own", lambda *_: None)  # else the reader waits for the rotation
+        monkeypatch.setattr(keys, "write_private", write_then_read)
+        fresh = keys.rotate(data, {})
+        assert [key.material for key in read] == [old.material]
+        assert keys.load(data, {}) == fresh
+        connect(data / DATABASE_NAME, fresh.material).close()
+
+    def test_the_new_key_is_not_lost_with_its_file(self, data, monkeypatch):
+        written = keys.write_private
+        lost = []
+
+        def write_then_lose(path, content):
+            written(path, content)
+            if path.name == "key.next" and not lost:
+                lost.append(content)
+                path.unlink()
+
+        monkeypatch.setattr(keys, "write_private", write_then_lose)
+        assert [keys.rotate(data, {}).material] == lost
+        connect(data / DATABASE_NAME, lost[0]).close()
+
+    @pytest.mark.parametrize("statement", ["BEGIN", "SELECT 1"])
+    def test_not_while_another_process_reads(self, data, monkeypatch, statement):
+        old = keys.load(data, {})
+        tuned = keys.tune
+
+        def impatient(connection):
+            tuned(connection)
+            connection.execute("PRAGMA busy_timeout = 10")
+
+        monkeypatch.setattr(keys, "tune", impatient)
+        reader = connect(data / DATABASE_NAME, old.material)
+        try:
+            reader.execute(statement)
+            reader.execute("SELECT count(*) FROM requests").fetchall()
+            with pytest.raises(StorageError, match="another process reads"):
+                keys.rotate(data, {})
+        finally:
+            reader.close()
+        assert keys.load(data, {}) == old
+        assert not (data / "key.next").exists()
+        assert keys.rotate(data, {}).material != old.material
 
     def test_no_key_is_thrown_away_when_neither_fits(self, data):
         keys.write_private(data / "key.next", MATERIAL)
