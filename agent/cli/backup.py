@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
-from agent.cli.output import emit_json, notice, size
+from agent.cli.output import counted, emit_json, notice, size
 
 
 @click.command()
@@ -23,7 +23,13 @@ def backup(invocation: Invocation, file: Path, with_key: bool, restore: bool, as
     Works while the daemon runs. The copy is encrypted under the same key; the key itself is left
     out unless --with-key (the passphrase is asked for, or read from stdin).
 
+    With --restore, what was open in the copy waits for a person again: it may have been answered or
+    cancelled since. The database that was there is kept, and the log of what left is carried over.
+    On a new machine: --restore --with-key; or `outrider key recovery --restore` first, then --restore.
+
     Example:  outrider backup /media/usb/outrider-backup.db
+
+    Example:  outrider backup --restore --with-key /media/usb/outrider-backup.db
     """
     if restore:
         _restore(invocation, file, with_key=with_key, as_json=as_json)
@@ -43,20 +49,39 @@ def backup(invocation: Invocation, file: Path, with_key: bool, restore: bool, as
 
 
 def _restore(invocation: Invocation, file: Path, *, with_key: bool, as_json: bool) -> None:
+    from agent.cli.access import now_ms
     from agent.cli.key import alone
     from agent.storage import backup as storage_backup
 
     data_path = invocation.data_path
-    data_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     passphrase = _passphrase(confirm=False) if with_key else None
     with alone(data_path):
-        kept = storage_backup.restore(file, data_path, passphrase=passphrase)
+        report = storage_backup.restore(file, data_path, now_ms=now_ms(), passphrase=passphrase)
+    done = report.reconciled
     if as_json:
-        emit_json({"restored": str(file), "kept": str(kept) if kept else None})
+        emit_json(
+            {
+                "restored": str(file),
+                "kept": str(report.kept) if report.kept else None,
+                "kept_key": str(report.kept_key) if report.kept_key else None,
+                "held": done.held,
+                "egress_rows_carried_over": done.carried,
+                "egress_problem": done.log_problem,
+            }
+        )
         return
     click.echo(f"{file} is back in {data_path}")
-    if kept:
-        notice(f"the database that was there is kept as {kept}")
+    if report.kept:
+        notice(f"the database that was there is kept as {report.kept}")
+    if report.kept_key:
+        notice(f"its key is kept as {report.kept_key}; remove both when you need them no more")
+    if done.held:
+        notice(f"{counted(done.held, 'row')} may have been sent or cancelled since: they wait for you (restored)")
+        notice("see them with `outrider queue list`, then `outrider queue release` or `outrider queue cancel`")
+    if done.carried:
+        notice(f"{counted(done.carried, 'row')} of what left the device since were carried over")
+    if done.log_problem:
+        notice(f"the log of what left since the backup is not whole here: {done.log_problem}")
 
 
 def _passphrase(*, confirm: bool) -> str:

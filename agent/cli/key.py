@@ -15,9 +15,11 @@ from agent.cli.output import confirm, emit_json, notice, table
 
 @contextmanager
 def alone(data_path: Path) -> Iterator[None]:
-    """Own the data directory meanwhile. Raises AlreadyRunning, naming the process, when a daemon does."""
+    """Own the data directory (made if it is not there) meanwhile. Raises AlreadyRunning when a daemon does."""
     from agent.storage.instance_lock import InstanceLock
+    from agent.storage.keys import make_private_folder
 
+    make_private_folder(data_path)
     lock = InstanceLock(data_path)
     try:
         yield
@@ -91,6 +93,8 @@ def rotate(invocation: Invocation, yes: bool, as_json: bool) -> None:
 def recovery(invocation: Invocation, restore: bool, as_json: bool) -> None:
     """Print the key as a code to keep on paper, or put it back from one.
 
+    On a new machine put the key back first, then the database: outrider backup --restore FILE.
+
     Whoever has the code and a copy of the database can read it all.
 
     Example:  outrider key recovery
@@ -98,6 +102,7 @@ def recovery(invocation: Invocation, restore: bool, as_json: bool) -> None:
     Example:  outrider key recovery --restore
     """
     from agent.storage import keys
+    from agent.storage.connection import DATABASE_NAME
 
     data_path = invocation.data_path
     if not restore:
@@ -112,7 +117,10 @@ def recovery(invocation: Invocation, restore: bool, as_json: bool) -> None:
     material = keys.from_recovery_code(typed)
     with alone(data_path):
         restored = keys.restore(data_path, material)
+        opens = (data_path / DATABASE_NAME).exists()
     if as_json:
         emit_json({"path": str(restored.path)})
         return
-    click.echo(f"the key is back at {restored.path} and opens the database")
+    click.echo(f"the key is back at {restored.path}{' and opens the database' if opens else ''}")
+    if not opens:
+        notice("there is no database yet: put one back with `outrider backup --restore FILE`")

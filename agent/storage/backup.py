@@ -20,6 +20,7 @@ from agent.storage import keys
 from agent.storage.connection import (
     APPLICATION_ID,
     DATABASE_NAME,
+    SCHEMA_VERSION,
     SQLITE_ERRORS,
     Connection,
     connect,
@@ -27,6 +28,7 @@ from agent.storage.connection import (
     schema_version,
     translate,
 )
+from agent.storage.reconcile import Reconciled, reconcile
 
 _KEY_SUFFIX = ".key"  # of the wrapped key, beside the copy
 _PAGES_AT_ONCE = 256
@@ -39,6 +41,14 @@ class BackupReport(msgspec.Struct, frozen=True):
     path: str
     bytes: int
     key_path: str | None  # None: the key is left out; keep `outrider key recovery` elsewhere
+
+
+class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the data directory."""
+
+    kept: Path | None  # the database that was there
+    kept_key: Path | None  # its key, when the backup brought another one
+    reconciled: Reconciled
 
 
 def backup(
@@ -68,33 +78,109 @@ def backup(
 
 
 def restore(
-    source: Path, data_dir: Path, *, passphrase: str | None = None, environ: Mapping[str, str] | None = None
-) -> Path | None:
+    source: Path,
+    data_dir: Path,
+    *,
+    now_ms: int,
+    passphrase: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> RestoreReport:
     """Put a backup into ``data_dir``. The daemon must be down (hold the instance lock).
 
     The key is the one of ``data_dir``, or with ``passphrase`` the one wrapped beside the
-    backup. A database that is there already is kept: returns where, or None. Raises
+    backup. What was open in the backup waits for a person. A database that is there already
+    is kept, and what it tells of bytes that left is carried over. Raises KeyProblem,
     WrongKey, ForeignDatabase, NewerSchema or StorageCorrupt, and changes nothing then.
     """
-    if passphrase is None:
-        material = keys.load(data_dir, environ).material
-    else:
-        material = _unwrap_key(source.with_name(source.name + _KEY_SUFFIX), passphrase)
+    material = _key_for(source, data_dir, passphrase, environ)
     keys.make_private_folder(data_dir)
     incoming = data_dir / f".incoming-{secrets.token_hex(4)}.db"
-    _copy_checked(source, incoming, material)
-    if passphrase is not None:
-        # Should this end half-way, the next start takes whichever key fits the database.
-        keys.write_private(data_dir / keys.NEXT_KEY_NAME, material)
     try:
+        _copy_checked(source, incoming, material)
+        present, problem = _present(data_dir, environ)
+        reconciled = _reconciled(incoming, material, present, now_ms)
+        if problem is not None:
+            reconciled = msgspec.structs.replace(reconciled, log_problem=problem)
+        if passphrase is not None:
+            # Should this end half-way, the next start takes whichever key fits the database.
+            keys.write_private(data_dir / keys.NEXT_KEY_NAME, material)
         kept = _set_aside(data_dir)
         incoming.rename(data_dir / DATABASE_NAME)
         keys.sync_folder(data_dir)
     except OSError as error:
         raise from_os_error(error, data_dir) from error
+    finally:
+        incoming.unlink(missing_ok=True)
+    kept_key = None
     if passphrase is not None:
+        kept_key = _keep_key(data_dir, kept, material)
         keys.restore(data_dir, material)
-    return kept
+    return RestoreReport(kept=kept, kept_key=kept_key, reconciled=reconciled)
+
+
+def _key_for(source: Path, data_dir: Path, passphrase: str | None, environ: Mapping[str, str] | None) -> bytes:
+    """Return the key that opens ``source``, or say where it can come from."""
+    if passphrase is not None:
+        return _unwrap_key(source.with_name(source.name + _KEY_SUFFIX), passphrase)
+    if not (data_dir / keys.PLACE_NAME).exists():
+        raise KeyProblem(
+            f"{data_dir} has no key to open {source} with: use --with-key if the backup was made so, "
+            "or put its key back first with `outrider key recovery --restore`"
+        )
+    material = keys.load(data_dir, environ).material
+    try:
+        connect(source, material).close()
+    except WrongKey as error:
+        raise WrongKey(
+            f"the key of {data_dir} does not open {source} (or the file is damaged): use --with-key if the backup was "
+            f"made so; else move {DATABASE_NAME} and the key away, then `outrider key recovery --restore` and this again"
+        ) from error
+    return material
+
+
+def _present(data_dir: Path, environ: Mapping[str, str] | None) -> tuple[Connection | None, str | None]:
+    """Open the database that is to be replaced, or say why its log cannot be read."""
+    path = data_dir / DATABASE_NAME
+    if not path.exists():
+        return None, None
+    try:
+        connection = connect(path, keys.load(data_dir, environ).material)
+    except StorageError as error:
+        return None, str(error)
+    try:
+        version = schema_version(connection, path)
+        if version != SCHEMA_VERSION:
+            raise StorageError(f"{path} has schema {version}, not {SCHEMA_VERSION}")
+    except (StorageError, SQLITE_ERRORS) as error:
+        connection.close()
+        return None, str(error)
+    return connection, None
+
+
+def _reconciled(incoming: Path, material: bytes, present: Connection | None, now_ms: int) -> Reconciled:
+    try:
+        connection = connect(incoming, material)
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA secure_delete = ON")
+            return reconcile(connection, present, now_ms=now_ms)
+        except SQLITE_ERRORS as error:
+            raise translate(error, incoming) from error
+        finally:
+            connection.close()
+    finally:
+        if present is not None:
+            present.close()
+
+
+def _keep_key(data_dir: Path, kept: Path | None, material: bytes) -> Path | None:
+    """Keep the key that is about to be replaced beside the database that it opens."""
+    current = data_dir / keys.KEY_NAME
+    if kept is None or not current.exists() or current.read_bytes() == material:
+        return None
+    aside = kept.with_name(kept.name + ".raw-key")
+    keys.write_private(aside, current.read_bytes())
+    return aside
 
 
 def _copy_checked(source: Path, incoming: Path, material: bytes) -> None:
@@ -114,7 +200,6 @@ def _copy_checked(source: Path, incoming: Path, material: bytes) -> None:
     finally:
         connection.close()
     if verdict != "ok":
-        incoming.unlink()
         raise StorageCorrupt(f"the backup is damaged ({verdict}); nothing was changed")
 
 

@@ -216,7 +216,13 @@ def restore(data_dir: Path, material: bytes) -> Key:
         raise KeyProblem(f"a key has {KEY_BYTES} bytes, this one {len(material)}")
     path = data_dir / DATABASE_NAME
     if path.exists():
-        connect(path, material).close()
+        try:
+            connect(path, material).close()
+        except WrongKey as error:
+            raise WrongKey(
+                f"that key does not open {path}; if it is the key of a backup, move {path} and {data_dir / KEY_NAME} "
+                "away first"
+            ) from error
     write_private(data_dir / KEY_NAME, material)
     _record_place(data_dir, KeyPlace.FILE)
     (data_dir / NEXT_KEY_NAME).unlink(missing_ok=True)
