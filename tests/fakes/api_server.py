@@ -51,7 +51,7 @@ FAILURES = {
 class Card(msgspec.Struct):
     name: str
     sha256: str = "d" * 64
-    context_tokens: int = 4096
+    context_tokens: int = 8192
     state: str = "installed"
 
 
@@ -64,7 +64,7 @@ class ScriptedEngine:
         self.state = WorkerState.READY
 
     def status(self):
-        return {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=4096)}
+        return {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048)}
 
     async def generate(self, request):
         self.asked.append(request)

@@ -165,6 +165,8 @@ def test_models(api):
     with client_of(api) as client:
         assert [model.id for model in client.models.list()] == [MODEL, "vendor/other"]
         assert client.models.retrieve("vendor/other").owned_by == "outrider"
+        # The card says what the file could do; told is what one request gets.
+        assert [model.outrider["context_tokens"] for model in client.models.list()] == [2048, 4096]
         with pytest.raises(openai.NotFoundError) as caught:
             client.models.retrieve("absent")
     assert caught.value.code == "model_not_found"
@@ -243,6 +245,22 @@ def test_an_error_in_the_middle_of_a_stream_is_one_event(api):
         list(
             client.chat.completions.create(
                 model=MODEL, messages=[{"role": "user", "content": "midcrash x"}], stream=True
+            )
+        )
+
+
+def test_a_streamed_text_that_was_cut_ends_with_an_error_although_its_request_waits(joined):
+    response = joined.chat("midcrash later", stream=True)
+    *chunks, error = events_of(response)
+    assert chunks[-1]["choices"][0]["finish_reason"] is None
+    request_id = chunks[-1]["outrider"]["request_id"]
+    assert (error["error"]["code"], error["error"]["type"]) == ("answer_cut", "server_error")
+    assert request_id in error["error"]["message"]
+    assert joined.settled(request_id)["cloud_answer"]["text"] == "cloud: midcrash later"
+    with client_of(joined) as client, pytest.raises(openai.APIError, match="was cut"):
+        list(
+            client.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "midcrash again"}], stream=True
             )
         )
 

@@ -17,7 +17,8 @@ ROUTES = [
     ("POST", "/v1/chat/completions"), ("GET", "/v1/requests"), ("GET", "/v1/requests/x"),
     ("GET", "/v1/requests/x/events"), ("GET", "/v1/queue"), ("GET", "/v1/queue/x"), ("POST", "/v1/queue/x/retry"),
     ("POST", "/v1/queue/x/cancel"), ("POST", "/v1/queue/release"), ("POST", "/v1/queue/purge"),
-    ("POST", "/v1/queue/drain"), ("GET", "/v1/egress"), ("POST", "/v1/admin/reload"), ("GET", "/"), ("GET", "/nowhere"),
+    ("POST", "/v1/queue/drain"), ("GET", "/v1/egress"), ("GET", "/v1/egress/verify"), ("POST", "/v1/admin/reload"),
+    ("GET", "/"), ("GET", "/nowhere"),
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from fakes.command_line import outrider
 from fakes.daemon_process import DaemonProcess
 
 
@@ -131,6 +132,21 @@ def test_unknown_key_in_the_configuration(tmp_path):
     code, line = fails(daemon)
     assert code == 78
     assert "sever" in line
+
+
+def test_tls_files_that_cannot_be_used_are_named_before_anything_listens(tmp_path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    daemon = DaemonProcess(tmp_path / "device", f'[server]\nport = 0\ntls_cert = "{certificate}"\ntls_key = "{key}"\n')
+    for content in (None, "no PEM"):
+        if content:
+            certificate.write_text(content)
+            key.write_text(content)
+        code, line = fails(daemon)
+        assert code == 78
+        assert str(certificate) in line
+        assert not daemon.data.exists()
+        result = outrider(daemon, "requests", "list", code=None)
+        assert "internal error" not in result.stderr
 
 
 def test_unknown_estimator(tmp_path):

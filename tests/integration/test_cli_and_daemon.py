@@ -8,22 +8,9 @@ import tomllib
 
 import pytest
 import trustme
-from click.testing import CliRunner
 from fakes.cloud import cloud_in_thread
+from fakes.command_line import TARGET, as_json, outrider
 from fakes.daemon_process import DaemonProcess
-
-from agent.cli.main import cli
-
-TARGET = """
-[[targets]]
-name = "main"
-base_url = "{url}"
-model = "big"
-egress = "{egress}"
-
-[connectivity]
-probe_cap_s = 1
-"""
 
 
 @pytest.fixture
@@ -37,18 +24,6 @@ def daemon(tmp_path):
     process = DaemonProcess(tmp_path / "device").start()
     yield process
     assert process.stop() == 0, process.log()
-
-
-def outrider(daemon, *arguments, stdin="", code=0):
-    """Run the command line in this process, as a user of that daemon."""
-    environment = {"OUTRIDER_CONFIG": str(daemon.config)}
-    result = CliRunner().invoke(cli, list(arguments), input=stdin, env=environment, prog_name="outrider")
-    assert code in {None, result.exit_code}, result.stdout + result.stderr
-    return result
-
-
-def as_json(daemon, *arguments, **more):
-    return json.loads(outrider(daemon, *arguments, "--json", **more).stdout)
 
 
 def test_ask_puts_the_answer_on_stdout_and_the_verdict_on_stderr(daemon):

@@ -200,6 +200,41 @@ async def test_a_caller_who_leaves_before_the_work_begins(tmp_path):
         assert await road.only_state() is RequestState.CANCELLED
 
 
+async def test_a_caller_who_leaves_while_its_row_is_written_does_not_keep_it_from_being_sent(tmp_path):
+    async with opened(tmp_path) as road:
+        road.engine.says(0.1)
+        settle, written, told = road.storage.journal.settle, asyncio.Event(), asyncio.Event()
+
+        async def slow_settle(*values, **named):
+            record = await settle(*values, **named)
+            written.set()
+            await told.wait()
+            return record
+
+        road.storage.journal.settle = slow_settle
+        running = asyncio.create_task(road.run())
+        await written.wait()
+        running.cancel()
+        await asyncio.sleep(0)
+        told.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert await road.only_state() is RequestState.QUEUED
+        assert road.woken == 1
+
+
+async def test_a_stop_ends_what_only_waits(tmp_path):
+    async with opened(tmp_path) as road:
+        road.engine.says(0.1)
+        running = asyncio.create_task(road.run(on_low_confidence=OnLowConfidence.WAIT))
+        while not road.woken:
+            await asyncio.sleep(0.001)
+        road.pipeline.holds.end()
+        road.pipeline.holds.end()
+        assert (await running).record.state is RequestState.QUEUED
+        assert (await road.run(on_low_confidence=OnLowConfidence.WAIT)).record.state is RequestState.QUEUED
+
+
 async def test_wait_is_joined_with_the_late_answer(tmp_path):
     async with opened(tmp_path) as road:
         road.engine.says(0.1)

@@ -12,11 +12,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from agent import errors
+from agent import errors, executable
 from agent.cli import output
-from agent.cli.client import RemoteError
+from agent.cli.client import RemoteError, find_daemon
 from agent.cli.invocation import parse_assignment
 from agent.cli.main import COMMANDS, cli
+from agent.storage.instance_lock import InstanceLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,6 +162,23 @@ def test_a_dead_daemon_is_not_sent_the_token(tmp_path):
     assert "no daemon runs" in result.stderr
 
 
+def test_another_process_under_the_pid_of_a_killed_daemon_is_not_taken_for_it(tmp_path):
+    pid = os.getpid()
+
+    def announce(started):
+        found = {"pid": pid, "started": started, "url": "http://127.0.0.1:1"}
+        (tmp_path / "daemon.json").write_text(json.dumps(found))
+
+    announce(executable.started(pid))
+    assert find_daemon(tmp_path) is None  # nobody holds the lock
+    lock = InstanceLock(tmp_path)
+    assert find_daemon(tmp_path).url == "http://127.0.0.1:1"
+    announce("1")
+    assert find_daemon(tmp_path) is None
+    lock.release()
+    InstanceLock(tmp_path).release()  # looking has left nothing locked
+
+
 def test_remote_errors_exit_like_their_class():
     assert RemoteError("x", code="queue_full", status=507).exit_code == errors.QueueFull.exit_code
     assert RemoteError("x", code="of_a_newer_release", status=400).exit_code == 2
@@ -199,11 +217,38 @@ def test_target_add_keeps_comments_and_defaults_to_approve(tmp_path):
 def test_a_target_that_is_refused_leaves_the_file_as_it_was(tmp_path):
     path = tmp_path / "outrider.toml"
     path.write_text(CONFIG)
-    for more in (["--base-url", "http://192.0.2.1/v1"], ["--api-key-file", "/k", "--api-key-env", "K"]):
+    for more in (
+        ["--base-url", "http://192.0.2.1/v1"],
+        ["--base-url", "https://api.example.com:99999/v1"],
+        ["--base-url", "https://api.example.com:abc/v1"],
+        ["--base-url", "http://[::1/v1"],
+        ["--base-url", "https://exa\x7fmple.com/v1"],
+        ["--api-key-file", "/k", "--api-key-env", "K"],
+    ):
         result = target_add(path, *more)
-        assert result.exit_code == 78
+        assert result.exit_code == 78, more
         assert path.read_text() == CONFIG
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_target_is_added_to_targets_written_inline(tmp_path):
+    path = tmp_path / "outrider.toml"
+    path.write_text(
+        'targets = [{name = "one", base_url = "https://one.example/v1", model = "m", egress = "never"}]\n' + CONFIG
+    )
+    assert target_add(path).exit_code == 0
+    found = tomllib.loads(path.read_text())
+    assert [one["name"] for one in found["targets"]] == ["one", "main"]
+    assert found["server"] == {"port": 9000}
+
+
+def test_an_edit_that_does_not_load_names_the_file_of_the_user(tmp_path, monkeypatch):
+    path = tmp_path / "outrider.toml"
+    path.write_text('data_dir = "/x"\n[server]\nhost = "0.0.0.0"\ntls_cert = "/c"\n')
+    monkeypatch.setenv("OUTRIDER_SERVER_TLS_KEY", "/k")  # with it the file holds; alone it does not
+    result = target_add(path)
+    assert result.exit_code == 78
+    assert ".outrider.toml." not in result.stderr
 
 
 def test_target_test_of_nobody_is_69(tmp_path):

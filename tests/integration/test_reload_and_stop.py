@@ -1,0 +1,95 @@
+"""Changing the targets of a running daemon, and ending it while callers wait."""
+
+import threading
+import time
+
+import pytest
+from fakes.command_line import TARGET, as_json, outrider
+from fakes.daemon_process import DaemonProcess
+
+from agent import daemon as daemon_module
+from agent.errors import ConfigError
+
+NOBODY = "http://127.0.0.1:1/v1"
+
+
+def reload(daemon):
+    with daemon.client(admin=True) as client:
+        return client.post("/v1/admin/reload")
+
+
+def targets(daemon):
+    with daemon.client() as client:
+        return [target["name"] for target in client.get("/readyz").json()["targets"]]
+
+
+def test_a_reload_that_cannot_be_read_is_refused_and_changes_nothing(tmp_path):
+    daemon = DaemonProcess(tmp_path / "device", TARGET.format(url=NOBODY, egress="approve")).start()
+    text = daemon.config.read_text()
+    for broken in ("[[targets]]\n", None):
+        if broken is None:
+            daemon.config.unlink()
+        else:
+            daemon.config.write_text(broken)
+        response = reload(daemon)
+        assert response.status_code == 422
+        error = response.json()["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_config")
+        assert str(daemon.config) in error["message"]
+        assert targets(daemon) == ["main"]
+    daemon.config.write_text(text.replace('name = "main"', 'name = "renamed"'))
+    assert reload(daemon).json() == {"targets": ["renamed"]}
+    assert daemon.stop() == 0
+
+
+def test_a_reload_never_takes_another_file(tmp_path, isolated):
+    other = isolated / ".config" / "outrider" / "outrider.toml"
+    other.parent.mkdir(parents=True)
+    other.write_text(TARGET.format(url=NOBODY, egress="allow"))
+    mine = tmp_path / "mine.toml"
+    with pytest.raises(ConfigError, match=r"mine\.toml does not exist"):
+        daemon_module._read_targets(mine, needed=True)
+    assert daemon_module._read_targets(mine, needed=False) == ()
+
+
+def test_a_target_that_the_daemon_refuses_is_taken_out_of_the_file_again(tmp_path):
+    daemon = DaemonProcess(tmp_path / "device").start()
+    before = daemon.config.read_text()
+    add = ("target", "add", "main", "--base-url", NOBODY, "--model", "big")
+    refused = outrider(daemon, *add, code=2, OUTRIDER_ADMIN_KEY="wrong")
+    assert "token" in refused.stderr
+    assert daemon.config.read_text() == before
+    assert as_json(daemon, *add)["applied"] is True
+    assert targets(daemon) == ["main"]
+    assert daemon.stop() == 0
+
+
+def test_a_stop_does_not_wait_for_those_who_only_wait(tmp_path):
+    toml = "[server]\nport = 0\ngrace_s = 600\n" + TARGET.format(url=NOBODY, egress="allow")
+    daemon = DaemonProcess(tmp_path / "device", toml).start()
+    answers, lines = [], []
+    waiting = threading.Thread(target=lambda: answers.append(daemon.chat("unsure", on_low_confidence="wait")))
+    waiting.start()
+    until = time.monotonic() + 30
+    while not (rows := as_json(daemon, "queue", "list")["data"]) and time.monotonic() < until:
+        time.sleep(0.01)
+
+    following = threading.Event()
+
+    def follow():
+        with daemon.client() as client, client.stream("GET", f"/v1/requests/{rows[0]['request_id']}/events") as stream:
+            for line in stream.iter_lines():
+                following.set()
+                lines.append(line)
+
+    watching = threading.Thread(target=follow)
+    watching.start()
+    assert following.wait(30)
+    assert daemon.stop() == 0  # fails after a minute if it waits for the grace period
+    waiting.join(30)
+    watching.join(30)
+    (answer,) = answers
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/v1/requests/{rows[0]['request_id']}"
+    assert answer.json()["choices"][0]["message"]["content"] == "echo: unsure"
+    assert '"code":"shutting_down"' in "".join(lines)
