@@ -61,7 +61,7 @@ class _Live:
 
     def policy(self) -> Policy:
         current = self.settings
-        targets = tuple(TargetRule(t.name, t.egress, t.handoff) for t in current.targets)
+        targets = tuple(TargetRule(t.name, t.egress, t.handoff, t.fingerprint) for t in current.targets)
         return Policy(threshold=current.confidence.threshold, targets=targets)
 
 

@@ -27,6 +27,7 @@ from agent.errors import (
     QueueFull,
 )
 from agent.types import (
+    Accepted,
     Action,
     Confidence,
     Decision,
@@ -53,7 +54,7 @@ class Engine(Protocol):
 class Journal(Protocol):
     """What storage promises the pipeline. ``open`` and ``settle`` return after the commit."""
 
-    async def open(self, request: InferenceRequest, *, now_ms: int) -> RequestRecord | None: ...
+    async def open(self, request: InferenceRequest, accepted: Accepted, *, now_ms: int) -> RequestRecord | None: ...
 
     async def settle(
         self,
@@ -128,7 +129,7 @@ class Pipeline:
         """
         policy = self._policy()
         route = routing.before(request, policy)
-        if known := await self._open(request):
+        if known := await self._open(request, route):
             yield Verdict(await self._held(request, known), replayed=True)
             return
         generation: Generation | None = None
@@ -156,9 +157,9 @@ class Pipeline:
             raise refusal(generation.failure if generation else None)
         yield Verdict(await self._held(request, record))
 
-    async def _open(self, request: InferenceRequest) -> RequestRecord | None:
+    async def _open(self, request: InferenceRequest, route: routing.Route) -> RequestRecord | None:
         """Make the request durable, or find the answer of its Idempotency-Key."""
-        opening = asyncio.ensure_future(self._journal.open(request, now_ms=self._now_ms()))
+        opening = asyncio.ensure_future(self._journal.open(request, route.accepted, now_ms=self._now_ms()))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -214,7 +215,9 @@ class Pipeline:
         try:
             async with self.holds.within(left_s):
                 async for latest in self._journal.watch(record.id):
-                    record = latest
+                    texts_gone = latest.request is None  # with its end; this caller still gets the draft
+                    draft = {"request": request, "generation": record.generation} if texts_gone else {}
+                    record = msgspec.structs.replace(latest, **draft)
                     if record.state is not RequestState.QUEUED:
                         break
         except TimeoutError:
@@ -228,11 +231,14 @@ class Pipeline:
         generation = Generation(failure=Failure(kind, message))
         await self._journal.settle(request, generation, None, decision, now_ms=self._now_ms())
 
-    def decide_cut_short(self, request: InferenceRequest, generation: Generation) -> Decision:
-        """Decide about a request that the end of an earlier life of the daemon cut short."""
+    def decide_cut_short(self, request: InferenceRequest, accepted: Accepted, generation: Generation) -> Decision:
+        """Decide about a request that the end of an earlier life of the daemon cut short.
+
+        The stricter of two policies holds: that of its acceptance, and the present one.
+        """
         policy = self._policy()
         try:
-            return routing.after(request, routing.before(request, policy), generation, None, policy)
+            return routing.after(request, routing.resumed(request, accepted, policy), generation, None, policy)
         except InvalidRequest as error:  # the configuration has changed since, and now forbids it
             return Decision(action=Action.REFUSED, reason=Reason.CRASH, rule_id="failure", trace=(str(error),))
 

@@ -8,6 +8,7 @@ import msgspec
 
 from agent.errors import InvalidRequest
 from agent.types import (
+    Accepted,
     Action,
     Confidence,
     Decision,
@@ -39,6 +40,7 @@ class TargetRule(msgspec.Struct, frozen=True):
     name: str
     egress: EgressPolicy
     handoff: Handoff = Handoff.FRESH
+    fingerprint: str = ""  # of its address and model
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -55,8 +57,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     straight: bool  # goes to the outbox whatever the local model says
     egress: EgressPolicy  # the policy that a row would be accepted under
     target: str | None
+    target_fingerprint: str | None
+    anyone: bool  # there is, or was, somebody to ask: a failure may wait in a row
     handoff: Handoff
     trace: tuple[str, ...]
+
+    @property
+    def accepted(self) -> Accepted:
+        """What is stored with the request before any work."""
+        return Accepted(egress=self.egress, target=self.target, target_fingerprint=self.target_fingerprint)
 
 
 def stricter(one: EgressPolicy, other: EgressPolicy) -> EgressPolicy:
@@ -73,13 +82,15 @@ def before(request: InferenceRequest, policy: Policy) -> Route:
             code="unsupported_parameter",
         )
     target = next((t for t in policy.targets if t.egress is not EgressPolicy.NEVER), None)
-    # Without a target a row may still wait, for a person or for later.
-    configured = target.egress if target else EgressPolicy.APPROVE
+    # Without any target a row may still wait, for a person or for later; not where all are "never".
+    nobody = EgressPolicy.NEVER if policy.targets else EgressPolicy.APPROVE
+    configured = target.egress if target else nobody
     egress = stricter(configured, request.egress or EgressPolicy.ALLOW)
     mode = request.route_mode
     if mode is RouteMode.CLOUD_ONLY and egress is EgressPolicy.NEVER:
+        whose = "of the request" if request.egress is EgressPolicy.NEVER else "of every configured target"
         raise InvalidRequest(
-            'route_mode "cloud_only" and egress "never" contradict each other: change one',
+            f'route_mode "cloud_only" and egress "never" ({whose}) contradict each other: change one',
             param="route_mode",
             code="contradiction",
         )
@@ -90,9 +101,42 @@ def before(request: InferenceRequest, policy: Policy) -> Route:
         straight=straight,
         egress=egress,
         target=name,
+        target_fingerprint=target.fingerprint if target else None,
+        anyone=target is not None,
         handoff=target.handoff if target else Handoff.FRESH,
         trace=(f"route_mode is {mode}", f"egress is {egress}", f"target is {name or 'not configured'}"),
     )
+
+
+def resumed(request: InferenceRequest, accepted: Accepted, policy: Policy) -> Route:
+    """Return the route of a request that an earlier life accepted: the stricter of then and now.
+
+    What has no target from then, or whose target is not the same now, waits for a person.
+    Raises InvalidRequest as ``before`` does.
+    """
+    now = before(request, policy)
+    egress = stricter(accepted.egress, _egress_of(accepted, policy))
+    if request.egress is not None:
+        egress = stricter(egress, request.egress)
+    return msgspec.structs.replace(
+        now,
+        straight=now.straight and egress is not EgressPolicy.NEVER,
+        egress=egress,
+        target=accepted.target,
+        target_fingerprint=accepted.target_fingerprint,
+        anyone=now.anyone or accepted.target is not None,
+        trace=(*now.trace, f"accepted for {accepted.target or 'no target'} under {accepted.egress}"),
+    )
+
+
+def _egress_of(accepted: Accepted, policy: Policy) -> EgressPolicy:
+    """Return what the policy says now of the target that a request was accepted for."""
+    if policy.targets and all(target.egress is EgressPolicy.NEVER for target in policy.targets):
+        return EgressPolicy.NEVER
+    for target in policy.targets:
+        if (target.name, target.fingerprint) == (accepted.target, accepted.target_fingerprint):
+            return target.egress
+    return EgressPolicy.APPROVE
 
 
 def after(
@@ -109,6 +153,7 @@ def after(
         rule_id="",
         threshold=policy.threshold,
         target=route.target,
+        target_fingerprint=route.target_fingerprint,
         egress=route.egress,
         handoff=route.handoff if generation and not generation.failure else Handoff.FRESH,
     )
@@ -149,11 +194,7 @@ def _after_failure(
     reason = _ESCALATED_FAILURES.get(kind)
     if reason is None:
         return decide(Action.REFUSED, Reason(kind.value), "failure", f"{kind} is not escalated")
-    if (
-        route.target is None
-        or not may_leave(request, route.egress)
-        or request.on_low_confidence is OnLowConfidence.ABSTAIN
-    ):
+    if not route.anyone or not may_leave(request, route.egress) or request.on_low_confidence is OnLowConfidence.ABSTAIN:
         return decide(Action.REFUSED, reason, "failure", f"{kind}, and nobody else may be asked")
     return decide(Action.QUEUED, reason, "failure", f"{kind} is a reason to escalate")
 

@@ -119,12 +119,19 @@ class RetentionSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fiel
 
     bodies: Annotated[
         typing.Literal["keep", "none"],
-        Meta(description="none: texts go as soon as a request has ended; counters stay."),
+        Meta(description="none: texts go with the end of a request; what nobody could read before, once fetched."),
     ] = "keep"
     answered_s: Annotated[int, Meta(ge=0, description="How long texts stay after an answer, seconds.")] = 86_400
     late_s: Annotated[int, Meta(ge=0, description="How long a late answer that nobody fetched stays, seconds.")] = (
         30 * 86_400
     )
+    rows_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="How long an ended request is known without its texts (its Idempotency-Key too), seconds.",
+        ),
+    ] = 90 * 86_400
 
 
 class ConnectivitySettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -217,9 +217,18 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     rule_id: str
     threshold: float | None = None
     target: str | None = None
+    target_fingerprint: str | None = None  # of the target as it was configured then
     egress: EgressPolicy | None = None  # the policy the row is accepted under
     handoff: Handoff = Handoff.FRESH
     trace: tuple[str, ...] = ()
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The route that a request came in under: what is decided later may be stricter, never looser."""
+
+    egress: EgressPolicy = EgressPolicy.APPROVE
+    target: str | None = None  # None: no target was configured
+    target_fingerprint: str | None = None
 
 
 class RequestState(StrEnum):
@@ -246,6 +255,14 @@ class EscalationState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class HoldReason(StrEnum):
+    """Why a row that was allowed or released waits for a person again."""
+
+    POLICY_TIGHTENED = "policy_tightened"  # its target now wants a person's release
+    TARGET_CHANGED = "target_changed"  # the name now stands for another address or model
+    TARGET_REMOVED = "target_removed"
+
+
 class Escalation(msgspec.Struct, frozen=True, kw_only=True):
     """One outbox row as a value."""
 
@@ -254,6 +271,8 @@ class Escalation(msgspec.Struct, frozen=True, kw_only=True):
     state: EscalationState
     reason: str  # why it is in the outbox (Reason), or why it waits or died
     target: str | None  # None: no target was configured when it was accepted
+    target_fingerprint: str | None = None  # the address and model that it was accepted or released for
+    released: bool = False  # by a person, to this target
     egress: EgressPolicy  # the policy it was accepted under
     handoff: Handoff
     priority: int

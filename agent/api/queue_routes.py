@@ -13,6 +13,7 @@ from agent.api.deps import ApiDeps, deps_of, need_admin
 from agent.api.fields import Fields
 from agent.api.wire import check_media_type, json_response, parse_json, query, read_body
 from agent.errors import InvalidRequest, NotFound
+from agent.escalation.consent import under
 from agent.escalation.target import make_target
 from agent.settings import TargetSettings
 from agent.types import EgressPolicy, Escalation, EscalationState
@@ -41,6 +42,7 @@ async def list_rows(request: Request) -> Response:
             "has_more": len(found) > limit,
             "counts": await outbox.counts(),
             "oldest_ms": await outbox.oldest_ms(),
+            "unfetched": await outbox.unfetched(),
         }
     )
 
@@ -64,7 +66,7 @@ async def retry(request: Request) -> Response:
     """``POST /v1/queue/{id}/retry``: an ended row waits again."""
     deps = await _admin_without_body(request)
     row = await _row(deps, request)
-    again = await deps.storage.outbox.retry_by_hand(row.id, now_ms=deps.now_ms())
+    again = await deps.storage.outbox.retry_by_hand(row.id, hold=under(deps.targets()), now_ms=deps.now_ms())
     deps.dispatcher.wake()
     return json_response(row_object(again))
 
@@ -89,23 +91,34 @@ async def release(request: Request) -> Response:
         raise InvalidRequest('name the rows in ids, or say "all": true (not both)', param="ids", code="invalid_value")
     if ids is not None and not all(isinstance(item, str) for item in ids):
         raise fields.wrong_type("ids", "a list of strings")
-    released = await deps.storage.outbox.release(ids, target=target.name, now_ms=deps.now_ms())
+    released = await deps.storage.outbox.release(
+        ids,
+        target=target.name,
+        fingerprint=target.fingerprint,
+        configured={one.name for one in deps.targets()},
+        now_ms=deps.now_ms(),
+    )
     deps.dispatcher.wake()
     return json_response({"released": released, "target": target.name})
 
 
 async def purge(request: Request) -> Response:
-    """``POST /v1/queue/purge``: delete ended rows and their texts; ``states`` narrows it."""
+    """``POST /v1/queue/purge``: delete ended rows and their texts; ``states`` narrows it.
+
+    Late answers that nobody has fetched stay, unless ``"unfetched": true``.
+    """
     need_admin(request)
     deps = deps_of(request)
     fields = await _body(request)
     names = fields.array("states", len(EscalationState))
+    unfetched = fields.flag("unfetched") or False
     fields.finish()
     known = {state.value for state in ENDED}
     if names is not None and not all(isinstance(name, str) and name in known for name in names):
         raise fields.wrong_value("states", f"must name states that have ended: {', '.join(ENDED)}")
     states = ENDED if names is None else tuple(EscalationState(name) for name in names)
-    return json_response({"purged": await deps.storage.outbox.purge(now_ms=deps.now_ms(), states=states)})
+    purged = await deps.storage.outbox.purge(now_ms=deps.now_ms(), states=states, unfetched=unfetched)
+    return json_response({"purged": purged})
 
 
 async def drain(request: Request) -> Response:

@@ -16,7 +16,8 @@ import msgspec
 from agent.api.queue_routes import row_object
 from agent.api.request_routes import record_object
 from agent.cli.client import DaemonClient, find_daemon
-from agent.errors import NotFound, StorageError
+from agent.errors import ConfigError, NotFound, StorageError
+from agent.escalation.consent import under
 from agent.settings import Settings
 from agent.storage import Storage, open_storage
 from agent.types import Escalation, EscalationState, RequestRecord, RequestState
@@ -38,7 +39,8 @@ class Access(Protocol):
     def release(self, ids: Sequence[str], target: str) -> int: ...
     def retry(self, row_id: str) -> Row: ...
     def cancel(self, row_id: str) -> Row: ...
-    def purge(self) -> int: ...
+    def unfetched(self) -> int: ...
+    def purge(self, *, unfetched: bool) -> int: ...
     def drain(self) -> None: ...
     def requests(self, state: str | None, limit: int) -> list[Row]: ...
     def request(self, request_id: str) -> Row: ...
@@ -106,8 +108,11 @@ class DaemonAccess:
         found: Row = self._client.post(f"/v1/queue/{row_id}/cancel", admin=True)
         return found
 
-    def purge(self) -> int:
-        return int(self._client.post("/v1/queue/purge", admin=True)["purged"])
+    def unfetched(self) -> int:
+        return int(self._client.get("/v1/queue", limit=1)["unfetched"])
+
+    def purge(self, *, unfetched: bool) -> int:
+        return int(self._client.post("/v1/queue/purge", {"unfetched": unfetched}, admin=True)["purged"])
 
     def drain(self) -> None:
         self._client.post("/v1/queue/drain", admin=True)
@@ -159,18 +164,29 @@ class DatabaseAccess:
         return body_of(self._settings, self._record(row.request_id), row, target)
 
     def release(self, ids: Sequence[str], target: str) -> int:
-        return self._run(self._storage.outbox.release(ids, target=target, now_ms=now_ms()))
+        by_name = {one.name: one for one in self._settings.targets}
+        if target not in by_name:
+            raise ConfigError(f"target {target} is not configured; known are {', '.join(by_name) or 'none'}")
+        return self._run(
+            self._storage.outbox.release(
+                ids, target=target, fingerprint=by_name[target].fingerprint, configured=by_name, now_ms=now_ms()
+            )
+        )
 
     def retry(self, row_id: str) -> Row:
         row = self._escalation(row_id)
-        return row_object(self._run(self._storage.outbox.retry_by_hand(row.id, now_ms=now_ms())))
+        hold = under(self._settings.targets)
+        return row_object(self._run(self._storage.outbox.retry_by_hand(row.id, hold=hold, now_ms=now_ms())))
 
     def cancel(self, row_id: str) -> Row:
         row = self._escalation(row_id)
         return row_object(self._run(self._storage.outbox.cancel(row.id, now_ms=now_ms())))
 
-    def purge(self) -> int:
-        return self._run(self._storage.outbox.purge(now_ms=now_ms()))
+    def unfetched(self) -> int:
+        return self._run(self._storage.outbox.unfetched())
+
+    def purge(self, *, unfetched: bool) -> int:
+        return self._run(self._storage.outbox.purge(now_ms=now_ms(), unfetched=unfetched))
 
     def drain(self) -> None:
         from agent.cli.escalating import drain
@@ -182,7 +198,7 @@ class DatabaseAccess:
         return [record_object(record) for record in self._run(self._storage.journal.list(wanted, limit=limit))]
 
     def request(self, request_id: str) -> Row:
-        return record_object(self._record(request_id))
+        return record_object(self._record(request_id, fetched=True))
 
     def egress(self, since_ms: int, limit: int) -> Row:
         log = self._storage.egress_log
@@ -200,8 +216,8 @@ class DatabaseAccess:
             raise NotFound(f"there is no row {row_id} in the queue; `outrider queue list` shows them")
         return found
 
-    def _record(self, request_id: str) -> RequestRecord:
-        found = self._run(self._storage.journal.get(request_id, now_ms=now_ms()))
+    def _record(self, request_id: str, *, fetched: bool = False) -> RequestRecord:
+        found = self._run(self._storage.journal.get(request_id, now_ms=now_ms(), fetched=fetched))
         if found is None:
             raise NotFound(f"there is no request {request_id}; `outrider requests list` shows them")
         return found

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from agent.settings import TargetSettings
-from agent.types import EgressPolicy, Escalation, RequestRecord, RouteMode
+from agent.types import EgressPolicy, Escalation, HoldReason, RequestRecord, RouteMode
 
 
 def forbidden(record: RequestRecord, row: Escalation, target: TargetSettings) -> str | None:
     """Return why this row must never be sent to this target, or None.
 
-    A row accepted under ``approve`` is claimable only once a person has released it, so here it
-    counts as allowed. ``redact`` is refused as long as nothing redacts.
+    ``redact`` is refused as long as nothing redacts. Whether a person has to release the row
+    is not asked here: see ``needs_person``.
     """
     request = record.request
     if request is None:
@@ -24,3 +26,27 @@ def forbidden(record: RequestRecord, row: Escalation, target: TargetSettings) ->
     if row.egress in {EgressPolicy.NEVER, EgressPolicy.REDACT}:
         return f"it was accepted under {row.egress}"
     return None
+
+
+def needs_person(row: Escalation, target: TargetSettings) -> HoldReason | None:
+    """Return why a person must release this row (again) before it may go to its target, or None.
+
+    What it was allowed or released for is an address and a model, not a name; and what was
+    only allowed does not go to a target that now wants a release.
+    """
+    if row.target_fingerprint != target.fingerprint:
+        return HoldReason.TARGET_CHANGED
+    if target.egress is not EgressPolicy.ALLOW and not row.released:
+        return HoldReason.POLICY_TIGHTENED
+    return None
+
+
+def under(targets: Sequence[TargetSettings]) -> Callable[[Escalation], HoldReason | None]:
+    """Return ``needs_person`` for rows of any target, under this configuration."""
+    by_name = {target.name: target for target in targets}
+
+    def hold(row: Escalation) -> HoldReason | None:
+        target = by_name.get(row.target or "")
+        return HoldReason.TARGET_REMOVED if target is None else needs_person(row, target)
+
+    return hold

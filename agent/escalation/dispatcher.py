@@ -12,7 +12,8 @@ from agent.escalation.netlink import LinkWatcher
 from agent.escalation.target import make_target
 from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
 from agent.storage import Storage
-from agent.types import EscalationState
+from agent.telemetry import LOG
+from agent.types import EgressPolicy, EscalationState
 
 __all__ = ["Dispatcher", "TargetStatus"]
 
@@ -49,6 +50,7 @@ class Dispatcher:
         self._lanes: dict[str, Lane] = {}
         self._retiring: dict[asyncio.Task[None], Lane] = {}
         self._unconfigured: dict[str, int] = {}
+        self._replacing = asyncio.Lock()
         self._links = LinkWatcher(self.network_changed)
 
     async def start(self) -> None:
@@ -82,16 +84,24 @@ class Dispatcher:
     async def replace_targets(self, targets: Sequence[TargetSettings]) -> None:
         """Take over a new configuration: nothing changes when a target in it is wrong (ConfigError).
 
+        Rows that were accepted for another address, model or policy wait for a person.
         A target that is gone or changed finishes the sends that it has under way. One that is
         the same is tried anew: its key may have been mended.
         """
+        async with self._replacing:
+            await self._replace(targets)
+
+    async def _replace(self, targets: Sequence[TargetSettings]) -> None:
         kept = {lane.settings.name: lane for lane in self._lanes.values() if lane.settings in targets}
         made = {settings.name: self._lane(settings) for settings in targets if settings.name not in kept}
+        for lane in made.values():
+            await self._hold_pending(lane.settings)
         for name, lane in self._lanes.items():
             if name not in kept:
+                lane.retire()
                 retiring = asyncio.create_task(lane.finish(lane.settings.timeout_s))
                 self._retiring[retiring] = lane
-                retiring.add_done_callback(self._retiring.pop)
+                retiring.add_done_callback(self._retired)
         self._lanes = {settings.name: kept.get(settings.name) or made[settings.name] for settings in targets}
         for lane in kept.values():
             lane.circuit.retry_now(blocked_too=True)
@@ -100,6 +110,18 @@ class Dispatcher:
             lane.start()
         await self._count_unconfigured()
 
+    async def _hold_pending(self, target: TargetSettings) -> None:
+        """Show at once what a new configuration holds back; each claim looks again."""
+        held = await self._storage.outbox.hold_pending(
+            target.name, fingerprint=target.fingerprint, only_released=target.egress is not EgressPolicy.ALLOW
+        )
+        if held:
+            LOG.warning(
+                "target %s: %d rows were accepted for another address, model or policy; they wait for a person",
+                target.name,
+                held,
+            )
+
     def status(self) -> list[TargetStatus]:
         """Return the configured targets in their order, then the names that rows wait for in vain."""
         gone = [
@@ -107,6 +129,10 @@ class Dispatcher:
             for name, rows in self._unconfigured.items()
         ]
         return [*(lane.status() for lane in self._lanes.values()), *gone]
+
+    def _retired(self, retiring: asyncio.Task[None]) -> None:
+        del self._retiring[retiring]
+        self.wake()  # what it put back may be due for its successor
 
     def _lane(self, settings: TargetSettings) -> Lane:
         return Lane(

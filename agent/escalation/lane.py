@@ -15,7 +15,7 @@ import msgspec
 
 from agent.errors import LeaseLost, StorageError
 from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s
-from agent.escalation.consent import forbidden
+from agent.escalation.consent import forbidden, needs_person
 from agent.escalation.target import (
     Blocked,
     Delivered,
@@ -96,10 +96,14 @@ class Lane:
         """Look at the outbox now."""
         self._wake.set()
 
-    async def finish(self, grace_s: float) -> None:
-        """Claim nothing more; give sends ``grace_s`` to end, then let their deadlines pass. Every row is settled."""
+    def retire(self) -> None:
+        """Claim nothing more, and begin no send."""
         self._stopping.set()
         self._wake.set()
+
+    async def finish(self, grace_s: float) -> None:
+        """Retire; give sends ``grace_s`` to end, then let their deadlines pass. Every row is settled."""
+        self.retire()
         tasks = {*self._sends, *([self._claiming] if self._claiming else [])}
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
@@ -204,6 +208,10 @@ class Lane:
 
     async def _deliver(self, row: Escalation, record: RequestRecord) -> None:
         try:
+            if reason := needs_person(row, self.settings):
+                await self._outbox.hold(row, reason, now_ms=self._now_ms())
+                LOG.info("escalation %s: waits for a person: %s", row.id, reason)
+                return
             outcome = await self._attempt(row, record)
             self._learn(outcome)
             await self._settle(row, outcome)
@@ -220,6 +228,8 @@ class Lane:
         body = self._target.body(record, row)
         digest = hashlib.sha256(body).hexdigest()
         await self._outbox.begin_send(row, body_sha256=digest, body_bytes=len(body), now_ms=self._now_ms())
+        if self._stopping.is_set():  # the target may be another one by now
+            return Offline("not sent: its target was stopped, changed or removed")
         return await self._target.send(row, record, body)
 
     def _learn(self, outcome: Outcome) -> None:

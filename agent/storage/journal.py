@@ -14,6 +14,7 @@ from agent.storage.connection import Connection
 from agent.storage.database import Database
 from agent.storage.retention import LATE, Retention, forget
 from agent.types import (
+    Accepted,
     Action,
     Confidence,
     Decision,
@@ -29,6 +30,7 @@ from agent.types import (
 )
 
 TERMINAL = frozenset(RequestState) - {RequestState.RUNNING, RequestState.QUEUED}
+NOWHERE = Accepted()
 _LAST_ID = "~"  # sorts after every UUID
 _Records = list[RequestRecord]  # inside the class, `list` is the method
 
@@ -42,8 +44,10 @@ class Journal:
         self._queue = queue
         self._retention = retention
 
-    async def open(self, request: InferenceRequest, *, now_ms: int) -> RequestRecord | None:
-        """Store a new request and return None, or return the record of its Idempotency-Key.
+    async def open(
+        self, request: InferenceRequest, accepted: Accepted = NOWHERE, *, now_ms: int
+    ) -> RequestRecord | None:
+        """Store a new request with its route and return None, or return the record of its Idempotency-Key.
 
         The key of a request that failed, or that its caller left, is free again. Raises
         IdempotencyMismatch (another body), StillRunning, BodyGone, or DiskFull.
@@ -63,6 +67,9 @@ class Journal:
                     "idempotency_key": request.idempotency_key,
                     "body_sha256": request.body_sha256,
                     "received_at_ms": request.received_at_ms,
+                    "accepted_egress": accepted.egress.value,
+                    "accepted_target": accepted.target,
+                    "accepted_fingerprint": accepted.target_fingerprint,
                     "body": rows.pack(request),
                 },
             )
@@ -134,18 +141,19 @@ class Journal:
         egress = decision.egress or EgressPolicy.APPROVE
         if egress is EgressPolicy.NEVER:
             raise WrongState("a request that must not leave cannot be queued")
-        approved = egress is EgressPolicy.ALLOW and decision.target is not None
+        allowed = egress is EgressPolicy.ALLOW and decision.target is not None
         connection.execute(
             sql.ESCALATION_INSERT,
             {
                 "id": uuid7(now_ms),
                 "request_id": request_id,
-                "state": (EscalationState.PENDING if approved else EscalationState.AWAITING_APPROVAL).value,
+                "state": (EscalationState.PENDING if allowed else EscalationState.AWAITING_APPROVAL).value,
                 "reason": (Reason.NO_TARGET if decision.target is None else decision.reason).value,
                 "target": decision.target,
+                "target_fingerprint": decision.target_fingerprint,
                 "egress": egress.value,
                 "handoff": decision.handoff.value,
-                "approved": approved,
+                "allowed": allowed,
                 "max_attempts": self._queue.max_attempts,
                 "now_ms": now_ms,
                 "expires_at_ms": now_ms + self._queue.ttl_s * 1000,
@@ -211,12 +219,12 @@ class Journal:
 
         return await self._db.read(work)
 
-    async def running(self, limit: int = 1000) -> Sequence[InferenceRequest]:
-        """Return requests that are not settled, oldest first. At start they are of an earlier life."""
+    async def running(self, limit: int = 1000) -> Sequence[tuple[InferenceRequest, Accepted]]:
+        """Return requests that are not settled, each with its route, oldest first. At start they are of an earlier life."""
 
-        def work(connection: Connection) -> Sequence[InferenceRequest]:
+        def work(connection: Connection) -> Sequence[tuple[InferenceRequest, Accepted]]:
             found = connection.execute(sql.REQUEST_RUNNING, {"limit": limit}).fetchall()
-            return [rows.unpack_request(row["body"]) for row in found]
+            return [(rows.unpack_request(row["body"]), rows.accepted(row)) for row in found]
 
         return await self._db.read(work)
 

@@ -141,6 +141,9 @@ REQUESTS = f"""
     answered_by TEXT,
     fetched_at_ms INTEGER,
     bodies_until_ms INTEGER,
+    accepted_egress TEXT NOT NULL CHECK (accepted_egress IN ('never', 'redact', 'approve', 'allow')),
+    accepted_target TEXT,
+    accepted_fingerprint TEXT,
     body BLOB,
     CHECK ((state = 'running') = (settled_at_ms IS NULL)),
     CHECK (state NOT IN ('running', 'queued') OR body IS NOT NULL),
@@ -155,19 +158,25 @@ RESULTS = """
     PRIMARY KEY (request_id, source)
 """
 
-# ``approved`` is the database's own guard on egress: nothing is sent, or waits to be sent,
-# that was neither accepted under "allow" with a target nor released by a person.
+# ``allowed`` (accepted under "allow" for this target) and ``released`` (by a person, to this
+# target) are the database's own guard on egress: nothing is sent, or waits to be sent, without
+# one of them. Both hold for the address and model of ``target_fingerprint`` alone.
+# ``turn_ms`` is the place in line: the moment of acceptance, or of the last try.
 ESCALATIONS = f"""
     id TEXT PRIMARY KEY,
     request_id TEXT NOT NULL UNIQUE REFERENCES requests (id) ON DELETE CASCADE,
     state TEXT NOT NULL CHECK (state IN ({ESCALATION_STATES})),
     reason TEXT NOT NULL,
     target TEXT,
+    target_fingerprint TEXT,
     egress TEXT NOT NULL CHECK (egress IN ('redact', 'approve', 'allow')),
     handoff TEXT NOT NULL CHECK (handoff IN ('fresh', 'refine', 'verify')),
-    approved INTEGER NOT NULL CHECK (approved IN (0, 1)),
+    allowed INTEGER NOT NULL CHECK (allowed IN (0, 1)),
+    released INTEGER NOT NULL DEFAULT 0 CHECK (released IN (0, 1)),
     priority INTEGER NOT NULL DEFAULT 0,
+    turn_ms INTEGER NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
+    snoozes INTEGER NOT NULL DEFAULT 0 CHECK (snoozes >= 0),
     max_attempts INTEGER NOT NULL CHECK (max_attempts >= 1),
     created_at_ms INTEGER NOT NULL,
     available_at_ms INTEGER NOT NULL,
@@ -182,7 +191,9 @@ ESCALATIONS = f"""
     CHECK ((state = 'leased') = (lease IS NOT NULL)),
     CHECK ((state = 'leased') = (lease_expires_at_ms IS NOT NULL)),
     CHECK (deferred = 0 OR state = 'pending'),
-    CHECK (state NOT IN ('pending', 'leased', 'succeeded') OR (approved = 1 AND target IS NOT NULL)),
+    CHECK (allowed = 0 OR egress = 'allow'),
+    CHECK (state NOT IN ('pending', 'leased', 'succeeded') OR allowed = 1 OR released = 1),
+    CHECK (state NOT IN ('pending', 'leased', 'succeeded') OR (target IS NOT NULL AND target_fingerprint IS NOT NULL)),
     CHECK ((state IN ('succeeded', 'dead', 'expired', 'cancelled')) = (settled_at_ms IS NOT NULL))
 """
 
@@ -225,9 +236,17 @@ INDEXES = (
     "CREATE UNIQUE INDEX requests_by_key ON requests (idempotency_key) WHERE idempotency_key IS NOT NULL",
     "CREATE INDEX requests_by_state ON requests (state, id)",
     "CREATE INDEX requests_to_purge ON requests (bodies_until_ms) WHERE bodies_until_ms IS NOT NULL",
+    (
+        "CREATE INDEX requests_to_drop ON requests (settled_at_ms)"
+        " WHERE bodies_until_ms IS NULL AND state NOT IN ('running', 'queued')"
+    ),
+    (
+        "CREATE INDEX requests_unfetched ON requests (state)"
+        " WHERE state = 'resolved' AND fetched_at_ms IS NULL AND bodies_until_ms IS NOT NULL"
+    ),
     "CREATE INDEX escalations_by_state ON escalations (state, id)",
     # Rows that wait for a later moment are in an index of their own: a claim never walks over them.
-    "CREATE INDEX escalations_ready ON escalations (target, priority DESC, id) WHERE state = 'pending' AND deferred = 0",
+    "CREATE INDEX escalations_ready ON escalations (target, priority DESC, turn_ms, id) WHERE state = 'pending' AND deferred = 0",
     "CREATE INDEX escalations_deferred ON escalations (target, available_at_ms) WHERE state = 'pending' AND deferred = 1",
     "CREATE INDEX escalations_leased ON escalations (lease_expires_at_ms) WHERE state = 'leased'",
     "CREATE INDEX escalations_to_expire ON escalations (expires_at_ms) WHERE state IN ('awaiting_approval', 'pending')",

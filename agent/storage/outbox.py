@@ -8,51 +8,57 @@ its request in the same transaction.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
-
-import msgspec
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from agent.errors import BodyGone, WrongState
 from agent.settings import QueueSettings
 from agent.storage import rows
 from agent.storage import statements as sql
 from agent.storage.changes import Changes
+from agent.storage.clock import Clock
 from agent.storage.connection import Connection
 from agent.storage.database import Database
 from agent.storage.journal import check_ceiling
+from agent.storage.outbox_reader import OutboxReader
 from agent.storage.retention import CHUNK_ROWS, Retention, chunk
-from agent.storage.transitions import ENDED, again, count_attempt, end, find, finish_attempt, follow, held, known
-from agent.types import CloudAnswer, Escalation, EscalationState, RequestRecord
+from agent.storage.transitions import (
+    ENDED,
+    again,
+    count_attempt,
+    end,
+    find,
+    finish_attempt,
+    follow,
+    held,
+    known,
+    wait_for_person,
+)
+from agent.types import CloudAnswer, Escalation, EscalationState, HoldReason, RequestRecord
+
+SNOOZES_PER_ATTEMPT = 8  # a row that is put off this often, each time by a reply, has cost an attempt
+Hold = Callable[[Escalation], HoldReason | None]  # why a row that was allowed or released waits for a person again
 
 _Ids = list[str]
-_Rows = list[Escalation]  # inside the class, `list` is the method
+_Rows = list[Escalation]
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One send of a row. ``outcome`` None: under way, or cut short."""
-
-    target: str
-    body_sha256: str
-    body_bytes: int
-    started_at_ms: int
-    finished_at_ms: int | None
-    outcome: str | None
-    error: str | None
-
-
-class Outbox:
+class Outbox(OutboxReader):
     """The outbox of one database. Every method returns after the commit."""
 
-    def __init__(self, database: Database, changes: Changes, queue: QueueSettings, retention: Retention) -> None:
-        self._db = database
+    def __init__(
+        self, database: Database, changes: Changes, queue: QueueSettings, retention: Retention, clock: Clock
+    ) -> None:
+        super().__init__(database)
         self._changes = changes
         self._queue = queue
         self._retention = retention
+        self._clock = clock
 
     # --- sending ----------------------------------------------------------------------
 
     async def claim(self, target: str, *, now_ms: int, lease_ms: int) -> tuple[Escalation, RequestRecord] | None:
-        """Lease the next row for ``target`` (priority, then age) that is approved, due and not expired."""
+        """Lease the next row for ``target`` (priority, then place in line) that may go, is due and has not expired."""
 
         def work(connection: Connection) -> tuple[Escalation, RequestRecord] | None:
             connection.execute(sql.ESCALATION_PROMOTE, {"target": target, "now_ms": now_ms})
@@ -125,17 +131,34 @@ class Outbox:
         return record
 
     async def snooze(
-        self, row: Escalation, *, available_at_ms: int, reason: str, left: bool, now_ms: int
+        self,
+        row: Escalation,
+        *,
+        available_at_ms: int,
+        reason: str,
+        left: bool,
+        now_ms: int,
+        replied: bool = False,
     ) -> Escalation:
-        """Put the row back until ``available_at_ms``; not an attempt. Raises LeaseLost."""
+        """Put the row back until ``available_at_ms``, behind the others; not an attempt. Raises LeaseLost.
+
+        ``replied``: somebody answered. Every ``SNOOZES_PER_ATTEMPT`` of those count as an attempt,
+        so that a row which is only ever put off ends.
+        """
 
         def work(connection: Connection) -> Escalation:
             leased = held(connection, row)
             finish_attempt(connection, leased, "snoozed", reason, left=left, now_ms=now_ms)
+            snoozes = leased["snoozes"] + replied
+            if snoozes >= SNOOZES_PER_ATTEMPT:
+                return count_attempt(
+                    connection, self._retention, leased, available_at_ms=available_at_ms, error=reason, now_ms=now_ms
+                )
             return again(
                 connection,
                 leased,
                 attempts=leased["attempts"],
+                snoozes=snoozes,
                 available_at_ms=available_at_ms,
                 error=reason,
                 now_ms=now_ms,
@@ -167,11 +190,48 @@ class Outbox:
 
         return await self._changed(work)
 
+    async def hold(self, row: Escalation, reason: HoldReason, *, now_ms: int) -> Escalation:
+        """Put a leased row, of which nothing has left under this lease, before a person. Raises LeaseLost."""
+
+        def work(connection: Connection) -> Escalation:
+            leased = held(connection, row)
+            finish_attempt(connection, leased, "snoozed", reason, left=False, now_ms=now_ms)
+            return wait_for_person(connection, leased, reason)
+
+        return await self._changed(work)
+
+    async def hold_pending(self, target: str, *, fingerprint: str, only_released: bool) -> int:
+        """Put rows before a person that were accepted for another address or model of ``target``.
+
+        ``only_released``: also those that no person has released. Returns how many.
+        """
+        parameters = {
+            "target": target,
+            "target_fingerprint": fingerprint,
+            "only_released": only_released,
+            "limit": CHUNK_ROWS,
+        }
+
+        def work(connection: Connection) -> _Rows:
+            return [
+                wait_for_person(
+                    connection,
+                    row,
+                    HoldReason.POLICY_TIGHTENED
+                    if row["target_fingerprint"] == fingerprint
+                    else HoldReason.TARGET_CHANGED,
+                )
+                for row in connection.execute(sql.ESCALATION_TO_HOLD, parameters).fetchall()
+            ]
+
+        return await self._in_chunks(work)
+
     async def rescue(self, now_ms: int, *, every_lease: bool = False) -> int:
         """Take back leases that expired (at start: every lease of an earlier life). Returns how many.
 
         Each counts as an attempt. A send whose outcome nobody knows is logged as such.
         """
+        await self._clock.follow(now_ms)
 
         def work(connection: Connection) -> _Rows:
             statement = sql.ESCALATION_LEASED if every_lease else sql.ESCALATION_OVERDUE
@@ -193,10 +253,19 @@ class Outbox:
 
     # --- a person's verbs -------------------------------------------------------------
 
-    async def release(self, ids: Sequence[str] | None, *, target: str, now_ms: int) -> int:
-        """Approve rows that wait for a person, to go to ``target``. None means all. Returns how many.
+    async def release(
+        self,
+        ids: Sequence[str] | None,
+        *,
+        target: str,
+        fingerprint: str,
+        configured: Collection[str] | None = None,
+        now_ms: int,
+    ) -> int:
+        """Let rows that wait for a person go to ``target`` as ``fingerprint`` has it. None means all. Returns how many.
 
-        An id is that of a row or of its request. Rows in another state are left alone.
+        An id is that of a row or of its request. Of the rows that are pending, those named whose
+        target is not among ``configured`` (if given) move to ``target``; others are left alone.
         """
         if ids is None:
             ids = [row.id for row in await self.list(EscalationState.AWAITING_APPROVAL, limit=-1)]
@@ -207,7 +276,18 @@ class Outbox:
                 row = find(connection, some_id)
                 if row is None:
                     continue
-                parameters = {"id": row["id"], "target": target, "now_ms": now_ms}
+                stranded = (
+                    configured is not None
+                    and row["state"] == EscalationState.PENDING
+                    and row["target"] not in configured
+                )
+                parameters = {
+                    "id": row["id"],
+                    "from_state": (EscalationState.PENDING if stranded else EscalationState.AWAITING_APPROVAL).value,
+                    "target": target,
+                    "target_fingerprint": fingerprint,
+                    "now_ms": now_ms,
+                }
                 if connection.execute(sql.ESCALATION_RELEASE, parameters).rowcount:
                     released.append(rows.escalation(row))
             return released
@@ -216,11 +296,11 @@ class Outbox:
         self._changes.publish(*(row.request_id for row in released))
         return len(released)
 
-    async def retry_by_hand(self, id: str, *, now_ms: int) -> Escalation:  # noqa: A002 - the field's word
+    async def retry_by_hand(self, id: str, *, hold: Hold, now_ms: int) -> Escalation:  # noqa: A002 - the field's word
         """Bring an ended row back with new attempts and a new time to live; its request is queued again.
 
-        What no person released, and no policy allowed, waits for approval again. Raises
-        NotFound, WrongState, BodyGone or QueueFull.
+        What no person released, and no policy allowed, waits for approval again; so does what
+        ``hold`` gives a reason for. Raises NotFound, WrongState, BodyGone or QueueFull.
         """
 
         def work(connection: Connection) -> Escalation:
@@ -234,13 +314,18 @@ class Outbox:
             if record.request is None:
                 raise BodyGone(f"the texts of request {record.id} are gone, their retention has passed")
             check_ceiling(connection, self._queue, row["bytes"])
-            state = EscalationState.PENDING if row["approved"] else EscalationState.AWAITING_APPROVAL
+            may_go = row["allowed"] or row["released"]
+            reason = hold(rows.escalation(row)) if may_go else None
+            state = EscalationState.PENDING if may_go and reason is None else EscalationState.AWAITING_APPROVAL
             changed = connection.execute(
                 sql.ESCALATION_RETRY_BY_HAND,
                 {
                     "id": row["id"],
                     "state": state.value,
                     "from_state": row["state"],
+                    "reason": reason or "retried_by_hand",
+                    "allowed": row["allowed"] if reason is None else 0,
+                    "released": row["released"] if reason is None else 0,
                     "now_ms": now_ms,
                     "expires_at_ms": now_ms + self._queue.ttl_s * 1000,
                 },
@@ -262,25 +347,31 @@ class Outbox:
 
         return await self._changed(work)
 
-    async def purge(self, *, now_ms: int, states: Sequence[EscalationState] = ENDED) -> int:
-        """Delete ended rows with their requests and texts. The egress log stays. Returns how many."""
+    async def purge(self, *, now_ms: int, states: Sequence[EscalationState] = ENDED, unfetched: bool = False) -> int:
+        """Delete ended rows with their requests and texts. The egress log stays. Returns how many.
+
+        Late answers that nobody has fetched stay, unless ``unfetched``.
+        """
         if open_states := [state.value for state in states if state not in ENDED]:
             raise WrongState(f"rows that are {', '.join(open_states)} are open: cancel them first")
 
-        def work(connection: Connection) -> _Ids:
-            found = []
-            for state in states:
-                parameters = {"state": state.value, "limit": CHUNK_ROWS}
-                found += connection.execute(sql.ESCALATION_ENDED, parameters).fetchall()
+        def work(connection: Connection, state: EscalationState, after_id: str) -> tuple[_Ids, str]:
+            parameters = {"state": state.value, "unfetched": unfetched, "after_id": after_id, "limit": CHUNK_ROWS}
+            found = connection.execute(sql.ESCALATION_ENDED, parameters).fetchall()
             purged = chunk(found)
             for request_id in purged:
                 connection.execute(sql.REQUEST_DELETE, {"id": request_id})
-            return purged
+            return purged, found[len(purged) - 1]["row_id"] if purged else after_id
 
         count = 0
-        while purged := await self._db.write(work):
-            self._changes.publish(*purged)
-            count += len(purged)
+        for state in states:
+            after_id = ""
+            while True:
+                purged, after_id = await self._db.write(partial(work, state=state, after_id=after_id))
+                if not purged:
+                    break
+                self._changes.publish(*purged)
+                count += len(purged)
         await self._db.checkpoint()
         return count
 
@@ -291,7 +382,8 @@ class Outbox:
         )
 
     async def expire(self, now_ms: int) -> int:
-        """End rows whose time to live has passed. Returns how many."""
+        """End rows whose time to live has passed, in time that has really passed. Returns how many."""
+        await self._clock.follow(now_ms)
 
         def work(connection: Connection) -> _Rows:
             found = connection.execute(sql.ESCALATION_TO_EXPIRE, {"now_ms": now_ms, "limit": CHUNK_ROWS}).fetchall()
@@ -301,86 +393,6 @@ class Outbox:
             ]
 
         return await self._in_chunks(work)
-
-    # --- reading ----------------------------------------------------------------------
-
-    async def list(self, state: EscalationState | None = None, limit: int = 100, after_id: str | None = None) -> _Rows:
-        """Return rows, oldest first; ``after_id`` goes on after an earlier page. A limit of -1 means all."""
-
-        def work(connection: Connection) -> _Rows:
-            parameters: dict[str, object] = {"after_id": after_id or "", "limit": limit}
-            if state is not None:
-                parameters["state"] = state.value
-            statement = sql.ESCALATION_LIST if state is None else sql.ESCALATION_LIST_STATE
-            return [rows.escalation(row) for row in connection.execute(statement, parameters).fetchall()]
-
-        return await self._db.read(work)
-
-    async def get(self, id_or_request_id: str) -> Escalation | None:
-        """Return a row by its id or by that of its request."""
-
-        def work(connection: Connection) -> Escalation | None:
-            row = find(connection, id_or_request_id)
-            return None if row is None else rows.escalation(row)
-
-        return await self._db.read(work)
-
-    async def attempts(self, id: str) -> Sequence[Attempt]:  # noqa: A002 - the field's word
-        """Return the sends of a row, oldest first."""
-
-        def work(connection: Connection) -> Sequence[Attempt]:
-            found = connection.execute(sql.ATTEMPTS_OF, {"id": id}).fetchall()
-            return [Attempt(**{field: row[field] for field in Attempt.__struct_fields__}) for row in found]
-
-        return await self._db.read(work)
-
-    async def counts(self) -> dict[str, dict[str, int]]:
-        """Return rows and bytes of every state, from counters: ``{state: {"rows": n, "bytes": n}}``."""
-
-        def work(connection: Connection) -> dict[str, dict[str, int]]:
-            found = {row["state"]: row for row in connection.execute(sql.ESCALATION_COUNTS).fetchall()}
-            return {
-                state.value: {
-                    "rows": found[state]["n_rows"] if state in found else 0,
-                    "bytes": found[state]["n_bytes"] if state in found else 0,
-                }
-                for state in EscalationState
-            }
-
-        return await self._db.read(work)
-
-    async def oldest_ms(self) -> int | None:
-        """Return when the oldest open row was accepted, or None when the queue is empty."""
-
-        def work(connection: Connection) -> int | None:
-            found = []
-            for state in EscalationState:
-                if state not in ENDED:
-                    row = connection.execute(sql.ESCALATION_OLDEST, {"state": state.value}).fetchone()
-                    if row is not None:
-                        found.append(int(row["created_at_ms"]))
-            return min(found, default=None)
-
-        return await self._db.read(work)
-
-    async def pending_for(self, target: str) -> int:
-        """Return how many rows wait for ``target``, due or not, from counters."""
-
-        def work(connection: Connection) -> int:
-            return int(connection.execute(sql.ESCALATION_PENDING_FOR, {"target": target}).fetchone()["n_rows"])
-
-        return await self._db.read(work)
-
-    async def next_available_ms(self, target: str, now_ms: int) -> int | None:
-        """Return when the next row for ``target`` is due: ``now_ms`` when one is, None when none waits."""
-
-        def work(connection: Connection) -> int | None:
-            if connection.execute(sql.ESCALATION_READY, {"target": target}).fetchone():
-                return now_ms
-            row = connection.execute(sql.ESCALATION_NEXT, {"target": target}).fetchone()
-            return None if row is None else max(now_ms, int(row["available_at_ms"]))
-
-        return await self._db.read(work)
 
     async def _changed(self, work: Callable[[Connection], Escalation]) -> Escalation:
         row = await self._db.write(work)

@@ -1,9 +1,14 @@
 """How long texts stay.
 
 An answered request keeps them ``answered_s``. A late answer stays until ``answered_s``
-after its owner fetched it, ``late_s`` at most. With ``bodies = "none"`` texts go with the
-transaction that ends the request; only a late answer waits to be fetched once, since
-nobody could have read it before. An open request keeps its texts: they are the work.
+after its owner fetched it, ``late_s`` at most; so do the texts of a request that nobody
+answered. With ``bodies = "none"`` texts go with the transaction that ends the request; only
+what its owner could not read before waits to be fetched once: a late answer, or the draft
+of a deferred request that nobody answered. It goes at the next clean-up after that. An open
+request keeps its texts: they are the work.
+
+What is known of an ended request without its texts (states, scores, its Idempotency-Key)
+stays ``rows_s``. The log of what left the device stays.
 """
 
 from __future__ import annotations
@@ -29,20 +34,30 @@ class Retention:
         self._forget_ended = settings.bodies == "none"
         self._answered_ms = 0 if self._forget_ended else settings.answered_s * 1000
         self._late_ms = settings.late_s * 1000
+        self._rows_ms = settings.rows_s * 1000
 
-    def forgets(self, state: RequestState) -> bool:
-        """Whether the texts go in the very transaction that reaches ``state``."""
-        return self._forget_ended and state not in _OPEN and state not in LATE
+    def forgets(self, state: RequestState, *, unread: bool = False) -> bool:
+        """Whether the texts go in the very transaction that reaches ``state``. ``unread``: a draft is still to be told."""
+        return self._forget_ended and state not in _OPEN and state is not RequestState.RESOLVED and not unread
 
-    def until_ms(self, state: RequestState, now_ms: int) -> int | None:
+    def until_ms(self, state: RequestState, now_ms: int, *, unread: bool = False) -> int | None:
         """When the texts of a request that reaches ``state`` now may go. None: not yet known, or gone."""
-        if state in _OPEN or self.forgets(state):
+        if state in _OPEN or self.forgets(state, unread=unread):
             return None
         return now_ms + (self._late_ms if state in LATE else self._answered_ms)
+
+    @property
+    def longest_ms(self) -> int:
+        """The longest span for which the texts of an ended request stay."""
+        return max(self._answered_ms, self._late_ms)
 
     def fetched_until_ms(self, now_ms: int) -> int:
         """When the texts of a late answer may go that its owner fetches now."""
         return now_ms + self._answered_ms
+
+    def settled_before_ms(self, now_ms: int) -> int:
+        """Up to which end nothing more is kept of a request whose texts are gone."""
+        return now_ms - self._rows_ms
 
 
 def forget(connection: Connection, request_id: str) -> None:
@@ -56,6 +71,15 @@ def purge_bodies(connection: Connection, now_ms: int) -> list[str]:
     ids = chunk(connection.execute(sql.REQUEST_TO_PURGE, {"now_ms": now_ms, "limit": CHUNK_ROWS}).fetchall())
     for request_id in ids:
         forget(connection, request_id)
+    return ids
+
+
+def purge_rows(connection: Connection, settled_before_ms: int) -> list[str]:
+    """Remove ended requests without texts, with their outbox rows, a chunk at a time. Returns their ids."""
+    parameters = {"settled_before_ms": settled_before_ms, "limit": CHUNK_ROWS}
+    ids = [row["id"] for row in connection.execute(sql.REQUEST_TO_DROP, parameters).fetchall()]
+    for request_id in ids:
+        connection.execute(sql.REQUEST_DELETE, {"id": request_id})
     return ids
 
 

@@ -9,6 +9,7 @@ import msgspec
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 from agent.types import (
+    Accepted,
     CloudAnswer,
     Confidence,
     Decision,
@@ -40,6 +41,15 @@ def unpack_request(body: bytes) -> InferenceRequest:
     return msgspec.msgpack.decode(body, type=InferenceRequest)
 
 
+def accepted(row: Any) -> Accepted:
+    """Return the route that a stored request came in under."""
+    return Accepted(
+        egress=EgressPolicy(row["accepted_egress"]),
+        target=row["accepted_target"],
+        target_fingerprint=row["accepted_fingerprint"],
+    )
+
+
 def escalation(row: Any) -> Escalation:
     """Return an outbox row as a value."""
     return Escalation(
@@ -48,6 +58,8 @@ def escalation(row: Any) -> Escalation:
         state=EscalationState(row["state"]),
         reason=row["reason"],
         target=row["target"],
+        target_fingerprint=row["target_fingerprint"],
+        released=bool(row["released"]),
         egress=EgressPolicy(row["egress"]),
         handoff=Handoff(row["handoff"]),
         priority=row["priority"],

@@ -3,8 +3,10 @@
 # --- requests -------------------------------------------------------------------------
 
 REQUEST_OPEN = """
-INSERT INTO requests (id, state, kind, model, idempotency_key, body_sha256, received_at_ms, body)
-VALUES (:id, 'running', :kind, :model, :idempotency_key, :body_sha256, :received_at_ms, :body)
+INSERT INTO requests (id, state, kind, model, idempotency_key, body_sha256, received_at_ms,
+    accepted_egress, accepted_target, accepted_fingerprint, body)
+VALUES (:id, 'running', :kind, :model, :idempotency_key, :body_sha256, :received_at_ms,
+    :accepted_egress, :accepted_target, :accepted_fingerprint, :body)
 """
 
 REQUEST_OF_KEY = "SELECT id, state, body_sha256, body IS NULL AS gone FROM requests WHERE idempotency_key = :key"
@@ -37,8 +39,17 @@ REQUEST_BODY_LENGTH = "SELECT length(body) AS bytes FROM requests WHERE id = :id
 _REQUEST_HEAD = "SELECT id, state, model, received_at_ms, settled_at_ms, confidence, decision, answered_by, NULL AS body FROM requests"
 REQUEST_LIST = _REQUEST_HEAD + " WHERE id < :before_id ORDER BY id DESC LIMIT :limit"
 REQUEST_LIST_STATE = _REQUEST_HEAD + " WHERE state = :state AND id < :before_id ORDER BY id DESC LIMIT :limit"
-REQUEST_RUNNING = "SELECT id, body FROM requests WHERE state = 'running' ORDER BY id LIMIT :limit"
+REQUEST_RUNNING = """
+SELECT body, accepted_egress, accepted_target, accepted_fingerprint FROM requests
+WHERE state = 'running' ORDER BY id LIMIT :limit
+"""
 REQUEST_COUNTS = "SELECT state, n_rows FROM request_counts"
+# Without a target it will wait for a person, if it may leave at all.
+REQUESTS_RESTORED = """
+UPDATE requests SET accepted_target = NULL, accepted_fingerprint = NULL,
+    accepted_egress = CASE accepted_egress WHEN 'allow' THEN 'approve' ELSE accepted_egress END
+WHERE state = 'running'
+"""
 REQUEST_DELETE = "DELETE FROM requests WHERE id = :id"
 
 REQUEST_TO_PURGE = """
@@ -46,6 +57,20 @@ SELECT id, ifnull(length(body), 0)
     + (SELECT ifnull(sum(length(body)), 0) FROM results WHERE request_id = requests.id) AS bytes
 FROM requests WHERE bodies_until_ms IS NOT NULL AND bodies_until_ms <= :now_ms
 ORDER BY bodies_until_ms LIMIT :limit
+"""
+REQUEST_SHIFT = """
+UPDATE requests SET bodies_until_ms = min(bodies_until_ms + :jump_ms, :now_ms + :longest_ms)
+WHERE bodies_until_ms IS NOT NULL
+"""
+# An ended request without texts, and nothing of an answer that is still to be fetched.
+REQUEST_TO_DROP = """
+SELECT id FROM requests INDEXED BY requests_to_drop
+WHERE bodies_until_ms IS NULL AND state NOT IN ('running', 'queued') AND settled_at_ms <= :settled_before_ms
+ORDER BY settled_at_ms LIMIT :limit
+"""
+REQUEST_UNFETCHED = """
+SELECT count(*) AS n_rows FROM requests INDEXED BY requests_unfetched
+WHERE state = 'resolved' AND fetched_at_ms IS NULL AND bodies_until_ms IS NOT NULL
 """
 REQUEST_FORGET = "UPDATE requests SET body = NULL, bodies_until_ms = NULL WHERE id = :id"
 
@@ -61,10 +86,10 @@ RESULTS_FORGET = "UPDATE results SET body = NULL WHERE request_id = :id"
 # --- escalations ----------------------------------------------------------------------
 
 ESCALATION_INSERT = """
-INSERT INTO escalations (id, request_id, state, reason, target, egress, handoff, approved, max_attempts,
-    created_at_ms, available_at_ms, expires_at_ms, bytes)
-VALUES (:id, :request_id, :state, :reason, :target, :egress, :handoff, :approved, :max_attempts,
-    :now_ms, :now_ms, :expires_at_ms, :bytes)
+INSERT INTO escalations (id, request_id, state, reason, target, target_fingerprint, egress, handoff, allowed,
+    max_attempts, turn_ms, created_at_ms, available_at_ms, expires_at_ms, bytes)
+VALUES (:id, :request_id, :state, :reason, :target, :target_fingerprint, :egress, :handoff, :allowed,
+    :max_attempts, :now_ms, :now_ms, :now_ms, :expires_at_ms, :bytes)
 """
 
 # Rows whose time has come move to the index that claims read.
@@ -78,7 +103,7 @@ UPDATE escalations SET state = 'leased', lease = :lease, lease_expires_at_ms = :
 WHERE id = (
     SELECT id FROM escalations
     WHERE state = 'pending' AND deferred = 0 AND target = :target AND expires_at_ms > :now_ms
-    ORDER BY priority DESC, id LIMIT 1
+    ORDER BY priority DESC, turn_ms, id LIMIT 1
 )
 RETURNING *
 """
@@ -95,21 +120,47 @@ RETURNING *
 
 ESCALATION_AGAIN = """
 UPDATE escalations SET state = 'pending', lease = NULL, lease_expires_at_ms = NULL, last_error = :error,
-    attempts = :attempts, available_at_ms = :available_at_ms, deferred = :available_at_ms > :now_ms
+    attempts = :attempts, snoozes = :snoozes, turn_ms = :now_ms, available_at_ms = :available_at_ms,
+    deferred = :available_at_ms > :now_ms
 WHERE id = :id AND lease = :lease AND state = 'leased'
 RETURNING *
 """
 
+# What a row was allowed or released for does not hold any more: a person decides anew.
+ESCALATION_HOLD = """
+UPDATE escalations SET state = 'awaiting_approval', reason = :reason, allowed = 0, released = 0,
+    lease = NULL, lease_expires_at_ms = NULL, deferred = 0
+WHERE id = :id AND state = :from_state AND lease IS :lease
+RETURNING *
+"""
+ESCALATION_TO_HOLD = """
+SELECT * FROM escalations
+WHERE state = 'pending' AND target = :target
+    AND (target_fingerprint IS NOT :target_fingerprint OR (released = 0 AND :only_released))
+LIMIT :limit
+"""
+
+# From pending only for a target that is gone: nobody can be claiming it.
 ESCALATION_RELEASE = """
-UPDATE escalations SET state = 'pending', approved = 1, target = :target, available_at_ms = :now_ms
-WHERE id = :id AND state = 'awaiting_approval' AND expires_at_ms > :now_ms
+UPDATE escalations SET state = 'pending', released = 1, target = :target, target_fingerprint = :target_fingerprint,
+    available_at_ms = :now_ms, deferred = 0
+WHERE id = :id AND state = :from_state AND expires_at_ms > :now_ms
 """
 
 ESCALATION_RETRY_BY_HAND = """
-UPDATE escalations SET state = :state, reason = 'retried_by_hand', attempts = 0, settled_at_ms = NULL,
-    available_at_ms = :now_ms, expires_at_ms = :expires_at_ms
+UPDATE escalations SET state = :state, reason = :reason, allowed = :allowed, released = :released, attempts = 0,
+    snoozes = 0, settled_at_ms = NULL, available_at_ms = :now_ms, expires_at_ms = :expires_at_ms
 WHERE id = :id AND state = :from_state
 RETURNING *
+"""
+
+# After the clock was set. Moments that were stamped by a right clock must not move out of reach,
+# hence the bound; rows that back off are due at once, for the same reason.
+ESCALATION_SHIFT = """
+UPDATE escalations SET expires_at_ms = min(expires_at_ms + :jump_ms, :now_ms + :longest_ms),
+    turn_ms = turn_ms + :jump_ms, lease_expires_at_ms = lease_expires_at_ms + :jump_ms,
+    available_at_ms = :now_ms, deferred = 0
+WHERE state IN ('awaiting_approval', 'pending', 'leased')
 """
 
 ESCALATION_HASTEN = """
@@ -123,9 +174,13 @@ ESCALATION_LIST = "SELECT * FROM escalations WHERE id > :after_id ORDER BY id LI
 ESCALATION_LIST_STATE = "SELECT * FROM escalations WHERE state = :state AND id > :after_id ORDER BY id LIMIT :limit"
 ESCALATION_OLDEST = "SELECT created_at_ms FROM escalations WHERE state = :state ORDER BY id LIMIT 1"
 ESCALATION_ENDED = """
-SELECT request_id AS id, bytes
+SELECT request_id AS id, id AS row_id, bytes
     + (SELECT ifnull(sum(length(body)), 0) FROM results WHERE results.request_id = escalations.request_id) AS bytes
-FROM escalations WHERE state = :state ORDER BY escalations.id LIMIT :limit
+FROM escalations WHERE state = :state AND id > :after_id AND (:unfetched OR NOT EXISTS (
+    SELECT 1 FROM requests WHERE requests.id = escalations.request_id
+    AND requests.state = 'resolved' AND fetched_at_ms IS NULL AND bodies_until_ms IS NOT NULL
+))
+ORDER BY escalations.id LIMIT :limit
 """
 ESCALATION_COUNTS = """
 SELECT state, sum(n_rows) AS n_rows, sum(n_bytes) AS n_bytes FROM escalation_counts GROUP BY state
@@ -154,6 +209,12 @@ ESCALATION_OVERDUE = """
 SELECT * FROM escalations INDEXED BY escalations_leased WHERE state = 'leased' AND lease_expires_at_ms <= :now_ms
 ORDER BY lease_expires_at_ms LIMIT :limit
 """
+# What a backup knew as open: a person decides whether it leaves (again).
+ESCALATIONS_RESTORED = """
+UPDATE escalations SET state = 'awaiting_approval', reason = 'restored', allowed = 0, released = 0,
+    lease = NULL, lease_expires_at_ms = NULL, deferred = 0
+WHERE state IN ('awaiting_approval', 'pending', 'leased')
+"""
 ESCALATION_LEASED = "SELECT * FROM escalations WHERE state = 'leased' LIMIT :limit"
 
 # --- attempts -------------------------------------------------------------------------
@@ -176,6 +237,11 @@ VALUES (:id, :at_ms, :escalation_id, :request_id, :target, :bytes, :body_sha256,
 EGRESS_LIST = "SELECT * FROM egress_log WHERE at_ms >= :since_ms ORDER BY at_ms DESC, id DESC LIMIT :limit"
 EGRESS_TOTALS = """
 SELECT target, count(*) AS n_rows, sum(bytes) AS n_bytes FROM egress_log WHERE at_ms >= :since_ms GROUP BY target
+"""
+EGRESS_OF_ROW = "SELECT 1 FROM egress_log WHERE at_ms >= :since_ms AND escalation_id = :escalation_id LIMIT 1"
+EGRESS_KNOWN = """
+SELECT 1 FROM egress_log WHERE at_ms = :at_ms AND escalation_id = :escalation_id AND request_id = :request_id
+    AND target = :target AND bytes = :body_bytes AND body_sha256 = :body_sha256 AND outcome = :outcome LIMIT 1
 """
 EGRESS_FROM = "SELECT * FROM egress_log WHERE id > :after_id ORDER BY id LIMIT :limit"
 EGRESS_HIGHEST = "SELECT seq FROM sqlite_sequence WHERE name = 'egress_log'"

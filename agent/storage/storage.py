@@ -12,23 +12,32 @@ from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import keys
 from agent.storage.ballast import Ballast
 from agent.storage.changes import Changes
+from agent.storage.clock import Clock, Uptime, uptime_ms
 from agent.storage.connection import DATABASE_NAME, SCHEMA_VERSION, connect, schema_version
 from agent.storage.database import Database
 from agent.storage.egress_log import EgressLog
 from agent.storage.instance_lock import InstanceLock
 from agent.storage.journal import Journal, cut_short
 from agent.storage.outbox import Outbox
-from agent.storage.retention import Retention, purge_bodies
-from agent.types import Action, Decision, Generation, InferenceRequest, Reason
+from agent.storage.retention import Retention, purge_bodies, purge_rows
+from agent.types import Accepted, Action, Decision, Generation, InferenceRequest, Reason
 
-Decide = Callable[[InferenceRequest, Generation], Decision]
+Decide = Callable[[InferenceRequest, Accepted, Generation], Decision]
 
 
 class Storage:
     """Everything that lasts. Built by ``open_storage``; the instance lock is held until ``close``."""
 
     def __init__(
-        self, db: Database, queue: QueueSettings, retention: RetentionSettings, *, key: keys.Key, lock: InstanceLock
+        self,
+        db: Database,
+        queue: QueueSettings,
+        retention: RetentionSettings,
+        *,
+        key: keys.Key,
+        lock: InstanceLock,
+        now_ms: int,
+        uptime: Uptime | None,
     ) -> None:
         changes = Changes()
         self._keep = Retention(retention)
@@ -36,20 +45,21 @@ class Storage:
         self.db = db
         self.key_place = key.place
         self.journal = Journal(db, changes, queue, self._keep)
-        self.outbox = Outbox(db, changes, queue, self._keep)
+        self.outbox = Outbox(db, changes, queue, self._keep, Clock(db, queue, self._keep, now_ms, uptime))
         self.egress_log = EgressLog(db)
 
     async def recover(self, now_ms: int, decide: Decide) -> int:
         """Settle requests that an earlier life left running. Returns how many.
 
-        ``decide`` turns a request and its cut-short generation (failure crash) into a
-        decision: queued where policy allows, else refused. They are never run again.
+        ``decide`` turns a request, the route that it was accepted under and its cut-short
+        generation (failure crash) into a decision: queued where policy allows, else refused.
+        They are never run again.
         """
         count = 0
         while running := await self.journal.running():
-            for request in running:
+            for request, accepted in running:
                 generation = cut_short()
-                decision = decide(request, generation)
+                decision = decide(request, accepted, generation)
                 try:
                     await self.journal.settle(request, generation, None, decision, now_ms=now_ms)
                 except QueueFull:
@@ -59,10 +69,13 @@ class Storage:
         return count
 
     async def maintain(self, now_ms: int) -> None:
-        """Rescue overdue leases, expire rows, remove texts whose time has passed, trim the log."""
+        """Rescue overdue leases, expire rows, remove texts and ended requests whose time has passed, trim the log."""
         await self.outbox.rescue(now_ms)
         await self.outbox.expire(now_ms)
         while await self.db.write(lambda connection: purge_bodies(connection, now_ms)):
+            pass
+        settled_before_ms = self._keep.settled_before_ms(now_ms)
+        while await self.db.write(lambda connection: purge_rows(connection, settled_before_ms)):
             pass
         await self.db.checkpoint()
 
@@ -72,9 +85,17 @@ class Storage:
         self._lock.release()
 
 
-async def open_storage(data_dir: Path, queue: QueueSettings, retention: RetentionSettings, *, now_ms: int) -> Storage:
+async def open_storage(
+    data_dir: Path,
+    queue: QueueSettings,
+    retention: RetentionSettings,
+    *,
+    now_ms: int,
+    uptime: Uptime | None = uptime_ms,
+) -> Storage:
     """Open or create the storage of ``data_dir`` for this process alone.
 
+    ``uptime`` tells a clock that was set from time that has passed; None: the moments passed in are believed.
     Raises AlreadyRunning, KeyProblem, WrongKey, ForeignDatabase, NewerSchema, SqliteTooOld,
     DiskFull or StorageError, each one line; nothing is damaged then.
     """
@@ -91,7 +112,7 @@ async def open_storage(data_dir: Path, queue: QueueSettings, retention: Retentio
     except BaseException:
         lock.release()
         raise
-    storage = Storage(database, queue, retention, key=key, lock=lock)
+    storage = Storage(database, queue, retention, key=key, lock=lock, now_ms=now_ms, uptime=uptime)
     try:
         # One process owns the file, so every lease is of an earlier life.
         await storage.outbox.rescue(now_ms, every_lease=True)

@@ -8,8 +8,8 @@ from agent.errors import LeaseLost, NotFound, WrongState
 from agent.storage import egress_log, rows
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
-from agent.storage.retention import Retention
-from agent.types import Escalation, EscalationState, RequestState
+from agent.storage.retention import Retention, forget
+from agent.types import Escalation, EscalationState, HoldReason, OnLowConfidence, RequestState
 
 ENDED = (EscalationState.SUCCEEDED, EscalationState.DEAD, EscalationState.EXPIRED, EscalationState.CANCELLED)
 
@@ -81,9 +81,16 @@ def finish_attempt(
 
 
 def again(
-    connection: Connection, row: Any, *, attempts: int, available_at_ms: int, error: str, now_ms: int
+    connection: Connection,
+    row: Any,
+    *,
+    attempts: int,
+    available_at_ms: int,
+    error: str,
+    now_ms: int,
+    snoozes: int = 0,
 ) -> Escalation:
-    """Put a leased row back to pending."""
+    """Put a leased row back to pending, behind the others."""
     changed = connection.execute(
         sql.ESCALATION_AGAIN,
         {
@@ -91,6 +98,7 @@ def again(
             "lease": row["lease"],
             "error": error,
             "attempts": attempts,
+            "snoozes": snoozes,
             "available_at_ms": available_at_ms,
             "now_ms": now_ms,
         },
@@ -115,6 +123,12 @@ def count_attempt(
         attempts=attempts,
         now_ms=now_ms,
     )
+
+
+def wait_for_person(connection: Connection, row: Any, reason: HoldReason) -> Escalation:
+    """Put a pending or leased row before a person: what allowed it does not hold any more."""
+    parameters = {"id": row["id"], "from_state": row["state"], "lease": row["lease"], "reason": reason.value}
+    return rows.escalation(connection.execute(sql.ESCALATION_HOLD, parameters).fetchone())
 
 
 def end(
@@ -147,8 +161,9 @@ def end(
 
 
 def follow(connection: Connection, retention: Retention, row: Any, now_ms: int) -> None:
-    """Bring the request to the state that the row's state implies."""
+    """Bring the request to the state that the row's state implies; let its texts go if they go with it."""
     state = REQUEST_STATE[EscalationState(row["state"])]
+    unread = state is RequestState.UNRESOLVED and _draft_is_unread(connection, row["request_id"])
     connection.execute(
         sql.REQUEST_FOLLOW,
         {
@@ -156,6 +171,16 @@ def follow(connection: Connection, retention: Retention, row: Any, now_ms: int) 
             "state": state.value,
             "now_ms": now_ms,
             "answered_by": row["target"] if state is RequestState.RESOLVED else None,
-            "bodies_until_ms": retention.until_ms(state, now_ms),
+            "bodies_until_ms": retention.until_ms(state, now_ms, unread=unread),
         },
     )
+    if retention.forgets(state, unread=unread):
+        forget(connection, row["request_id"])
+
+
+def _draft_is_unread(connection: Connection, request_id: str) -> bool:
+    """Whether there is a local draft that its caller, who deferred, was not given."""
+    record = rows.read_record(connection, request_id)
+    if record is None or record.request is None or record.generation is None:
+        return False
+    return record.request.on_low_confidence is OnLowConfidence.DEFER and record.generation.failure is None

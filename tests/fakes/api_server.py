@@ -221,7 +221,9 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         api.engine,
         storage.journal,
         estimator("lowest_tenth"),
-        lambda: Policy(threshold=0.5, targets=tuple(TargetRule(t.name, t.egress, t.handoff) for t in api.targets)),
+        lambda: Policy(
+            threshold=0.5, targets=tuple(TargetRule(t.name, t.egress, t.handoff, t.fingerprint) for t in api.targets)
+        ),
         now_ms,
         dispatcher.wake,
     )

@@ -15,7 +15,8 @@ import sqlcipher3.dbapi2
 
 from agent.identifiers import uuid7
 from agent.settings import QueueSettings, RetentionSettings
-from agent.storage import Storage, keys, open_storage
+from agent.storage import Storage, keys
+from agent.storage import open_storage as open_by_real_clock
 from agent.storage.connection import DATABASE_NAME
 from agent.types import (
     Action,
@@ -33,8 +34,12 @@ from agent.types import (
 
 NOW = 1_700_000_000_000
 DAY = 86_400_000
+FINGERPRINT = "f" * 64
 QUEUE = QueueSettings(ballast_bytes=0)
 KEEP = RetentionSettings()
+
+# Tests pass moments in as they like: no clock of the device contradicts them.
+open_storage = functools.partial(open_by_real_clock, uptime=None)
 
 _serial = itertools.count()
 
@@ -98,6 +103,7 @@ def queued(target: str | None = "cloud", egress: EgressPolicy = EgressPolicy.ALL
         "rule_id": "threshold",
         "threshold": 0.5,
         "target": target,
+        "target_fingerprint": target and FINGERPRINT,
         "egress": egress,
     }
     return Decision(**{**values, **fields})

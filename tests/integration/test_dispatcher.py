@@ -5,12 +5,14 @@ import contextlib
 import time
 from random import Random
 
+import msgspec
 import pytest
 from fakes import cloud as fake
 from fakes.cloud import Cloud
 from fakes.storage_values import enqueue, fast_folder, opened, queued
 
 from agent.errors import ConfigError, DiskFull
+from agent.escalation.consent import under
 from agent.escalation.dispatcher import Dispatcher
 from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
 from agent.types import EgressPolicy, EscalationState, Handoff, RequestState, RouteMode
@@ -82,8 +84,11 @@ async def running(*arguments, **options):
         await dispatcher.stop()
 
 
-async def queue_row(storage, text="what is the capital of Vanuatu?", decision=None, **fields):
-    return await enqueue(storage, decision or queued(), now_ms=now_ms(), text=text, **fields)
+async def queue_row(storage, cloud, text="what is the capital of Vanuatu?", decision=None, **fields):
+    decision = decision or queued()
+    if decision.target is not None:
+        decision = msgspec.structs.replace(decision, target_fingerprint=target(cloud).fingerprint)
+    return await enqueue(storage, decision, now_ms=now_ms(), text=text, **fields)
 
 
 async def ended(storage, record):
@@ -112,7 +117,7 @@ async def status_until(dispatcher, state):
 
 async def test_a_row_is_sent_and_its_answer_joined(storage, cloud):
     async with running(storage, target(cloud)) as dispatcher:
-        record = await queue_row(storage)
+        record = await queue_row(storage, cloud)
         dispatcher.wake()
         late = await ended(storage, record)
         while dispatcher.status()[0].in_flight:
@@ -132,7 +137,7 @@ async def test_a_row_is_sent_and_its_answer_joined(storage, cloud):
 
 
 async def test_rows_that_waited_before_the_start_go_by_themselves(storage, cloud):
-    records = [await queue_row(storage, f"question {n}") for n in range(5)]
+    records = [await queue_row(storage, cloud, f"question {n}") for n in range(5)]
     async with running(storage, target(cloud)):
         for record in records:
             assert (await ended(storage, record)).state is RequestState.RESOLVED
@@ -150,7 +155,7 @@ async def test_rows_that_waited_before_the_start_go_by_themselves(storage, cloud
 )
 async def test_handoffs_are_stored_with_their_verdict(storage, cloud, handoff, reply, text, verdict):
     cloud.script(fake.ok(reply))
-    record = await queue_row(storage, decision=queued(handoff=handoff))
+    record = await queue_row(storage, cloud, decision=queued(handoff=handoff))
     async with running(storage, target(cloud)):
         late = await ended(storage, record)
     assert (late.cloud_answer.text, late.cloud_answer.verdict) == (text, verdict)
@@ -162,7 +167,7 @@ async def test_handoffs_are_stored_with_their_verdict(storage, cloud, handoff, r
 
 async def test_a_retry_spends_an_attempt_and_keeps_its_key(storage, cloud):
     cloud.script(fake.status(500), fake.cut_body(), fake.ok())
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud)):
         late = await ended(storage, record)
     assert late.state is RequestState.RESOLVED
@@ -173,7 +178,7 @@ async def test_a_retry_spends_an_attempt_and_keeps_its_key(storage, cloud):
 
 async def test_attempts_are_bounded(storage, cloud):
     cloud.default = fake.status(409)
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud)):
         late = await ended(storage, record)
     assert late.state is RequestState.UNRESOLVED
@@ -183,7 +188,7 @@ async def test_attempts_are_bounded(storage, cloud):
 
 async def test_a_rejected_row_is_dead_with_its_reason_and_the_draft_stays(storage, cloud):
     cloud.script(fake.ok(outrider={"decision": "uncertain"}))
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud)):
         late = await ended(storage, record)
     assert late.state is RequestState.UNRESOLVED
@@ -194,7 +199,7 @@ async def test_a_rejected_row_is_dead_with_its_reason_and_the_draft_stays(storag
 
 async def test_patience_is_no_attempt_and_holds_the_whole_target(storage, cloud):
     cloud.script(fake.rate_limited(seconds=3600))
-    first, second = await queue_row(storage, "first"), await queue_row(storage, "second")
+    first, second = await queue_row(storage, cloud, "first"), await queue_row(storage, cloud, "second")
     async with running(storage, target(cloud)) as dispatcher:
         row = await row_until(storage, first, lambda row: row.last_error is not None)
         assert row.attempts == 0
@@ -210,7 +215,7 @@ async def test_patience_is_no_attempt_and_holds_the_whole_target(storage, cloud)
 
 async def test_a_blocked_target_pauses_and_rows_stay_pending(storage, cloud):
     cloud.script(fake.status(401))
-    first, second = await queue_row(storage, "first"), await queue_row(storage, "second")
+    first, second = await queue_row(storage, cloud, "first"), await queue_row(storage, cloud, "second")
     async with running(storage, target(cloud)) as dispatcher:
         status = await status_until(dispatcher, "blocked")
         assert "401" in status.reason
@@ -227,7 +232,7 @@ async def test_a_blocked_target_pauses_and_rows_stay_pending(storage, cloud):
 
 async def test_a_row_that_the_target_queued_waits_there(storage, cloud):
     cloud.script(fake.ok(outrider={"decision": "queued", "state": "queued"}), fake.ok("late"))
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud, chain=True)) as dispatcher:
         row = await row_until(storage, record, lambda row: row.last_error is not None)
         assert row.attempts == 0
@@ -242,7 +247,7 @@ async def test_a_row_that_the_target_queued_waits_there(storage, cloud):
 
 async def test_offline_spends_no_attempt_and_sends_nothing_until_return(storage, cloud):
     await cloud.down()
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud)) as dispatcher:
         await status_until(dispatcher, "offline")
         row = await storage.outbox.get(record.id)
@@ -259,7 +264,7 @@ async def test_an_outage_between_probe_and_send_spends_no_attempt(storage, cloud
         cloud._server.close()
 
     cloud.script_probes(answer_and_close)
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud)) as dispatcher:
         await status_until(dispatcher, "offline")
         row = await row_until(storage, record, lambda row: row.state is EscalationState.PENDING)
@@ -271,7 +276,7 @@ async def test_an_outage_between_probe_and_send_spends_no_attempt(storage, cloud
 
 async def test_a_portal_gets_no_text(storage, cloud):
     cloud.script_probes(*[fake.html()] * 3)
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud)) as dispatcher:
         await status_until(dispatcher, "portal")
         assert cloud.chats == []
@@ -291,7 +296,7 @@ async def test_nothing_is_contacted_while_no_row_waits(storage, cloud):
 
 async def test_a_row_that_backs_off_causes_no_probe(storage, cloud):
     cloud.script(fake.cut_before_reply())
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud), random=LongWait()) as dispatcher:
         await row_until(storage, record, lambda row: row.attempts == 1)
         probes = len(cloud.probes)
@@ -304,7 +309,7 @@ async def test_a_row_that_backs_off_causes_no_probe(storage, cloud):
 async def test_news_of_the_network_ends_the_backoff(storage, cloud):
     await cloud.down()
     patient = ConnectivitySettings(connect_timeout_s=1.0, probe_cap_s=3600, probe_cap_battery_s=3600)
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud), random=LongWait(), connectivity=patient) as dispatcher:
         for _ in range(12):  # the next probe is an hour away
             await status_until(dispatcher, "offline")
@@ -318,7 +323,7 @@ async def test_news_of_the_network_ends_the_backoff(storage, cloud):
 
 async def test_the_cap_is_the_one_of_the_power_source(storage, cloud):
     await cloud.down()
-    await queue_row(storage)
+    await queue_row(storage, cloud)
     caps = ConnectivitySettings(connect_timeout_s=1.0, probe_cap_s=1, probe_cap_battery_s=3600)
     async with running(
         storage, target(cloud), random=LongWait(), connectivity=caps, on_battery=lambda: True
@@ -341,23 +346,28 @@ def fake_offline():
 
 async def test_rows_accepted_without_a_target_stay_until_they_are_released(storage, cloud):
     records = [
-        await queue_row(storage, f"old {n}", decision=queued(target=None, egress=EgressPolicy.APPROVE))
+        await queue_row(storage, cloud, f"old {n}", decision=queued(target=None, egress=EgressPolicy.APPROVE))
         for n in range(100)
     ]
     async with running(storage, target(cloud)) as dispatcher:
-        new = await queue_row(storage, "new")
+        new = await queue_row(storage, cloud, "new")
         dispatcher.wake()
         await ended(storage, new)
         await dispatcher.drain()
-        await dispatcher.replace_targets([target(cloud, model="another")])
-        newer = await queue_row(storage, "newer")
+        await dispatcher.replace_targets([target(cloud, concurrency=1)])
+        newer = await queue_row(storage, cloud, "newer")
         dispatcher.wake()
         await ended(storage, newer)
         assert [chat.last_user_text for chat in cloud.chats] == ["new", "newer"]
         assert (await storage.outbox.counts())["awaiting_approval"]["rows"] == 100
         assert (await storage.egress_log.totals(0)).rows == 2
 
-        assert await storage.outbox.release([records[7].id], target="cloud", now_ms=now_ms()) == 1
+        assert (
+            await storage.outbox.release(
+                [records[7].id], target="cloud", fingerprint=target(cloud).fingerprint, now_ms=now_ms()
+            )
+            == 1
+        )
         dispatcher.wake()
         assert (await ended(storage, records[7])).state is RequestState.RESOLVED
     assert cloud.chats[-1].last_user_text == "old 7"
@@ -374,9 +384,9 @@ async def test_rows_accepted_without_a_target_stay_until_they_are_released(stora
     ],
 )
 async def test_policy_is_checked_again_when_it_comes_to_sending(storage, cloud, decision, fields):
-    record = await queue_row(storage, decision=decision, **fields)
+    record = await queue_row(storage, cloud, decision=decision, **fields)
     if (await storage.outbox.get(record.id)).state is EscalationState.AWAITING_APPROVAL:
-        await storage.outbox.release(None, target="cloud", now_ms=now_ms())
+        await storage.outbox.release(None, target="cloud", fingerprint=target(cloud).fingerprint, now_ms=now_ms())
     async with running(storage, target(cloud)):
         late = await ended(storage, record)
     assert late.state is RequestState.UNRESOLVED
@@ -385,19 +395,137 @@ async def test_policy_is_checked_again_when_it_comes_to_sending(storage, cloud, 
     assert (await storage.egress_log.totals(0)).rows == 0
 
 
+@contextlib.asynccontextmanager
+async def cut_off(storage, cloud, released):
+    """Run while the target is down and rows wait for it, one of them released by a person."""
+    fingerprint = target(cloud).fingerprint
+    assert await storage.outbox.release([released.id], target="cloud", fingerprint=fingerprint, now_ms=now_ms()) == 1
+    await cloud.down()
+    async with running(storage, target(cloud)) as dispatcher:
+        await status_until(dispatcher, "offline")
+        yield dispatcher
+
+
+async def waits_for_a_person(storage, record, reason):
+    row = await row_until(storage, record, lambda row: row.state is EscalationState.AWAITING_APPROVAL)
+    assert row.reason == reason
+    assert not row.released
+
+
+APPROVE = queued(egress=EgressPolicy.APPROVE)
+
+
+@pytest.mark.parametrize("at_claim", [False, True])
+async def test_a_tightened_target_sends_only_what_a_person_released(storage, cloud, monkeypatch, at_claim):
+    if at_claim:  # the look at the reload is for the eye; the one at the claim must be enough
+        monkeypatch.setattr(storage.outbox, "hold_pending", nothing_held)
+    allowed = await queue_row(storage, cloud, "allowed")
+    released = await queue_row(storage, cloud, "released", decision=APPROVE)
+    async with cut_off(storage, cloud, released) as dispatcher:
+        await dispatcher.replace_targets([target(cloud, egress=EgressPolicy.APPROVE)])
+        await cloud.up()
+        await dispatcher.drain()
+        assert (await ended(storage, released)).state is RequestState.RESOLVED
+        await waits_for_a_person(storage, allowed, "policy_tightened")
+        await dispatcher.replace_targets([target(cloud)])
+        await dispatcher.drain()
+        newer = await queue_row(storage, cloud, "newer")
+        dispatcher.wake()
+        await ended(storage, newer)
+    assert [chat.last_user_text for chat in cloud.chats] == ["released", "newer"]
+
+
+async def nothing_held(*arguments, **fields):
+    return 0
+
+
+@pytest.mark.parametrize("at_claim", [False, True])
+@pytest.mark.parametrize("change", ["address", "model"])
+async def test_consent_is_for_an_address_and_a_model_not_for_a_name(storage, cloud, monkeypatch, change, at_claim):
+    if at_claim:
+        monkeypatch.setattr(storage.outbox, "hold_pending", nothing_held)
+    async with Cloud() as other:
+        allowed = await queue_row(storage, cloud, "allowed")
+        released = await queue_row(storage, cloud, "released", decision=APPROVE)
+        async with cut_off(storage, cloud, released) as dispatcher:
+            changed = target(other) if change == "address" else target(cloud, model="another")
+            await dispatcher.replace_targets([changed])
+            await cloud.up()
+            await dispatcher.drain()
+            for record in (allowed, released):
+                await waits_for_a_person(storage, record, "target_changed")
+            assert cloud.chats == other.chats == []
+            fingerprint = changed.fingerprint
+            assert await storage.outbox.release(None, target="cloud", fingerprint=fingerprint, now_ms=now_ms()) == 2
+            dispatcher.wake()
+            assert (await ended(storage, released)).state is RequestState.RESOLVED
+
+
+async def test_a_change_while_the_daemon_was_down_is_seen_at_the_start(storage, cloud):
+    record = await queue_row(storage, cloud)
+    async with running(storage, target(cloud, egress=EgressPolicy.APPROVE)):
+        await waits_for_a_person(storage, record, "policy_tightened")
+    assert cloud.requests == []
+
+
+async def test_a_send_that_has_not_begun_when_its_target_changes_does_not_begin(storage, cloud, monkeypatch):
+    record = await queue_row(storage, cloud)
+    begin = storage.outbox.begin_send
+    async with running(storage, target(cloud)) as dispatcher:
+
+        async def change_meanwhile(*arguments, **fields):
+            await begin(*arguments, **fields)
+            monkeypatch.setattr(storage.outbox, "begin_send", begin)
+            await dispatcher.replace_targets([target(cloud, egress=EgressPolicy.APPROVE)])
+
+        monkeypatch.setattr(storage.outbox, "begin_send", change_meanwhile)
+        dispatcher.wake()
+        await waits_for_a_person(storage, record, "policy_tightened")
+    assert cloud.chats == []
+    assert (await storage.egress_log.totals(0)).rows == 0
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        ([], "target_removed"),
+        ([{"egress": EgressPolicy.APPROVE}], "policy_tightened"),
+        ([{"model": "another"}], "target_changed"),
+    ],
+)
+async def test_a_retry_by_hand_does_not_go_round_the_policy(storage, cloud, now, reason):
+    record = await queue_row(storage, cloud)
+    await storage.outbox.cancel(record.id, now_ms=now_ms())
+    hold = under([target(cloud, **fields) for fields in now])
+    row = await storage.outbox.retry_by_hand(record.id, hold=hold, now_ms=now_ms())
+    assert (row.state, row.reason) == (EscalationState.AWAITING_APPROVAL, reason)
+    async with running(storage, target(cloud)) as dispatcher:
+        await dispatcher.drain()
+        assert cloud.requests == []
+
+
+async def test_a_retry_by_hand_under_the_same_policy_goes(storage, cloud):
+    record = await queue_row(storage, cloud)
+    await storage.outbox.cancel(record.id, now_ms=now_ms())
+    row = await storage.outbox.retry_by_hand(record.id, hold=under([target(cloud)]), now_ms=now_ms())
+    assert row.state is EscalationState.PENDING
+
+
 async def test_a_target_set_to_never_gets_nothing(storage, cloud):
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud, egress=EgressPolicy.NEVER)) as dispatcher:
         await dispatcher.drain()
         await asyncio.sleep(0.05)
         assert cloud.requests == []
         assert dispatcher.status()[0].state == "blocked"
-    assert (await storage.outbox.get(record.id)).state is EscalationState.PENDING
+    row = await storage.outbox.get(record.id)
+    assert (row.state, row.reason) == (EscalationState.AWAITING_APPROVAL, "policy_tightened")
 
 
 async def test_an_expired_row_is_not_sent(storage, cloud):
     long_ago = now_ms() - QUEUE.ttl_s * 1000 - 1000
-    record = await enqueue(storage, queued(), now_ms=long_ago)
+    decision = queued(target_fingerprint=target(cloud).fingerprint)
+    record = await enqueue(storage, decision, now_ms=long_ago)
     async with running(storage, target(cloud)):
         late = await ended(storage, record)
     assert late.state is RequestState.UNRESOLVED
@@ -411,12 +539,12 @@ async def test_an_expired_row_is_not_sent(storage, cloud):
 async def test_a_cancel_while_it_is_sent_ends_in_a_lost_lease(storage, cloud, caplog):
     release = asyncio.Event()
     cloud.script(fake.gated(release))
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud)) as dispatcher:
         await cloud.received(1)
         await storage.outbox.cancel(record.id, now_ms=now_ms())
         release.set()
-        other = await queue_row(storage, "the next one")
+        other = await queue_row(storage, cloud, "the next one")
         dispatcher.wake()
         assert (await ended(storage, other)).state is RequestState.RESOLVED
     late = await storage.journal.get(record.id)
@@ -429,7 +557,7 @@ async def test_a_cancel_while_it_is_sent_ends_in_a_lost_lease(storage, cloud, ca
 async def test_stop_lets_a_slow_send_finish_and_claims_nothing_more(storage, cloud):
     release = asyncio.Event()
     cloud.script(fake.gated(release))
-    first, second = await queue_row(storage, "first"), await queue_row(storage, "second")
+    first, second = await queue_row(storage, cloud, "first"), await queue_row(storage, cloud, "second")
     dispatcher = make(storage, target(cloud))
     await dispatcher.start()
     await cloud.received(1)
@@ -444,7 +572,7 @@ async def test_stop_lets_a_slow_send_finish_and_claims_nothing_more(storage, clo
 
 async def test_stop_settles_a_send_that_outlasts_the_grace(storage, cloud):
     cloud.script(fake.hang())
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     dispatcher = make(storage, target(cloud), grace_s=0.1)
     await dispatcher.start()
     await cloud.received(1)
@@ -457,7 +585,7 @@ async def test_stop_settles_a_send_that_outlasts_the_grace(storage, cloud):
 async def test_a_target_that_is_removed_finishes_its_sends_and_its_rows_wait(storage, cloud):
     release = asyncio.Event()
     cloud.script(fake.gated(release))
-    first, second = await queue_row(storage, "first"), await queue_row(storage, "second")
+    first, second = await queue_row(storage, cloud, "first"), await queue_row(storage, cloud, "second")
     async with running(storage, target(cloud)) as dispatcher:
         await cloud.received(1)
         await dispatcher.replace_targets([])
@@ -472,7 +600,7 @@ async def test_a_target_that_is_removed_finishes_its_sends_and_its_rows_wait(sto
 
 async def test_stop_does_not_wait_long_for_a_target_that_was_removed(storage, cloud):
     cloud.script(fake.hang())
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud), grace_s=0.1) as dispatcher:
         await cloud.received(1)
         await dispatcher.replace_targets([])
@@ -483,7 +611,7 @@ async def test_a_wrong_configuration_changes_nothing(storage, cloud):
     async with running(storage, target(cloud)) as dispatcher:
         with pytest.raises(ConfigError):
             await dispatcher.replace_targets([target(cloud, base_url="http://127.0.0.1:99999/v1")])
-        record = await queue_row(storage)
+        record = await queue_row(storage, cloud)
         dispatcher.wake()
         assert (await ended(storage, record)).state is RequestState.RESOLVED
 
@@ -492,7 +620,7 @@ async def test_no_more_sends_at_once_than_configured(storage, cloud):
     release = asyncio.Event()
     cloud.default = fake.gated(release)
     cloud.script(fake.ok(), fake.ok())  # the window opens: one, two, then three at most
-    records = [await queue_row(storage, f"question {n}") for n in range(8)]
+    records = [await queue_row(storage, cloud, f"question {n}") for n in range(8)]
     async with running(storage, target(cloud, concurrency=3)) as dispatcher:
         await cloud.received(5)
         await asyncio.sleep(0.05)
@@ -504,7 +632,7 @@ async def test_no_more_sends_at_once_than_configured(storage, cloud):
 
 
 async def test_sends_keep_their_distance(storage, cloud):
-    first, second = await queue_row(storage, "first"), await queue_row(storage, "second")
+    first, second = await queue_row(storage, cloud, "first"), await queue_row(storage, cloud, "second")
     async with running(storage, target(cloud, min_interval_s=3600)):
         await ended(storage, first)
         await asyncio.sleep(0.05)
@@ -515,8 +643,8 @@ async def test_sends_keep_their_distance(storage, cloud):
 async def test_two_targets_do_not_wait_for_each_other(storage, cloud):
     async with Cloud() as other:
         cloud.default = fake.hang()
-        stuck = await queue_row(storage, "stuck")
-        record = await queue_row(storage, "other", decision=queued(target="other"))
+        stuck = await queue_row(storage, cloud, "stuck")
+        record = await queue_row(storage, other, "other", decision=queued(target="other"))
         async with running(storage, target(cloud), target(other, "other"), grace_s=0.1):
             await cloud.received(1)
             assert (await ended(storage, record)).answered_by == "other"
@@ -533,7 +661,7 @@ async def test_an_answer_is_kept_while_storage_cannot_take_it(storage, cloud, mo
         return await succeed(*arguments, **fields)
 
     monkeypatch.setattr(storage.outbox, "succeed", sometimes)
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud)):
         assert (await ended(storage, record)).state is RequestState.RESOLVED
     assert len(cloud.chats) == 1, "an answer that was paid for is not asked for again"
@@ -549,7 +677,7 @@ async def test_a_lane_outlives_a_storage_error(storage, cloud, monkeypatch):
         return await claim(*arguments, **fields)
 
     monkeypatch.setattr(storage.outbox, "claim", sometimes)
-    record = await queue_row(storage)
+    record = await queue_row(storage, cloud)
     async with running(storage, target(cloud)):
         assert (await ended(storage, record)).state is RequestState.RESOLVED
 
@@ -563,7 +691,7 @@ async def test_no_text_and_no_key_in_the_log(storage, cloud, caplog, monkeypatch
     )
     async with running(storage, target(cloud, api_key_env="BIG_KEY")) as dispatcher:
         for _ in range(2):
-            record = await queue_row(storage, "needle in the question")
+            record = await queue_row(storage, cloud, "needle in the question")
             dispatcher.wake()
             await ended(storage, record)
     assert "outcome=delivered" in caplog.text

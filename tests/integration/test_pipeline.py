@@ -8,7 +8,7 @@ import pytest
 
 from agent import routing
 from agent.confidence.estimators import estimator
-from agent.errors import Busy, ContextOverflow, DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull
+from agent.errors import Busy, ContextOverflow, DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull, WrongState
 from agent.identifiers import uuid7
 from agent.pipeline import Pipeline, Verdict
 from agent.settings import QueueSettings, RetentionSettings
@@ -29,7 +29,7 @@ from agent.types import (
 )
 
 NOW = 1_000_000_000_000
-TARGET = routing.TargetRule("main", EgressPolicy.ALLOW)
+TARGET = routing.TargetRule("main", EgressPolicy.ALLOW, fingerprint="f1")
 
 
 class SaidEngine:
@@ -233,6 +233,55 @@ async def test_a_stop_ends_what_only_waits(tmp_path):
         road.pipeline.holds.end()
         assert (await running).record.state is RequestState.QUEUED
         assert (await road.run(on_low_confidence=OnLowConfidence.WAIT)).record.state is RequestState.QUEUED
+
+
+def main_target(egress, fingerprint="f1"):
+    return routing.TargetRule("main", egress, fingerprint=fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "state", "target"),
+    [
+        ((TARGET,), (TARGET,), "pending", "main"),
+        ((), (TARGET,), "awaiting_approval", None),
+        ((main_target(EgressPolicy.APPROVE),), (TARGET,), "awaiting_approval", "main"),
+        ((TARGET,), (main_target(EgressPolicy.APPROVE),), "awaiting_approval", "main"),
+        ((TARGET,), (main_target(EgressPolicy.ALLOW, "f2"),), "awaiting_approval", "main"),
+        ((TARGET,), (), "awaiting_approval", "main"),
+        ((TARGET,), (main_target(EgressPolicy.NEVER),), None, None),
+        ((main_target(EgressPolicy.NEVER),), (TARGET,), None, None),
+        ((), (), None, None),
+    ],
+)
+async def test_what_a_crash_cut_short_leaves_under_the_stricter_of_both_policies(tmp_path, then, now, state, target):
+    async with opened(tmp_path, targets=then) as road:
+        road.engine.says(0.1)
+        run = road.pipeline.run(road.request())
+        await anext(run)  # the text is being made; the life of the daemon ends here
+        road.policy = routing.Policy(0.5, now)
+        assert await road.storage.recover(NOW, road.pipeline.decide_cut_short) == 1
+        (record,) = await road.storage.journal.list()
+        with contextlib.suppress(WrongState):
+            await run.aclose()
+        if state is None:
+            assert (record.state, record.escalation) == (RequestState.FAILED, None)
+            return
+        row = record.escalation
+        assert (row.state, row.target, row.target_fingerprint) == (state, target, "f1" if target else None)
+
+
+@pytest.mark.parametrize(("now", "egress"), [((TARGET,), None), ((TARGET,), EgressPolicy.APPROVE)])
+async def test_a_straight_request_cut_short_without_a_target_waits_for_a_person(tmp_path, now, egress):
+    async with opened(tmp_path, targets=()) as road:
+        road.engine.says(0.1)
+        run = road.pipeline.run(road.request(route_mode=RouteMode.CLOUD_FIRST, egress=egress))
+        await anext(run)
+        road.policy = routing.Policy(0.5, now)
+        await road.storage.recover(NOW, road.pipeline.decide_cut_short)
+        (record,) = await road.storage.journal.list()
+        with contextlib.suppress(WrongState):
+            await run.aclose()
+        assert (record.escalation.state, record.escalation.target) == ("awaiting_approval", None)
 
 
 async def test_wait_is_joined_with_the_late_answer(tmp_path):

@@ -220,8 +220,8 @@ FILL = textwrap.dedent("""
         for record in set(accepted) - {row.request_id}:
             assert (await storage.journal.get(record)).state == "queued"
             await storage.outbox.cancel(record, now_ms=NOW)
-        assert await storage.outbox.purge(now_ms=NOW) == 20
-        await storage.recover(NOW, lambda request, generation: values.REFUSED)
+        assert await storage.outbox.purge(now_ms=NOW, unfetched=True) == 20
+        await storage.recover(NOW, lambda request, accepted, generation: values.REFUSED)
         await storage.maintain(NOW + values.DAY)
         # The space of what was purged is reused, without a restart and with the disk still full.
         await storage.journal.open(values.request(), now_ms=NOW)

@@ -68,9 +68,10 @@ def test_every_combination_gets_one_decision_within_policy(mode, wish):
             assert mode is not RouteMode.LOCAL_ONLY
             assert egress is not EgressPolicy.NEVER
             assert decision.egress in (EgressPolicy.ALLOW, EgressPolicy.APPROVE)
-            if not targets or targets[0].egress is EgressPolicy.NEVER:
+            if not targets:
                 assert decision.target is None
                 assert decision.egress is EgressPolicy.APPROVE
+            assert not targets or any(t.egress is not EgressPolicy.NEVER for t in targets)
             if egress is EgressPolicy.APPROVE:
                 assert decision.egress is EgressPolicy.APPROVE
         if decision.action is Action.ANSWERED:
@@ -93,6 +94,45 @@ def test_every_combination_gets_one_decision_within_policy(mode, wish):
 def test_not_sure(fields, action, reason):
     _, decision = decide(request(**fields), (target(EgressPolicy.ALLOW),), "ok", 0.2)
     assert (decision.action, decision.reason) == (action, reason)
+
+
+NEVER = (target(EgressPolicy.NEVER), target(EgressPolicy.NEVER))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "score", "outcome"),
+    [
+        (RouteMode.LOCAL_FIRST, "ok", 0.2, (Action.UNCERTAIN, Reason.EGRESS_NEVER)),
+        (RouteMode.CLOUD_FIRST, "ok", 0.2, (Action.UNCERTAIN, Reason.EGRESS_NEVER)),
+        (RouteMode.CLOUD_FIRST, "ok", 0.9, (Action.ANSWERED, Reason.CONFIDENT)),
+        (RouteMode.LOCAL_FIRST, FailureKind.CRASH, None, (Action.REFUSED, Reason.CRASH)),
+    ],
+)
+def test_where_every_target_is_never_no_row_is_made(mode, kind, score, outcome):
+    _, decision = decide(request(route_mode=mode), NEVER, kind, score)
+    assert (decision.action, decision.reason) == outcome
+
+
+def test_cloud_only_where_every_target_is_never_is_refused_by_its_reason():
+    with pytest.raises(InvalidRequest, match="every configured target"):
+        routing.before(request(route_mode=RouteMode.CLOUD_ONLY), routing.Policy(0.5, NEVER))
+
+
+def test_what_was_accepted_is_only_ever_tightened():
+    fingerprints = ("f1", "f2")
+    rules = [routing.TargetRule("main", e, fingerprint=f) for e in EgressPolicy for f in fingerprints]
+    policies = [routing.Policy(0.5, targets) for targets in [(), *((rule,) for rule in rules)]]
+    for then, now, egress, mode in itertools.product(policies, policies, EGRESS, RouteMode):
+        req = request(route_mode=mode, egress=egress)
+        try:
+            accepted = routing.before(req, then).accepted
+            route = routing.resumed(req, accepted, now)
+        except InvalidRequest:
+            continue
+        assert routing.stricter(route.egress, accepted.egress) is route.egress
+        assert (route.target, route.target_fingerprint) == (accepted.target, accepted.target_fingerprint)
+        if route.egress is EgressPolicy.ALLOW and route.target is not None:
+            assert then == now
 
 
 def test_no_signal_is_not_sure():

@@ -16,15 +16,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from agent.errors import LeaseLost, QueueFull, WrongState
 from agent.settings import QueueSettings
-from agent.storage import open_storage
-from agent.types import CloudAnswer, EgressPolicy
+from agent.storage import outbox as outbox_module
+from agent.types import CloudAnswer, EgressPolicy, HoldReason
 
 TARGETS = ("near", "far")
+FINGERPRINTS = ("a1", "b2")
 MAX_ATTEMPTS = 3
 MAX_ROWS = 6
 TTL_MS = 50_000
 LEASE_MS = 4_000
 QUEUE = QueueSettings(ballast_bytes=0, max_attempts=MAX_ATTEMPTS, max_rows=MAX_ROWS, ttl_s=TTL_MS // 1000)
+
+SNOOZES = 3
 
 REQUEST_OF = {
     "awaiting_approval": "queued",
@@ -43,13 +46,21 @@ class Row:
     request_id: str
     state: str
     target: str | None
-    approved: bool
+    fingerprint: str | None
+    allowed: bool
     expires: int
     available: int
+    turn: int
+    released: bool = False
+    snoozes: int = 0
     attempts: int = 0
     lease: str | None = None
     lease_expires: int = 0
     sending: bool = False
+
+
+def facts(row, fingerprint):
+    return row.state, row.attempts, row.lease, row.target, fingerprint, row.released
 
 
 class OutboxMachine(RuleBasedStateMachine):
@@ -62,10 +73,11 @@ class OutboxMachine(RuleBasedStateMachine):
         self.rows: dict[str, Row] = {}
         self.handles = []  # every claim ever made, stale ones too
         self.left = []
+        self.snoozes_were, outbox_module.SNOOZES_PER_ATTEMPT = outbox_module.SNOOZES_PER_ATTEMPT, SNOOZES
         self.open()
 
     def open(self):
-        self.storage = self.run(open_storage(self.data, QUEUE, values.KEEP, now_ms=self.now))
+        self.storage = self.run(values.open_storage(self.data, QUEUE, values.KEEP, now_ms=self.now))
 
     def run(self, work):
         return self.runner.run(work)
@@ -74,6 +86,7 @@ class OutboxMachine(RuleBasedStateMachine):
         if hasattr(self, "runner"):
             self.run(self.storage.close())
             self.runner.close()
+            outbox_module.SNOOZES_PER_ATTEMPT = self.snoozes_were
             shutil.rmtree(self.folder)
 
     # --- steps ------------------------------------------------------------------------
@@ -81,11 +94,13 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(
         target_name=st.sampled_from([*TARGETS, None]),
         egress=st.sampled_from([EgressPolicy.ALLOW, EgressPolicy.APPROVE]),
+        fingerprint=st.sampled_from(FINGERPRINTS),
     )
-    def accept(self, target_name, egress):
+    def accept(self, target_name, egress, fingerprint):
         asked = values.request(now_ms=self.now)
         self.run(self.storage.journal.open(asked, now_ms=self.now))
-        decision = values.queued(target_name, egress)
+        fingerprint = target_name and fingerprint
+        decision = values.queued(target_name, egress, target_fingerprint=fingerprint)
         settle = self.storage.journal.settle(asked, values.generation(), values.UNSURE, decision, now_ms=self.now)
         if sum(row.state in OPEN for row in self.rows.values()) >= MAX_ROWS:
             with pytest.raises(QueueFull):
@@ -96,13 +111,15 @@ class OutboxMachine(RuleBasedStateMachine):
             assert self.run(refuse).state == "answered"
             return
         record = self.run(settle)
-        approved = egress is EgressPolicy.ALLOW and target_name is not None
+        allowed = egress is EgressPolicy.ALLOW and target_name is not None
         self.rows[record.escalation.id] = Row(
             record.id,
-            "pending" if approved else "awaiting_approval",
+            "pending" if allowed else "awaiting_approval",
             target_name,
-            approved,
+            fingerprint,
+            allowed,
             self.now + TTL_MS,
+            self.now,
             self.now,
         )
 
@@ -110,7 +127,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def claim(self, target_name):
         claimed = self.run(self.storage.outbox.claim(target_name, now_ms=self.now, lease_ms=LEASE_MS))
         due = sorted(
-            row_id
+            (row.turn, row_id)
             for row_id, row in self.rows.items()
             if row.state == "pending" and row.target == target_name and row.available <= self.now < row.expires
         )
@@ -118,10 +135,10 @@ class OutboxMachine(RuleBasedStateMachine):
             assert not due
             return
         row, record = claimed
-        assert row.id == due[0]  # the oldest
+        assert row.id == due[0][1]  # whose turn it is
         assert record.request is not None
         model = self.rows[row.id]
-        assert model.approved
+        assert model.allowed or model.released
         model.state, model.lease, model.lease_expires = "leased", row.lease, self.now + LEASE_MS
         assert row.lease not in {handle.lease for handle in self.handles}
         self.handles.append(row)
@@ -145,23 +162,28 @@ class OutboxMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.handles)
     @rule(
         data=st.data(),
-        how=st.sampled_from(["succeed", "snooze", "retry", "reject"]),
+        how=st.sampled_from(["succeed", "snooze", "retry", "reject", "hold"]),
         wait=st.integers(0, 8_000),
         left=st.booleans(),
+        replied=st.booleans(),
     )
-    def settle(self, data, how, wait, left):
+    def settle(self, data, how, wait, left, replied):
         handle = data.draw(st.sampled_from(self.handles))
         model = self.rows.get(handle.id)
         outbox, now, later = self.storage.outbox, self.now, self.now + wait
-        left = left or how == "succeed"
+        left = (left or how == "succeed") and how != "hold"
         match how:
             case "succeed":
                 answer = CloudAnswer(text="late", finish_reason="stop", model="big")
                 step = outbox.succeed(handle, answer, now_ms=now)
             case "snooze":
-                step = outbox.snooze(handle, available_at_ms=later, reason="offline", left=left, now_ms=now)
+                step = outbox.snooze(
+                    handle, available_at_ms=later, reason="offline", left=left, now_ms=now, replied=replied
+                )
             case "retry":
                 step = outbox.retry(handle, available_at_ms=later, reason="500", left=left, now_ms=now)
+            case "hold":
+                step = outbox.hold(handle, HoldReason.TARGET_CHANGED, now_ms=now)
             case _:
                 step = outbox.reject(handle, reason="400", left=left, now_ms=now)
         if model is None or model.lease != handle.lease:
@@ -179,8 +201,13 @@ class OutboxMachine(RuleBasedStateMachine):
         match how:
             case "succeed":
                 model.state = "succeeded"
+            case "snooze" if replied and model.snoozes + 1 == SNOOZES:
+                self.count_attempt(model, later)
             case "snooze":
-                model.state, model.available = "pending", later
+                model.state, model.available, model.turn = "pending", later, self.now
+                model.snoozes += replied
+            case "hold":
+                self.model_hold(model)
             case "retry":
                 self.count_attempt(model, later)
             case _:
@@ -188,8 +215,12 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def count_attempt(self, model, available):
         model.attempts += 1
-        model.state = "pending" if model.attempts < MAX_ATTEMPTS else "dead"
-        model.available = available
+        model.state = "dead"
+        if model.attempts < MAX_ATTEMPTS:
+            model.state, model.available, model.turn, model.snoozes = "pending", available, self.now, 0
+
+    def model_hold(self, model):
+        model.state, model.allowed, model.released = "awaiting_approval", False, False
 
     def model_rescue(self, *, every):
         for row_id, row in self.rows.items():
@@ -217,12 +248,45 @@ class OutboxMachine(RuleBasedStateMachine):
         self.open()
         self.model_rescue(every=True)
 
+    @rule(target_name=st.sampled_from(TARGETS), fingerprint=st.sampled_from(FINGERPRINTS), only_released=st.booleans())
+    def configuration_changes(self, target_name, fingerprint, only_released):
+        held = [
+            row
+            for row in self.rows.values()
+            if row.state == "pending"
+            and row.target == target_name
+            and (row.fingerprint != fingerprint or (only_released and not row.released))
+        ]
+        hold = self.storage.outbox.hold_pending(target_name, fingerprint=fingerprint, only_released=only_released)
+        assert self.run(hold) == len(held)
+        for row in held:
+            self.model_hold(row)
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data(), configured=st.sampled_from([None, {"near"}, {"near", "far"}]))
+    def release_one(self, data, configured):
+        row_id = data.draw(st.sampled_from(sorted(self.rows)))
+        row = self.rows[row_id]
+        stranded = configured is not None and row.state == "pending" and row.target not in configured
+        may = (row.state == "awaiting_approval" or stranded) and row.expires > self.now
+        release = self.storage.outbox.release(
+            [row_id], target="near", fingerprint="a1", configured=configured, now_ms=self.now
+        )
+        assert self.run(release) == may
+        if may:
+            self.model_release(row, "near", "a1")
+
+    def model_release(self, row, target_name, fingerprint):
+        row.state, row.released, row.available = "pending", True, self.now
+        row.target, row.fingerprint = target_name, fingerprint
+
     @rule(target_name=st.sampled_from(TARGETS))
     def release_all(self, target_name):
         waiting = [row for row in self.rows.values() if row.state == "awaiting_approval" and row.expires > self.now]
-        assert self.run(self.storage.outbox.release(None, target=target_name, now_ms=self.now)) == len(waiting)
+        release = self.storage.outbox.release(None, target=target_name, fingerprint="a1", now_ms=self.now)
+        assert self.run(release) == len(waiting)
         for row in waiting:
-            row.state, row.approved, row.target, row.available = "pending", True, target_name, self.now
+            self.model_release(row, target_name, "a1")
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
@@ -240,11 +304,11 @@ class OutboxMachine(RuleBasedStateMachine):
         row.state, row.lease, row.sending = "cancelled", None, False
 
     @precondition(lambda self: self.rows)
-    @rule(data=st.data())
-    def retry_by_hand(self, data):
+    @rule(data=st.data(), reason=st.sampled_from([None, HoldReason.TARGET_REMOVED]))
+    def retry_by_hand(self, data, reason):
         row_id = data.draw(st.sampled_from(sorted(self.rows)))
         row = self.rows[row_id]
-        again = self.storage.outbox.retry_by_hand(row_id, now_ms=self.now)
+        again = self.storage.outbox.retry_by_hand(row_id, hold=lambda row: reason, now_ms=self.now)
         if row.state not in {"dead", "expired", "cancelled"}:
             with pytest.raises(WrongState):
                 self.run(again)
@@ -253,13 +317,19 @@ class OutboxMachine(RuleBasedStateMachine):
                 self.run(again)
         else:
             self.run(again)
-            row.state = "pending" if row.approved else "awaiting_approval"
-            row.attempts, row.available, row.expires = 0, self.now, self.now + TTL_MS
+            if row.allowed or row.released:
+                row.state = "pending"
+                if reason is not None:
+                    self.model_hold(row)
+            else:
+                row.state = "awaiting_approval"
+            row.attempts, row.snoozes, row.available, row.expires = 0, 0, self.now, self.now + TTL_MS
 
-    @rule()
-    def purge(self):
-        ended = [row_id for row_id, row in self.rows.items() if row.state not in OPEN]
-        assert self.run(self.storage.outbox.purge(now_ms=self.now)) == len(ended)
+    @rule(unfetched=st.booleans())
+    def purge(self, unfetched):
+        kept = OPEN if unfetched else {*OPEN, "succeeded"}  # nothing here fetches late answers
+        ended = [row_id for row_id, row in self.rows.items() if row.state not in kept]
+        assert self.run(self.storage.outbox.purge(now_ms=self.now, unfetched=unfetched)) == len(ended)
         for row_id in ended:
             del self.rows[row_id]
 
@@ -270,8 +340,8 @@ class OutboxMachine(RuleBasedStateMachine):
         if not hasattr(self, "storage"):
             return
         found = {row.id: row for row in self.run(self.storage.outbox.list(limit=-1))}
-        assert {row_id: (row.state, row.attempts, row.lease, row.target) for row_id, row in found.items()} == {
-            row_id: (row.state, row.attempts, row.lease, row.target) for row_id, row in self.rows.items()
+        assert {row_id: facts(row, row.target_fingerprint) for row_id, row in found.items()} == {
+            row_id: facts(row, row.fingerprint) for row_id, row in self.rows.items()
         }
 
     @invariant()

@@ -8,7 +8,8 @@ from fakes.storage_values import DAY, NOW
 
 from agent.errors import BodyGone, IdempotencyMismatch, NotFound, QueueFull, StillRunning, StorageError, WrongState
 from agent.settings import QueueSettings, RetentionSettings
-from agent.types import Action, CloudAnswer, Decision, EgressPolicy, Reason, RequestState
+from agent.storage import retention
+from agent.types import Accepted, Action, CloudAnswer, Decision, EgressPolicy, OnLowConfidence, Reason, RequestState
 
 LATE = CloudAnswer(text="Port Vila, on Efate", finish_reason="stop", model="big", prompt_tokens=9, output_tokens=5)
 
@@ -24,6 +25,17 @@ async def ask(storage, decision=values.ANSWERED, **fields):
     asked = values.request(**fields)
     assert await storage.journal.open(asked, now_ms=NOW) is None
     return await storage.journal.settle(asked, values.generation(), values.UNSURE, decision, now_ms=NOW)
+
+
+async def end_as(storage, state):
+    """End the one row of the queue without an answer."""
+    if state == "expired":
+        await storage.outbox.expire(NOW + 7 * DAY)
+    elif state == "cancelled":
+        await storage.outbox.cancel((await storage.outbox.list())[0].id, now_ms=NOW)
+    else:
+        row, _ = await storage.outbox.claim("cloud", now_ms=NOW, lease_ms=1000)
+        await storage.outbox.reject(row, reason="400", left=False, now_ms=NOW)
 
 
 async def resolve(storage, now_ms=NOW):
@@ -231,6 +243,74 @@ class TestRetention:
         assert (await storage.journal.get(record.id)).cloud_answer is None
         await storage.close()
 
+    async def test_an_unresolved_one_waits_for_its_owner_too(self, storage):
+        record = await ask(storage, values.queued())
+        await storage.outbox.expire(NOW + 7 * DAY)
+        fetched = await storage.journal.get(record.id, now_ms=NOW + 8 * DAY, fetched=True)
+        assert (fetched.state, fetched.generation.text) == ("unresolved", "Port Vila")
+        await storage.maintain(NOW + 9 * DAY - 1)
+        assert (await storage.journal.get(record.id)).generation is not None
+        await storage.maintain(NOW + 9 * DAY)
+        assert (await storage.journal.get(record.id)).generation is None
+
+    @pytest.mark.parametrize("end", ["dead", "expired", "cancelled"])
+    async def test_without_bodies_nothing_stays_of_what_nobody_answered(self, tmp_path, end):
+        storage = await values.opened(tmp_path, retention=RetentionSettings(bodies="none"))
+        record = await ask(storage, values.queued())
+        await end_as(storage, end)
+        stored = await storage.journal.get(record.id)
+        assert stored.escalation.state == end
+        assert (stored.request, stored.generation) == (None, None)
+        await storage.close()
+
+    @pytest.mark.parametrize("end", ["dead", "expired"])
+    async def test_without_bodies_a_draft_that_nobody_was_given_can_be_fetched_once(self, tmp_path, end):
+        storage = await values.opened(tmp_path, retention=RetentionSettings(bodies="none"))
+        record = await ask(storage, values.queued(), on_low_confidence=OnLowConfidence.DEFER)
+        await end_as(storage, end)
+        await storage.maintain(NOW + 8 * DAY)
+        fetched = await storage.journal.get(record.id, now_ms=NOW + 8 * DAY, fetched=True)
+        assert fetched.generation.text == "Port Vila"
+        await storage.maintain(NOW + 8 * DAY)
+        assert (await storage.journal.get(record.id)).generation is None
+        await storage.close()
+
+
+class TestRowsOfEndedRequests:
+    async def test_they_go_ninety_days_after_the_end(self, storage):
+        answered = await ask(storage, idempotency_key="k")
+        await ask(storage, values.queued())
+        resolved = await resolve(storage)
+        await storage.maintain(NOW + 90 * DAY - 1)
+        assert {record.id for record in await storage.journal.list()} == {answered.id, resolved.id}
+        await storage.maintain(NOW + 90 * DAY)
+        assert await storage.journal.list() == []
+        assert await storage.outbox.list() == []
+        assert sum((await storage.journal.counts()).values()) == 0
+        assert len(await storage.egress_log.list()) == 1  # the log stays
+        assert await storage.journal.open(values.request("other", idempotency_key="k"), now_ms=NOW) is None
+
+    async def test_never_before_their_texts(self, tmp_path):
+        storage = await values.opened(tmp_path, retention=RetentionSettings(rows_s=0))
+        answered = await ask(storage)
+        await ask(storage, values.queued())
+        resolved = await resolve(storage)
+        waiting = await ask(storage, values.queued())
+        await storage.maintain(NOW + 2 * DAY)
+        assert await storage.journal.get(answered.id) is None
+        assert (await storage.journal.get(resolved.id)).cloud_answer == LATE
+        assert (await storage.journal.get(waiting.id)).request is not None
+        await storage.close()
+
+    async def test_in_chunks(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(retention, "CHUNK_ROWS", 2)
+        storage = await values.opened(tmp_path, retention=RetentionSettings(bodies="none", rows_s=0))
+        for _ in range(5):
+            await ask(storage)
+        await storage.maintain(NOW)
+        assert await storage.journal.list() == []
+        await storage.close()
+
 
 class TestWatch:
     async def test_each_change_until_the_end(self, storage):
@@ -292,12 +372,14 @@ class TestRecovery:
         data = values.prepared_dir(tmp_path)
         first = await values.open_storage(data, values.QUEUE, values.KEEP, now_ms=NOW)
         may, must_not = values.request("may leave"), values.request("must not", egress=EgressPolicy.NEVER)
+        accepted = Accepted(egress=EgressPolicy.ALLOW, target="cloud", target_fingerprint="f1")
         for asked in (may, must_not):
-            await first.journal.open(asked, now_ms=NOW)
+            await first.journal.open(asked, accepted, now_ms=NOW)
         settled = await ask(first)
         await first.close()
 
-        def decide(request, generation):
+        def decide(request, route, generation):
+            assert route == accepted
             assert generation.failure.kind == "crash"
             return values.REFUSED if request.egress else values.queued(reason=Reason.CRASH)
 
@@ -314,7 +396,7 @@ class TestRecovery:
         storage = await values.opened(tmp_path, queue=QueueSettings(ballast_bytes=0, max_rows=1))
         await ask(storage, values.queued())
         await storage.journal.open(asked := values.request(), now_ms=NOW)
-        assert await storage.recover(NOW, lambda request, generation: values.queued()) == 1
+        assert await storage.recover(NOW, lambda request, accepted, generation: values.queued()) == 1
         record = await storage.journal.get(asked.id)
         assert (record.state, record.decision.reason) == ("failed", "queue_full")
         await storage.close()

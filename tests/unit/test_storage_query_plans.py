@@ -9,7 +9,7 @@ from agent.storage import statements as sql
 
 ANY = {
     "id": "x", "key": "k", "target": "t", "now_ms": 1, "lease": "l", "lease_expires_at_ms": 2, "state": "pending",
-    "limit": 10, "before_id": "~", "after_id": "", "since_ms": 0,
+    "limit": 10, "before_id": "~", "after_id": "", "since_ms": 0, "unfetched": 0, "settled_before_ms": 1, "target_fingerprint": "f", "only_released": 1,
 }  # fmt: skip
 
 INDEX_OF = {
@@ -17,6 +17,8 @@ INDEX_OF = {
     "REQUEST_LIST_STATE": "requests_by_state",
     "REQUEST_RUNNING": "requests_by_state",
     "REQUEST_TO_PURGE": "requests_to_purge",
+    "REQUEST_TO_DROP": "requests_to_drop",
+    "REQUEST_UNFETCHED": "requests_unfetched",
     "ESCALATION_PROMOTE": "escalations_deferred",
     "ESCALATION_CLAIM": "escalations_ready",
     "ESCALATION_READY": "escalations_ready",
@@ -25,6 +27,7 @@ INDEX_OF = {
     "ESCALATION_LIST_STATE": "escalations_by_state",
     "ESCALATION_OLDEST": "escalations_by_state",
     "ESCALATION_ENDED": "escalations_by_state",
+    "ESCALATION_TO_HOLD": "escalations_by_state",
     "ESCALATION_TO_EXPIRE": "escalations_to_expire",
     "ESCALATION_OVERDUE": "escalations_leased",
     "ESCALATION_OF_REQUEST": "sqlite_autoindex_escalations",
@@ -67,4 +70,4 @@ def test_counts_are_read_from_counters(connection, name):
 
 def test_nothing_else_counts_rows():
     counting = [name for name, text in vars(sql).items() if name.isupper() and "count(" in text]
-    assert counting == ["EGRESS_TOTALS"]
+    assert counting == ["REQUEST_UNFETCHED", "EGRESS_TOTALS"]  # the first over an index of nothing else
