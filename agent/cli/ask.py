@@ -147,18 +147,20 @@ def print_stream(client: DaemonClient, body: dict[str, Any], timeout_s: float) -
     text: list[str] = []
     refusal = finish_reason = None
     outcome: dict[str, Any] = {}
-    for event in client.stream("/v1/chat/completions", {**body, "stream": True}, timeout_s):
-        outcome = event.get("outrider") or outcome
-        for choice in event.get("choices", ()):
-            finish_reason = choice.get("finish_reason") or finish_reason
-            delta = choice.get("delta") or choice.get("message") or {}
-            refusal = delta.get("refusal") or refusal
-            if piece := delta.get("content"):
-                click.echo(printable(piece), nl=False)
-                sys.stdout.flush()
-                text.append(piece)
-    if text:
-        click.echo()
+    try:
+        for event in client.stream("/v1/chat/completions", {**body, "stream": True}, timeout_s):
+            outcome = event.get("outrider") or outcome
+            for choice in event.get("choices", ()):
+                finish_reason = choice.get("finish_reason") or finish_reason
+                delta = choice.get("delta") or choice.get("message") or {}
+                refusal = delta.get("refusal") or refusal
+                if piece := delta.get("content"):
+                    click.echo(printable(piece), nl=False)
+                    sys.stdout.flush()
+                    text.append(piece)
+    finally:  # an error that ends the stream stands on a line of its own
+        if text:
+            click.echo()
     message = {"role": "assistant", "content": "".join(text) or None, "refusal": refusal}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
     return {"choices": [choice], "outrider": outcome}

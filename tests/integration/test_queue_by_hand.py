@@ -99,3 +99,11 @@ def test_the_log_of_what_left_is_checked_with_and_without_a_daemon(daemon):
 def log_finding(daemon):
     found = as_json(daemon, "doctor", code=None)
     return next(finding["level"] for finding in found if finding["subject"] == "egress log")
+
+
+def test_a_streamed_answer_that_was_cut_is_told_with_the_request_to_ask_for(daemon):
+    result = outrider(daemon, "ask", "crash now", "--stream", code=70)
+    (row,) = as_json(daemon, "queue", "list")["data"]
+    assert result.stdout.endswith("\n")
+    assert "was cut" in result.stderr
+    assert row["request_id"] in result.stderr

@@ -242,13 +242,15 @@ def test_a_target_is_added_to_targets_written_inline(tmp_path):
     assert found["server"] == {"port": 9000}
 
 
-def test_an_edit_that_does_not_load_names_the_file_of_the_user(tmp_path, monkeypatch):
+def test_an_edit_that_does_not_load_names_the_file_of_the_user(tmp_path):
+    from agent.cli.target import _replace
+
     path = tmp_path / "outrider.toml"
-    path.write_text('data_dir = "/x"\n[server]\nhost = "0.0.0.0"\ntls_cert = "/c"\n')
-    monkeypatch.setenv("OUTRIDER_SERVER_TLS_KEY", "/k")  # with it the file holds; alone it does not
-    result = target_add(path)
-    assert result.exit_code == 78
-    assert ".outrider.toml." not in result.stderr
+    path.write_text(CONFIG)
+    with pytest.raises(errors.ConfigError) as caught:
+        _replace(path, "[[targets]]\n")
+    assert str(caught.value).startswith(f"{path}: ")
+    assert path.read_text() == CONFIG
 
 
 def test_target_test_of_nobody_is_69(tmp_path):

@@ -74,6 +74,15 @@ def test_a_bad_variable_is_refused_by_name(tmp_path, environ, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "address", ["https://a:99999/v1", "https://a:abc/v1", "https://a:0/v1", "http://[::1/v1", "https://:443/v1"]
+)
+def test_an_address_that_cannot_work_is_refused(tmp_path, address):
+    text = f'[[targets]]\nname = "main"\nbase_url = "{address}"\nmodel = "m"\negress = "approve"\n'
+    with pytest.raises(ConfigError, match=r"target main: base_url .* is not a"):
+        load(tmp_path, text)
+
+
 def test_a_named_file_must_exist(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         settings.load(tmp_path / "none.toml", environ={})
