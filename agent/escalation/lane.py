@@ -288,9 +288,16 @@ class Lane:
                 await self._outbox.snooze(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
             case RateLimited():
                 at_ms = now_ms + round(self.circuit.hold_s(_monotonic_s()) * 1000)
-                await self._outbox.snooze(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
-            case Offline() | Blocked():
+                # It may be this row alone that is put off: those times are counted.
+                await self._outbox.snooze(
+                    row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms, replied=left
+                )
+            case Offline():
                 # The circuit keeps it back; as soon as that closes, the row is due.
+                await self._outbox.snooze(
+                    row, available_at_ms=now_ms, reason=reason, left=left, now_ms=now_ms, replied=left
+                )
+            case Blocked():
                 await self._outbox.snooze(row, available_at_ms=now_ms, reason=reason, left=left, now_ms=now_ms)
 
     def _lost(self, outcome: Offline) -> None:

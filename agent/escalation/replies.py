@@ -4,10 +4,12 @@
 |---------------------------------------------------|------------------|
 | 200 with usable content                           | Delivered        |
 | 200, but the answer is empty, refused or filtered | Rejected         |
-| 200 that is no chat completion; 3xx; 511          | Offline (portal) |
+| 200 with "choices" that cannot be read            | Rejected         |
+| any other 200; 3xx; 511                           | Offline (portal) |
 | 202, or an Outrider's "queued"                    | Held             |
 | an Outrider's "uncertain", unresolved, loop (508) | Rejected         |
 | 401, 402, 403, 404, 429 insufficient_quota        | Blocked          |
+| 403 with a code about content or policy           | Rejected         |
 | other 429; 503 with Retry-After                   | RateLimited      |
 | 408, 409, other 5xx                               | Retry            |
 | any other 4xx                                     | Rejected         |
@@ -21,6 +23,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import msgspec
 
@@ -46,6 +49,8 @@ BLOCKING = {
     403: "the API key may not do this",
     404: "no such address or model there",
 }
+_MOST_TOKENS = 1 << 40
+_ABOUT_CONTENT = re.compile(r"content|policy|moderation|safety", re.IGNORECASE)  # in codes of a 403
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -67,11 +72,6 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
 class _Outrider(msgspec.Struct):
     decision: str | None = None
     state: str | None = None
@@ -81,8 +81,12 @@ class _Outrider(msgspec.Struct):
 class _Completion(msgspec.Struct):
     choices: list[_Choice]
     model: str | None = None
-    usage: _Usage | None = None
+    usage: Any = None  # figures for the record: nothing in there costs an answer
     outrider: _Outrider | None = None
+
+
+class _HasChoices(msgspec.Struct):
+    choices: msgspec.Raw
 
 
 class _ErrorDetail(msgspec.Struct):
@@ -98,6 +102,7 @@ class _ModelList(msgspec.Struct):
     data: list[msgspec.Raw]
 
 
+_HAS_CHOICES = msgspec.json.Decoder(_HasChoices)
 _COMPLETION = msgspec.json.Decoder(_Completion)
 _ERROR = msgspec.json.Decoder(_Error)
 _MODEL_LIST = msgspec.json.Decoder(_ModelList)
@@ -114,6 +119,8 @@ def read_reply(reply: HttpReply, record: RequestRecord, row: Escalation, *, now_
             return Held("the target has queued it")
         case status if _is_portal(status):
             return Offline(_portal_reason(reply), left=True, portal=True)
+        case 403 if _ABOUT_CONTENT.search(_error_code(reply) or ""):
+            return Rejected(_with_code("403", reply))
         case status if status in BLOCKING:
             return Blocked(_with_code(f"{status}: {BLOCKING[status]}", reply))
         case 429 if _error_code(reply) == "insufficient_quota":
@@ -156,6 +163,8 @@ def _read_answer(reply: HttpReply, record: RequestRecord, row: Escalation) -> Ou
     try:
         completion = _COMPLETION.decode(reply.body)
     except _NOT_THAT_JSON:
+        if _has_choices(reply):
+            return Rejected("the answer cannot be read as a chat completion")
         return Offline("200, but not a chat completion: something else answers", left=True, portal=True)
     if completion.outrider is not None and (other := _read_outrider(completion.outrider)) is not None:
         return other
@@ -175,18 +184,31 @@ def _read_answer(reply: HttpReply, record: RequestRecord, row: Escalation) -> Ou
         if judged is None:
             return Rejected("the reply has no readable verdict")
         verdict, text = judged.verdict, judged.text
-    usage = completion.usage or _Usage()
     return Delivered(
         CloudAnswer(
             text=text,
             finish_reason=choice.finish_reason,
             model=completion.model or "",
-            prompt_tokens=usage.prompt_tokens,
-            output_tokens=usage.completion_tokens,
+            prompt_tokens=_tokens(completion.usage, "prompt_tokens"),
+            output_tokens=_tokens(completion.usage, "completion_tokens"),
             verdict=verdict,
             raw_sha256=hashlib.sha256(reply.body).hexdigest(),
         )
     )
+
+
+def _has_choices(reply: HttpReply) -> bool:
+    """Whether this is the target after all, which says something odd: no captive portal speaks so."""
+    try:
+        _HAS_CHOICES.decode(reply.body)
+    except _NOT_THAT_JSON:
+        return False
+    return True
+
+
+def _tokens(usage: object, name: str) -> int:
+    found = usage.get(name) if isinstance(usage, dict) else None
+    return found if isinstance(found, int) and 0 <= found <= _MOST_TOKENS else 0
 
 
 def _read_outrider(told: _Outrider) -> Outcome | None:

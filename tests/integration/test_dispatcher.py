@@ -242,6 +242,40 @@ async def test_a_row_that_the_target_queued_waits_there(storage, cloud):
     assert cloud.keys == [row.id] * 2
 
 
+@pytest.mark.parametrize("trouble", [fake.html(), fake.raw(200, b"{}"), fake.rate_limited(seconds=1)])
+async def test_one_row_that_never_goes_does_not_keep_the_others(storage, cloud, monkeypatch, trouble):
+    monkeypatch.setattr("agent.storage.outbox.SNOOZES_PER_ATTEMPT", 2)
+
+    async def for_the_poison_only(exchange):
+        await (trouble if exchange.received.last_user_text == "poison" else fake.ok())(exchange)
+
+    cloud.default = for_the_poison_only
+    poison = await queue_row(storage, cloud, "poison")
+    records = [await queue_row(storage, cloud, f"question {n}") for n in range(5)]
+    async with running(storage, target(cloud)) as dispatcher:
+        async with asyncio.TaskGroup() as tasks:
+            hasten = tasks.create_task(drain_again_and_again(dispatcher))
+            for record in records:
+                assert (await ended(storage, record)).state is RequestState.RESOLVED
+            await row_until(storage, poison, lambda row: row.attempts > 0)
+            hasten.cancel()
+
+
+async def drain_again_and_again(dispatcher):
+    """A person who does not want to wait for any backoff."""
+    while True:
+        await dispatcher.drain()
+        await asyncio.sleep(0.02)
+
+
+async def test_a_403_about_one_text_does_not_pause_the_target(storage, cloud):
+    cloud.script(fake.raw(403, b'{"error": {"code": "content_policy_violation"}}'), fake.ok())
+    first, second = await queue_row(storage, cloud, "first"), await queue_row(storage, cloud, "second")
+    async with running(storage, target(cloud)):
+        assert (await ended(storage, first)).state is RequestState.UNRESOLVED
+        assert (await ended(storage, second)).state is RequestState.RESOLVED
+
+
 # --- offline -------------------------------------------------------------------------------
 
 

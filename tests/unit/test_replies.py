@@ -68,12 +68,47 @@ def test_a_refusal_is_rejected():
     assert read(200, body) == Rejected("the target's model refuses")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"status": "log in"}', b'{"choices": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"status": "log in"}', b"\xff\xfe"])
 def test_other_json_is_a_portal(body):
     outcome = read(200, body)
     assert isinstance(outcome, Offline)
     assert outcome.portal
     assert outcome.left
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"choices": 3}', b'{"choices": [{"message": {"content": 7}}]}', b'{"choices": [], "outrider": 1}']
+)
+def test_an_odd_completion_is_no_portal(body):
+    assert read(200, body) == Rejected("the answer cannot be read as a chat completion")
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": None, "completion_tokens": 4}, (0, 4)),
+        ({"prompt_tokens": "7", "completion_tokens": -1}, (0, 0)),
+        ({"prompt_tokens": 1.5, "completion_tokens": 1 << 80}, (0, 0)),
+        ([], (0, 0)),
+        (None, (0, 0)),
+    ],
+)
+def test_odd_usage_costs_no_answer(usage, tokens):
+    outcome = read(200, {**completion("Paris"), "usage": usage})
+    assert isinstance(outcome, Delivered)
+    assert (outcome.answer.prompt_tokens, outcome.answer.output_tokens) == tokens
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        ({"code": "content_policy_violation"}, Rejected("403 (content_policy_violation)")),
+        ({"type": "moderation_blocked"}, Rejected("403 (moderation_blocked)")),
+        ({"code": "key_disabled"}, Blocked("403: the API key may not do this (key_disabled)")),
+    ],
+)
+def test_a_403_about_this_text_blocks_nobody_else(error, outcome):
+    assert read(403, {"error": error}) == outcome
 
 
 def test_json_as_deep_as_a_well_is_a_portal_and_no_crash():

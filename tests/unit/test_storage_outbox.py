@@ -8,6 +8,7 @@ from agent.errors import BodyGone, LeaseLost, NotFound, StorageError, WrongState
 from agent.settings import QueueSettings
 from agent.storage import outbox as outbox_module
 from agent.storage.connection import SQLITE_ERRORS
+from agent.storage.outbox import SNOOZES_PER_ATTEMPT
 from agent.types import CloudAnswer, EgressPolicy, EscalationState
 
 ANSWER = CloudAnswer(text="late", finish_reason="stop", model="big")
@@ -67,6 +68,14 @@ class TestClaim:
         assert await storage.outbox.pending_for("cloud") == 1
         assert (await claim(storage, NOW + 500)).attempts == 0
         assert await storage.outbox.next_available_ms("cloud", NOW) is None
+
+    async def test_who_was_tried_goes_behind_who_was_not_but_before_who_comes_later(self, storage):
+        first, second = [await values.enqueue(storage, now_ms=NOW + n) for n in range(2)]
+        row = await claim(storage, NOW + 5)
+        await storage.outbox.snooze(row, available_at_ms=NOW + 5, reason="portal", left=False, now_ms=NOW + 5)
+        later = await values.enqueue(storage, now_ms=NOW + 6)
+        order = [(await claim(storage, NOW + 9)).request_id for _ in range(3)]
+        assert order == [second.id, first.id, later.id]
 
     async def test_a_person_can_hasten_it(self, storage):
         await values.enqueue(storage)
@@ -137,6 +146,17 @@ class TestAttempts:
             await storage.outbox.snooze(row, available_at_ms=NOW + n, reason="offline", left=False, now_ms=NOW + n)
         row = await storage.outbox.get(row.id)
         assert (row.state, row.attempts, row.last_error) == ("pending", 0, "offline")
+
+    async def test_being_put_off_by_a_reply_again_and_again_is_one(self, storage):
+        await values.enqueue(storage)
+        attempts = []
+        for n in range(2 * SNOOZES_PER_ATTEMPT + 1):
+            row = await sending(storage, NOW + n)
+            row = await storage.outbox.snooze(
+                row, available_at_ms=NOW + n, reason="429", left=True, now_ms=NOW + n, replied=True
+            )
+            attempts.append(row.attempts)
+        assert attempts == [0] * (SNOOZES_PER_ATTEMPT - 1) + [1] * SNOOZES_PER_ATTEMPT + [2, 2]
 
     async def test_used_up_ends_the_row_and_leaves_the_draft(self, tmp_path):
         storage = await values.opened(tmp_path, queue=QueueSettings(ballast_bytes=0, max_attempts=2))
