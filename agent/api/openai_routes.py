@@ -18,8 +18,9 @@ from agent.api.sse import EventStream, EventWriter, while_connected
 from agent.api.wire import json_response, read_json
 from agent.errors import AnswerCut, ModelNotFound, StillRunning
 from agent.pipeline import Verdict
+from agent.storage.retention import LATE
 from agent.telemetry import METRICS
-from agent.types import OnLowConfidence, RequestState, Token
+from agent.types import OnLowConfidence, Token
 
 MISSING = "missing"  # state of a model that is in the manifest and not on this device
 
@@ -54,7 +55,7 @@ async def _given(deps: ApiDeps, call: ChatCall, verdict: Verdict) -> chat_answer
     """Return what the caller gets for a verdict; a late answer counts as fetched from now on."""
     record = verdict.record
     answer = chat_answer.answer_of(record, call.request.on_low_confidence)
-    if record.state is RequestState.RESOLVED:
+    if record.state in LATE:
         await deps.storage.journal.get(record.id, now_ms=deps.now_ms(), fetched=True)
     METRICS.count("chat_answers", decision=record.decision.action.value if record.decision else "none")
     return answer

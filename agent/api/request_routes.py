@@ -15,6 +15,7 @@ from agent.api.deps import ApiDeps, deps_of
 from agent.api.sse import EventStream, EventWriter
 from agent.api.wire import json_response, query
 from agent.errors import NotFound, ShuttingDown
+from agent.storage.retention import LATE
 from agent.types import RequestRecord, RequestState
 
 MOST_LISTED = 1000
@@ -40,7 +41,7 @@ async def _fetch(deps: ApiDeps, request_id: str) -> RequestRecord:
     record = await deps.storage.journal.get(request_id)
     if record is None:
         raise NotFound(f"there is no request {request_id[:100]}", param="id")
-    if record.state is RequestState.RESOLVED:
+    if record.state in LATE:
         await deps.storage.journal.get(request_id, now_ms=deps.now_ms(), fetched=True)
     return record
 
@@ -67,7 +68,7 @@ async def request_events(request: Request) -> ASGIApp:
             async with deps.pipeline.holds.within(None), aclosing(watch) as records:
                 async for record in records:
                     await writer.event(record_object(record))
-                    if record.state is RequestState.RESOLVED:
+                    if record.state in LATE:
                         await deps.storage.journal.get(request_id, now_ms=deps.now_ms(), fetched=True)
         except TimeoutError:
             raise ShuttingDown("the daemon is stopping; follow the request again when it runs") from None

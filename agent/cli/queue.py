@@ -189,24 +189,37 @@ def cancel(invocation: Invocation, row_id: str, as_json: bool) -> None:
 
 
 @queue.command()
+@click.option("--unfetched", is_flag=True, help="Also late answers that nobody has fetched yet.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @pass_invocation
-def purge(invocation: Invocation, yes: bool, as_json: bool) -> None:
+def purge(invocation: Invocation, unfetched: bool, yes: bool, as_json: bool) -> None:
     """Delete rows that have ended (succeeded, dead, expired, cancelled) and their texts.
+
+    A late answer stays until its owner has fetched it (as `outrider requests show` does).
 
     Example:  outrider queue purge
     """
     from agent.cli.access import open_access
 
     with open_access(invocation.settings) as access:
+        waiting = access.unfetched()
         if not yes:
-            confirm("delete all ended rows and their texts?")
-        purged = access.purge()
+            ended = {name: n for name, n in _rows_by_state(access.counts()).items() if n and name not in OPEN_STATES}
+            notice(", ".join(f"{name}: {n}" for name, n in ended.items()) or "no row has ended")
+            if waiting:
+                fate = "they go too" if unfetched else "they stay (--unfetched deletes them too)"
+                notice(f"late answers that nobody has fetched: {waiting}; {fate}")
+            count = sum(ended.values()) - (0 if unfetched else waiting)
+            confirm(f"delete {counted(count, 'ended row')} and the texts?")
+        purged = access.purge(unfetched=unfetched)
+    kept = 0 if unfetched else waiting
     if as_json:
-        emit_json({"purged": purged})
+        emit_json({"purged": purged, "unfetched_kept": kept})
         return
     click.echo(f"{counted(purged, 'row')} deleted")
+    if kept and yes:
+        notice(f"{counted(kept, 'late answer')} stay until fetched; --unfetched deletes them too")
 
 
 @queue.command()

@@ -149,11 +149,12 @@ def _present(data_dir: Path, environ: Mapping[str, str] | None) -> tuple[Connect
         return None, str(error)
     try:
         version = schema_version(connection, path)
-        if version != SCHEMA_VERSION:
-            raise StorageError(f"{path} has schema {version}, not {SCHEMA_VERSION}")
     except (StorageError, SQLITE_ERRORS) as error:
         connection.close()
         return None, str(error)
+    if version != SCHEMA_VERSION:
+        connection.close()
+        return None, f"{path} has schema {version}, not {SCHEMA_VERSION}"
     return connection, None
 
 

@@ -202,7 +202,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
     def now_ms() -> int:
         return time.time_ns() // 1_000_000 + api.skew_ms
 
-    storage = await open_storage(settings.data_path, settings.queue, settings.retention, now_ms=now_ms())
+    storage = await open_storage(settings.data_path, settings.queue, settings.retention, now_ms=now_ms(), uptime=now_ms)
     dispatcher = Dispatcher(
         storage,
         settings.targets,

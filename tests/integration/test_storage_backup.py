@@ -269,8 +269,8 @@ class TestOnANewMachine:
         backup(filled, tmp_path / "copy")
         environment = {"OUTRIDER_DATA_DIR": str(tmp_path / "fresh"), "HOME": str(tmp_path)}
         code = keys.recovery_code(keys.load(filled, {}))
-        for arguments, stdin in ((["key", "recovery", "--restore"], code), (["backup", "--restore", "copy"], "")):
-            arguments = [str(tmp_path / "copy") if word == "copy" else word for word in arguments]
+        put_back = ["backup", "--restore", str(tmp_path / "copy")]
+        for arguments, stdin in ((["key", "recovery", "--restore"], code), (put_back, "")):
             result = CliRunner().invoke(cli, arguments, input=stdin, env=environment)
             assert result.exit_code == 0, result.stderr
         assert "5 rows may have been sent or cancelled since" in result.stderr
