@@ -275,10 +275,7 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found += _leaves(value, f"{prefix}{key}.")
-        else:
-            found.append(prefix + key)
+        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
     return found
 
 
@@ -354,10 +351,8 @@ def _from_text(key: str, text: str, where: str) -> object:
 
 def _put(tree: dict[str, Any], key: str, value: object) -> None:
     section, _, field = key.partition(".")
-    if field:
-        tree.setdefault(section, {})[field] = value
-    else:
-        tree[section] = value
+    place = tree.setdefault(section, {}) if field else tree
+    place[field or section] = value
 
 
 def _convert(tree: Mapping[str, Any], where: str) -> Settings:
