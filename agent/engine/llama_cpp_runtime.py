@@ -7,7 +7,7 @@ sampler on a row without output), so everything is checked here before it gets t
 from __future__ import annotations
 
 import ctypes
-import os
+import math
 import re
 import secrets
 import sys
@@ -18,17 +18,21 @@ from typing import Any
 
 import llama_cpp.llama_cpp as native
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
+from agent import device
 from agent.engine import frames
 from agent.engine.chat_template import ChatTemplate
-from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
-from agent.types import Message
+from agent.engine.kv_cache import BYTES_PER_VALUE, cell_count
+from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken, Saved
+from agent.engine.threads import StepThreads
+from agent.types import KvType, Message
 
 BATCH_TOKENS = 256
+SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
 # Before a prompt is tokenized it is known to be too long above this many bytes per token of context.
 BYTES_PER_TOKEN = 64
+KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
 _LOG_LEVEL_ERROR = 4
 # Stands for a control token's text inside a message while the template is rendered; nobody can guess it.
 _MARK = f"\ue000{secrets.token_hex(8)}:"
@@ -75,35 +79,64 @@ class LlamaCppRuntime:
         self._model = native.llama_model_load_from_file(load.model.path.encode(), parameters)
         if not self._model:
             raise ModelUnloadable("llama.cpp refuses the file")
-        self._context = native.llama_init_from_model(self._model, self._context_parameters(load))
+        # The state of a recurrent model is one for all tokens: no beginning can be cut from it.
+        shares = not (native.llama_model_is_recurrent(self._model) or native.llama_model_is_hybrid(self._model))
+        self._scratch = self.slots  # a sequence beside the slots, empty between calls
+        parameters = self._context_parameters(load)
+        self._context = native.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise ModelUnloadable(
-                f"no context of {load.parallel} x {load.context_tokens} tokens: memory is short; "
-                "lower engine.context_tokens or engine.parallel"
+                f"no context of {parameters.n_ctx} tokens with a cache of {load.kv_type}: the model cannot use that type, "
+                "or memory is short; see engine.kv_type, engine.context_tokens and engine.parallel"
             )
         self._memory = native.llama_get_memory(self._context)
         self._vocabulary = native.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
-        self.context_tokens: int = min(load.context_tokens, native.llama_n_ctx_seq(self._context))
+        self.cells: int = native.llama_n_ctx(self._context)
+        self.context_tokens: int = min(load.context_tokens, self.cells)
+        self.saved_tokens = int(self.cells * SAVED_SHARE) if shares else 0
+        self._shortage = "" if self.context_tokens == load.context_tokens else ", all that the free memory holds"
         self.batch_tokens: int = native.llama_n_batch(self._context)
         self._filled = [0] * self.slots
         self._batch = _Batch(self.batch_tokens)
+        self._threads = StepThreads(load.threads)
         self.piece = lru_cache(maxsize=65536)(self._piece)
         self._template = self._chat_template(load)
         self._control_texts = self._control_token_texts()
         self._warm_up()
 
     def _context_parameters(self, load: frames.Load) -> Any:
-        threads = load.threads or min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
         parameters = native.llama_context_default_params()
-        parameters.n_ctx = load.parallel * load.context_tokens
+        parameters.type_k = parameters.type_v = KV_TYPES[load.kv_type]
+        parameters.n_ctx = cell_count(
+            load.parallel * load.context_tokens,
+            cell_bytes=math.ceil(self._cell_bytes(load.kv_type) * (1 + SAVED_SHARE)),
+            free_bytes=device.profile().memory_usable,
+            weight_bytes=native.llama_model_size(self._model),
+        )
         parameters.n_batch = parameters.n_ubatch = max(BATCH_TOKENS, load.parallel)
-        parameters.n_seq_max = load.parallel
-        parameters.n_outputs_max = load.parallel
-        parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.kv_unified = False  # each slot has a context of its own: no request takes another's room
+        # llama.cpp aborts when there are fewer outputs than sequences.
+        parameters.n_seq_max = parameters.n_outputs_max = self.slots + 1
+        # One pool of cells: a beginning can be shared without a copy, and prompts of unequal
+        # lengths go through the model in one batch. The scheduler sees to it that it suffices.
+        parameters.kv_unified = True
         parameters.no_perf = True
         return parameters
+
+    def _cell_bytes(self, kv_type: KvType) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        heads: int = native.llama_model_n_head_kv(self._model)
+        layers: int = native.llama_model_n_layer(self._model)
+        architecture = self._metadata("general.architecture")
+        usual = native.llama_model_n_embd(self._model) // max(1, native.llama_model_n_head(self._model))
+        widths = (self._metadata(f"{architecture}.attention.{part}_length") for part in ("key", "value"))
+        values = sum(int(width or usual) for width in widths) * heads * layers
+        return max(1, math.ceil(values * BYTES_PER_VALUE[kv_type]))
+
+    def _metadata(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        count = native.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count > 0 else ""
 
     def _chat_template(self, load: frames.Load) -> ChatTemplate:
         source = load.model.chat_template
@@ -139,7 +172,7 @@ class LlamaCppRuntime:
         size = sum(len(message.content) for message in messages)
         if size > limit:
             raise PromptTooLong(
-                f"the prompt has {size} characters, far more than fit the context of {self.context_tokens} tokens"
+                f"the prompt has {size} characters, far more than fit the context of {self.context_tokens} tokens{self._shortage}"
             )
         marked, hidden = self._hide_control_texts(messages)
         first, *others = self._template.render(marked).split(_MARK)
@@ -153,7 +186,9 @@ class LlamaCppRuntime:
         if not tokens:
             raise PromptRejected("the chat template makes an empty prompt of these messages")
         if len(tokens) + 1 > self.context_tokens:
-            raise PromptTooLong(f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}")
+            raise PromptTooLong(
+                f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}{self._shortage}"
+            )
         return tokens
 
     def _hide_control_texts(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
@@ -180,7 +215,10 @@ class LlamaCppRuntime:
         """Append the chunks and return the rows asked for, in one native call."""
         self._check(chunks)
         rows_at = self._batch.fill(chunks)
-        status = native.llama_decode(self._context, self._batch.native)
+        with self._threads.step(chunks) as threads:
+            # Which of the two numbers counts depends on the size of the batch; the choice does not.
+            native.llama_set_n_threads(self._context, threads, threads)
+            status = native.llama_decode(self._context, self._batch.native)
         if status != 0:
             raise RuntimeBroken(f"llama_decode returned {status}")
         for chunk in chunks:
@@ -208,6 +246,72 @@ class LlamaCppRuntime:
         if not pointer:
             raise RuntimeBroken(f"no logits for position {index} of the batch")
         return np.ctypeslib.as_array(pointer, shape=(self.vocabulary_size,))
+
+    def share(self, source: int, target: int, start: int, end: int) -> None:
+        """Append tokens of one slot to another; only marks change, not the cells."""
+        self._check_span(source, start, end)
+        if not 0 <= target < self.slots or source == target or self._filled[target] != start:
+            raise ValueError(f"slot {target} cannot take tokens from {start} on")
+        native.llama_memory_seq_cp(self._memory, source, target, start, end)
+        self._filled[target] = end
+
+    def save(self, slot: int, start: int, end: int) -> Saved:
+        """Copy what was computed for some tokens."""
+        self._check_span(slot, start, end)
+        native.llama_memory_seq_cp(self._memory, slot, self._scratch, start, end)
+        try:
+            return self._saved(start, end)
+        finally:
+            self._clear_scratch()
+
+    def restore(self, saved: Saved, slot: int, end: int) -> bool:
+        """Append saved tokens to a slot."""
+        if not 0 <= slot < self.slots or self._filled[slot] != saved.start or not saved.start < end <= saved.end:
+            raise ValueError(f"slot {slot} cannot take tokens {saved.start} to {end}")
+        try:
+            if not self._load_scratch(saved):
+                return False
+            native.llama_memory_seq_cp(self._memory, self._scratch, slot, saved.start, end)
+        finally:
+            self._clear_scratch()
+        self._filled[slot] = end
+        return True
+
+    def divide(self, saved: Saved, at: int) -> tuple[Saved, Saved] | None:
+        """Cut what was saved in two."""
+        if not saved.start < at < saved.end:
+            raise ValueError(f"{at} is not inside of {saved.start} to {saved.end}")
+        parts = []
+        for start, end in ((saved.start, at), (at, saved.end)):
+            try:
+                if not self._load_scratch(saved):
+                    return None
+                native.llama_memory_seq_rm(self._memory, self._scratch, -1, start)
+                native.llama_memory_seq_rm(self._memory, self._scratch, end, -1)
+                parts.append(self._saved(start, end))
+            finally:
+                self._clear_scratch()
+        return parts[0], parts[1]
+
+    def _check_span(self, slot: int, start: int, end: int) -> None:
+        if not 0 <= slot < self.slots or not 0 <= start < end <= self._filled[slot]:
+            raise ValueError(f"slot {slot} does not hold tokens {start} to {end}")
+
+    def _saved(self, start: int, end: int) -> Saved:
+        size = native.llama_state_seq_get_size(self._context, self._scratch)
+        data = np.empty(size, np.uint8)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if native.llama_state_seq_get_data(self._context, pointer, size, self._scratch) != size:
+            raise RuntimeBroken(f"tokens {start} to {end} cannot be saved")
+        return Saved(start, end, data)
+
+    def _load_scratch(self, saved: Saved) -> bool:
+        pointer = saved.data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        read = native.llama_state_seq_set_data(self._context, pointer, saved.data.nbytes, self._scratch)
+        return bool(read == saved.data.nbytes)
+
+    def _clear_scratch(self) -> None:
+        native.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
 
     def clear(self, slot: int) -> None:
         """Forget all tokens of a slot."""

@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 
-from agent.engine.runtime import PromptRejected, PromptTooLong
+from agent.engine.runtime import PromptRejected, PromptTooLong, Saved
 
 END = 256
 VOCABULARY = 257
@@ -21,11 +21,15 @@ class FakeRuntime:
     name = "fake"
     vocabulary_size = VOCABULARY
 
-    def __init__(self, load=None, *, slots=3, context_tokens=64, batch_tokens=16):
+    def __init__(self, load=None, *, slots=3, context_tokens=64, batch_tokens=16, saved_tokens=80, cells=None):
         self.slots = load.parallel if load else slots
         self.context_tokens = load.context_tokens if load else context_tokens
         self.batch_tokens = batch_tokens
-        self.content = [[] for _ in range(self.slots)]
+        self.saved_tokens = saved_tokens
+        self.cells = cells or self.slots * self.context_tokens
+        # Of each slot its tokens, each as (token, the cell that it takes).
+        self.held = [[] for _ in range(self.slots)]
+        self.computed = 0
         self.decodes = 0
 
     def prompt_tokens(self, messages):
@@ -51,11 +55,51 @@ class FakeRuntime:
                 raise ValueError("no such token")
         self.decodes += 1
         for chunk in chunks:
-            self.content[chunk.slot] += chunk.tokens
+            for token in chunk.tokens:
+                self.computed += 1
+                self.held[chunk.slot].append((token, self.computed))
+        assert self.cells_used() <= self.cells, "the native layer would be out of room"
         return [row(self.content[chunk.slot]) for chunk in chunks if chunk.wants_row]
 
+    def span(self, slot, start, end):
+        if not 0 <= slot < self.slots or not 0 <= start < end <= len(self.held[slot]):
+            raise ValueError(f"slot {slot} does not hold tokens {start} to {end}")
+        return self.held[slot][start:end]
+
+    def share(self, source, target, start, end):
+        span = self.span(source, start, end)
+        if not 0 <= target < self.slots or source == target or len(self.held[target]) != start:
+            raise ValueError(f"slot {target} cannot take tokens from {start} on")
+        self.held[target] += span
+
+    def save(self, slot, start, end):
+        return Saved(start, end, [token for token, _ in self.span(slot, start, end)])
+
+    def restore(self, saved, slot, end):
+        if not 0 <= slot < self.slots or len(self.held[slot]) != saved.start or not saved.start < end <= saved.end:
+            raise ValueError(f"slot {slot} cannot take tokens {saved.start} to {end}")
+        if self.cells_used() + len(saved.data) > self.cells:
+            return False
+        self.held[slot] += [(token, object()) for token in saved.data[: end - saved.start]]
+        return True
+
+    def divide(self, saved, at):
+        if not saved.start < at < saved.end:
+            raise ValueError(f"{at} is not inside of {saved.start} to {saved.end}")
+        if self.cells_used() + len(saved.data) > self.cells:
+            return None
+        inside = at - saved.start
+        return Saved(saved.start, at, saved.data[:inside]), Saved(at, saved.end, saved.data[inside:])
+
     def clear(self, slot):
-        self.content[slot] = []
+        self.held[slot] = []
+
+    def cells_used(self):
+        return len({cell for held in self.held for _, cell in held})
+
+    @property
+    def content(self):
+        return [[token for token, _ in held] for held in self.held]
 
     def piece(self, token):
         return b"" if token == END else bytes([token])
