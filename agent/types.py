@@ -11,11 +11,16 @@ from enum import StrEnum
 
 import msgspec
 
+Prompt = str | tuple[int, ...]
+"""A text to continue, or the ids of its tokens in the local model's vocabulary."""
+
 
 class RequestKind(StrEnum):
     """What a request asks for."""
 
     CHAT = "chat"
+    COMPLETION = "completion"  # continue a text
+    CLASSIFY = "classify"  # choose one of given labels
 
 
 class RouteMode(StrEnum):
@@ -84,7 +89,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     id: str  # UUIDv7, sorts by arrival
     kind: RequestKind = RequestKind.CHAT
     model: str  # name in the manifest, never a silent substitute
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...]  # of a completion: its prompt as one message, for a target that chats
+    prompt: Prompt | None = None  # kind completion
+    echo: bool = False  # kind completion: the prompt is a part of the answer
+    labels: tuple[str, ...] = ()  # kind classify: distinct, in the caller's order
     sampling: Sampling = Sampling()
     task: str | None = None
     route_mode: RouteMode = RouteMode.LOCAL_FIRST
@@ -151,6 +159,35 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
 
 
+class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
+    """What the local model says of each label of a request, in the order of its labels.
+
+    Log-probabilities are sums over a label's tokens, in nats, of the unconstrained
+    distribution. ``content_free`` holds the same for inputs without content, one row each.
+    """
+
+    logprobs: tuple[float, ...]
+    token_counts: tuple[int, ...]
+    mass: float  # probability that an answer begins with any of the labels
+    content_free: tuple[tuple[float, ...], ...] = ()
+
+
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine says of some labels, in their order, before anything is corrected."""
+
+    logprobs: tuple[float | None, ...] = ()  # nats; None where only the best was asked for
+    token_counts: tuple[int, ...] = ()
+    mass: float | None = None  # probability that an answer begins with any of the labels
+    best: int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    duration_ms: float = 0.0
+    model: str = ""
+    model_digest: str = ""
+    runtime: str = ""
+    failure: Failure | None = None
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What the local model did. On a failure ``text`` is what there was until then."""
 
@@ -165,6 +202,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     model_digest: str = ""
     runtime: str = ""
+    prompt_logprobs: tuple[Token, ...] = ()  # of an echoed prompt; the first has none and carries 0
+    label_scores: LabelScores | None = None  # kind classify
     failure: Failure | None = None
 
 

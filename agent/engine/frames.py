@@ -1,9 +1,10 @@
 """What the daemon and an engine worker say to each other.
 
 A frame is a 4-byte big-endian length and a msgpack map with a ``type``. The worker speaks
-first (``Hello``); the daemon answers ``Load``; after ``Ready`` come ``Generate`` and
-``Cancel`` one way and ``Step`` the other. End of file on the worker's input is its order
-to leave. Every ``Generate`` gets exactly one ``Ended``, also after a ``Cancel``.
+first (``Hello``); the daemon answers ``Load``; after ``Ready`` come ``Generate``, ``Score``
+and ``Cancel`` one way and ``Step`` the other. End of file on the worker's input is its order
+to leave. Every ``Generate`` gets exactly one ``Ended`` and every ``Score`` one ``Scored``,
+also after a ``Cancel``.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from agent.types import Failure, Message, ModelFile, Sampling, Token
+from agent.types import Failure, Message, ModelFile, Prompt, Sampling, Token
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME_BYTES = 64 << 20
 _LENGTH = struct.Struct(">I")
 
@@ -43,6 +44,21 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     messages: tuple[Message, ...]
     sampling: Sampling
     deadline_ms: float | None = None  # span left, counted from the receipt
+    prompt: Prompt | None = None  # continue this, instead of answering messages
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="score"):
+    """Tell the log-probabilities of given answers, or of the prompt itself. Nothing is drawn."""
+
+    id: int
+    messages: tuple[Message, ...] = ()
+    prompt: Prompt | None = None  # instead of messages
+    labels: tuple[str, ...] = ()
+    offsets: tuple[float, ...] = ()  # nats, added to each label where only the best is wanted
+    best_only: bool = False  # find the best label; the others' figures may be missing
+    echo: bool = False  # the log-probabilities of the prompt's own tokens
+    top_logprobs: int = 0  # of each of those
+    deadline_ms: float | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag_field="type", tag="cancel"):
@@ -94,14 +110,29 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     failure: Failure | None = None
 
 
+class Scored(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """The end of one ``Score``. Log-probabilities in nats, of the unconstrained distribution."""
+
+    id: int
+    logprobs: tuple[float | None, ...] = ()  # in the order of the labels; None: not needed for the best
+    label_tokens: tuple[int, ...] = ()
+    mass: float | None = None  # probability that an answer begins with any of the labels
+    best: int | None = None  # the label with the highest sum of log-probability and offset
+    prompt: tuple[Token, ...] = ()  # of an echo; the first has no log-probability and carries 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    failure: Failure | None = None
+
+
 class Step(msgspec.Struct, frozen=True, tag_field="type", tag="step"):
     """All that one step of the engine brought, for all requests: one frame, one write."""
 
     pieces: tuple[Piece, ...] = ()
     ended: tuple[Ended, ...] = ()
+    scored: tuple[Scored, ...] = ()
 
 
-Command = Load | Generate | Cancel
+Command = Load | Generate | Score | Cancel
 Event = Hello | Ready | LoadFailed | Step
 FrameType = TypeVar("FrameType")
 

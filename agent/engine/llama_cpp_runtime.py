@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from agent.engine import frames
 from agent.engine.chat_template import ChatTemplate
+from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
 from agent.types import Message
 
@@ -89,6 +90,7 @@ class LlamaCppRuntime:
         self._filled = [0] * self.slots
         self._batch = _Batch(self.batch_tokens)
         self.piece = lru_cache(maxsize=65536)(self._piece)
+        self._scoring: LlamaCppScoring | None = None
         self._template = self._chat_template(load)
         self._control_texts = self._control_token_texts()
         self._warm_up()
@@ -147,14 +149,49 @@ class LlamaCppRuntime:
         for other in others:
             number, _, text = other.partition(";")
             tokens += self._tokenize(hidden[int(number)], special=False) + self._tokenize(text, special=True)
+        self._put_bos(tokens)
+        if not tokens:
+            raise PromptRejected("the chat template makes an empty prompt of these messages")
+        return self._fitting(tokens)
+
+    def text_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """Tokenize a prompt that is no chat: control tokens are read out of it, it is all the caller's own."""
+        if isinstance(prompt, str):
+            limit = self.context_tokens * BYTES_PER_TOKEN
+            if len(prompt) > limit:
+                raise PromptTooLong(f"the prompt has {len(prompt)} characters, far more than fit the context")
+            tokens = self._tokenize(prompt, special=True)
+            self._put_bos(tokens)
+        else:
+            tokens = list(prompt)
+            if tokens and not 0 <= min(tokens) <= max(tokens) < self.vocabulary_size:
+                raise PromptRejected(f"a token of the prompt is not in the vocabulary of {self.vocabulary_size}")
+        if not tokens:
+            raise PromptRejected("the prompt is empty")
+        return self._fitting(tokens)
+
+    def label_tokens(self, label: str) -> list[int]:
+        """Tokenize the text of an answer."""
+        return self._tokenize(label, special=False)
+
+    def _put_bos(self, tokens: list[int]) -> None:
         bos = native.llama_vocab_bos(self._vocabulary)
         if native.llama_vocab_get_add_bos(self._vocabulary) and tokens[:1] != [bos]:
             tokens.insert(0, bos)
-        if not tokens:
-            raise PromptRejected("the chat template makes an empty prompt of these messages")
+
+    def _fitting(self, tokens: list[int]) -> list[int]:
         if len(tokens) + 1 > self.context_tokens:
             raise PromptTooLong(f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}")
         return tokens
+
+    def scoring(self, cells: int) -> LlamaCppScoring:
+        """Return the scoring context, made when it is first needed and again when it must be larger."""
+        if self._scoring is None or self._scoring.cells < cells + self._scoring.batch_tokens:
+            if self._scoring is not None:
+                self._scoring.close()
+                self._scoring = None
+            self._scoring = LlamaCppScoring(self._model, cells=cells, threads=native.llama_n_threads(self._context))
+        return self._scoring
 
     def _hide_control_texts(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
         """Put marks where messages contain the text of control tokens, such as ``<|im_end|>``."""
@@ -233,7 +270,9 @@ class LlamaCppRuntime:
         raise RuntimeBroken(f"token {token} has a piece of {-count} bytes")
 
     def close(self) -> None:
-        """Free context, then model."""
+        """Free the contexts, then the model."""
+        if self._scoring is not None:
+            self._scoring.close()
         native.llama_free(self._context)
         native.llama_model_free(self._model)
 

@@ -14,14 +14,14 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from enum import StrEnum
 
 import msgspec
 import psutil
 
 from agent.engine import frames
-from agent.engine.worker_process import EXPIRED, Inbox, Lost, WorkerProcess
+from agent.engine.worker_process import Lost, WorkerProcess
 from agent.settings import EngineSettings
 from agent.telemetry import LOG, METRICS
 from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, ModelFile, Token
@@ -134,58 +134,94 @@ class ModelSupervisor:
         self, request: InferenceRequest, left_ms: float | None
     ) -> AsyncGenerator[Delta | Generation, None]:
         """Yield deltas, then exactly one Generation."""
-        started = time.monotonic()
-        deadline = None if left_ms is None else started + left_ms / 1000
-        room = self._settings.parallel + self._settings.waiting_line
-        if self._in_flight >= room:
-            yield self._failure(FailureKind.BUSY, f"{room} requests are running or waiting; try again shortly")
+        answer = _Answer(time.monotonic())
+        deadline = None if left_ms is None else answer.started + left_ms / 1000
+        if self._full:
+            yield self._finish(answer, self._busy())
             return
-        self._in_flight += 1
-        answer = _Answer(started)
-        try:
-            try:
-                worker = await self._running_worker(deadline)
-            except _Unavailable as error:
-                yield self._finish(answer, error.failure)
-                return
-            left_ms = None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000)
-            ask = frames.Generate(id=0, messages=request.messages, sampling=request.sampling, deadline_ms=left_ms)
-            async with contextlib.aclosing(self._converse(worker, ask, deadline, answer)) as events:
+        with self._place():
+            if request.echo and request.sampling.logprobs:
+                echo = frames.Score(
+                    id=0,
+                    messages=request.messages,
+                    prompt=request.prompt,
+                    echo=True,
+                    top_logprobs=request.sampling.top_logprobs,
+                )
+                scored = await self._scored(echo, deadline)
+                answer.prompt = scored.prompt
+                if scored.failure or request.sampling.max_tokens == 0:
+                    ended = frames.Ended(0, finish_reason="length", prompt_tokens=scored.prompt_tokens)
+                    yield self._finish(answer, scored.failure, ended)
+                    return
+            ask = frames.Generate(id=0, messages=request.messages, prompt=request.prompt, sampling=request.sampling)
+            async with contextlib.aclosing(self._converse(ask, deadline, answer)) as events:
                 async for event in events:
                     yield event
+
+    async def score(self, ask: frames.Score, left_ms: float | None) -> frames.Scored:
+        """Return the scores. Problems end in ``Scored.failure``; being cancelled cancels."""
+        deadline = None if left_ms is None else time.monotonic() + left_ms / 1000
+        if self._full:
+            return frames.Scored(id=0, failure=self._busy())
+        with self._place():
+            return await self._scored(ask, deadline)
+
+    @property
+    def _room(self) -> int:
+        return self._settings.parallel + self._settings.waiting_line
+
+    @property
+    def _full(self) -> bool:
+        return self._in_flight >= self._room
+
+    def _busy(self) -> Failure:
+        return Failure(FailureKind.BUSY, f"{self._room} requests are running or waiting; try again shortly")
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        self._in_flight += 1
+        try:
+            yield
         finally:
             self._in_flight -= 1
             self._notify()
 
+    async def _scored(self, ask: frames.Score, deadline: float | None) -> frames.Scored:
+        async with contextlib.aclosing(self._events(ask, deadline)) as events:
+            async for event in events:
+                if isinstance(event, frames.Scored | Failure):
+                    METRICS.count("scores", model=self._file.name, outcome=_outcome(event))
+                    return event if isinstance(event, frames.Scored) else frames.Scored(id=0, failure=event)
+        raise AssertionError("the events of a request end in one that says so")
+
     async def _converse(
-        self, worker: WorkerProcess, ask: frames.Generate, deadline: float | None, answer: _Answer
+        self, ask: frames.Generate, deadline: float | None, answer: _Answer
     ) -> AsyncGenerator[Delta | Generation, None]:
-        try:
-            request_id, inbox = worker.submit(ask)
-        except frames.FrameError:
-            yield self._finish(answer, Failure(FailureKind.CONTEXT_OVERFLOW, "the prompt is far above the context"))
-            return
-        timer = _alarm(inbox, deadline)
-        try:
-            while True:
-                match event := await inbox.get():
+        async with contextlib.aclosing(self._events(ask, deadline)) as events:
+            async for event in events:
+                match event:
                     case frames.Piece():
                         yield answer.add(event.text, event.tokens)
                     case frames.Ended():
                         if event.text or event.tokens:
                             yield answer.add(event.text, event.tokens)
                         yield self._finish(answer, event.failure, event)
-                        return
-                    case Lost():
-                        yield self._finish(answer, Failure(FailureKind.CRASH, f"the model's worker {event}"))
-                        return
-                    case _:
-                        yield self._finish(answer, Failure(FailureKind.TIMEOUT, "the deadline passed"))
-                        return
-        finally:
-            if timer is not None:
-                timer.cancel()
-            worker.abandon(request_id, self._patience.stuck_s)
+                    case Failure():
+                        yield self._finish(answer, event)
+
+    async def _events(
+        self, ask: frames.Generate | frames.Score, deadline: float | None
+    ) -> AsyncGenerator[frames.Piece | frames.Ended | frames.Scored | Failure, None]:
+        """Yield what comes back of a request, up to the one event that ends it."""
+        try:
+            worker = await self._running_worker(deadline)
+        except _Unavailable as error:
+            yield error.failure
+            return
+        async with contextlib.aclosing(worker.converse(ask, deadline, self._patience.stuck_s)) as events:
+            async for event in events:
+                yield event
 
     async def _running_worker(self, deadline: float | None) -> WorkerProcess:
         try:
@@ -223,11 +259,9 @@ class ModelSupervisor:
             model=self._file.name,
             model_digest=self._file.sha256,
             runtime=self._ready.runtime if self._ready else "",
+            prompt_logprobs=answer.prompt,
             failure=failure,
         )
-
-    def _failure(self, kind: FailureKind, message: str) -> Generation:
-        return self._finish(_Answer(time.monotonic()), Failure(kind, message))
 
     # The lives of the worker.
 
@@ -324,6 +358,7 @@ class _Answer:
         self.started = started
         self.texts: list[str] = []
         self.tokens: list[Token] = []
+        self.prompt: tuple[Token, ...] = ()  # of an echo
         self.first_token_ms: float | None = None
 
     def add(self, text: str, tokens: tuple[Token, ...]) -> Delta:
@@ -334,11 +369,9 @@ class _Answer:
         return Delta(text, tokens)
 
 
-def _alarm(inbox: Inbox, deadline: float | None) -> asyncio.TimerHandle | None:
-    # One timer a request: a timeout around each wait would cost on every token.
-    if deadline is None:
-        return None
-    return asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), inbox.put_nowait, EXPIRED)
+def _outcome(event: frames.Scored | Failure) -> str:
+    failure = event if isinstance(event, Failure) else event.failure
+    return failure.kind if failure else "ok"
 
 
 def _rss_bytes(pid: int | None) -> int | None:

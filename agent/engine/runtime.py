@@ -44,6 +44,39 @@ class Chunk(NamedTuple):
     wants_row: bool  # whether the logits after the last token are needed
 
 
+class Node(NamedTuple):
+    """One token of a scoring context: of the prompt all branches share, or of some branches."""
+
+    token: int
+    position: int
+    branches: Sequence[int] | None  # None: all of them; only while no branch has tokens of its own
+    wants_row: bool
+
+
+class ScoringContext(Protocol):
+    """A context of its own in which a row depends on the tokens before it and on nothing else.
+
+    Every decode has the same number of tokens, so neither what ran before nor what runs
+    beside it changes a bit. A tree of continuations of one prompt shares its tokens.
+    """
+
+    cells: int  # most tokens, those of all branches together
+    batch_tokens: int  # most nodes in one decode
+    branches: int
+
+    def decode(self, nodes: Sequence[Node]) -> list[Row]:
+        """Append nodes, parents first, and return a row for each that wants one.
+
+        The rows hold until the next decode. Raises ValueError, with nothing changed, for
+        nodes that break the rules, and RuntimeBroken when the native layer fails.
+        """
+        ...
+
+    def keep(self, tokens: int) -> None:
+        """Forget everything after the first tokens of the shared prompt."""
+        ...
+
+
 class Runtime(Protocol):
     """One loaded model."""
 
@@ -55,6 +88,21 @@ class Runtime(Protocol):
 
     def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
         """Render the chat template and tokenize. Raises PromptRejected or PromptTooLong."""
+        ...
+
+    def text_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """Tokenize a prompt that is no chat, or check one that is tokens already.
+
+        Raises PromptRejected or PromptTooLong.
+        """
+        ...
+
+    def label_tokens(self, label: str) -> list[int]:
+        """Tokenize the text of an answer; control tokens are not read out of it."""
+        ...
+
+    def scoring(self, cells: int) -> ScoringContext:
+        """Return the scoring context, at least this large; an earlier, smaller one is freed."""
         ...
 
     def decode(self, chunks: Sequence[Chunk]) -> list[Row]:

@@ -80,7 +80,8 @@ class Scheduler:
             self._refuse(ask.id, FailureKind.BUSY, "the waiting line is full")
             return
         try:
-            prompt = self._runtime.prompt_tokens(ask.messages)
+            given = ask.prompt
+            prompt = self._runtime.prompt_tokens(ask.messages) if given is None else self._runtime.text_tokens(given)
         except PromptRejected as error:
             self._refuse(ask.id, FailureKind.REJECTED, str(error))
             return

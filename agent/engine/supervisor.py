@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from agent import executable
+from agent.engine import frames
 from agent.engine.model_supervisor import ModelSupervisor, Patience, WorkerState, WorkerStatus
 from agent.errors import OutriderError
 from agent.settings import EngineSettings
 from agent.telemetry import LOG
-from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, ModelFile
+from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, Message, ModelFile, Scores
 
 __all__ = ["EnginePool", "Patience", "WorkerState", "WorkerStatus"]
 
@@ -73,6 +74,49 @@ class EnginePool:
         async with contextlib.aclosing(model.generate(request, left_ms)) as events:
             async for event in events:
                 yield event
+
+    async def score(
+        self,
+        request: InferenceRequest,
+        labels: Sequence[str],
+        *,
+        messages: Sequence[Message] | None = None,
+        offsets: Sequence[float] = (),
+        best_only: bool = False,
+    ) -> Scores:
+        """Return the raw log-probability of every label as the answer. Cancelling cancels.
+
+        ``messages`` replace those of the request. ``best_only`` finds the label with the
+        highest sum of log-probability and offset and leaves out what cannot win.
+        """
+        try:
+            model = await self._supervisor(request.model)
+        except OutriderError as error:
+            return Scores(failure=Failure(FailureKind.REJECTED, str(error)), model=request.model)
+        ask = frames.Score(
+            id=0,
+            messages=request.messages if messages is None else tuple(messages),
+            labels=tuple(labels),
+            offsets=tuple(offsets),
+            best_only=best_only,
+        )
+        started = time.monotonic()
+        left_ms = None if request.deadline_at_ms is None else request.deadline_at_ms - self._now_ms()
+        scored = await model.score(ask, left_ms)
+        status = model.status()
+        return Scores(
+            logprobs=scored.logprobs,
+            token_counts=scored.label_tokens,
+            mass=scored.mass,
+            best=scored.best,
+            prompt_tokens=scored.prompt_tokens,
+            cached_tokens=scored.cached_tokens,
+            duration_ms=(time.monotonic() - started) * 1000,
+            model=request.model,
+            model_digest=status.model_digest,
+            runtime=status.runtime,
+            failure=scored.failure,
+        )
 
     def status(self) -> dict[str, WorkerStatus]:
         """Return the state of each model asked for so far, by name."""

@@ -16,9 +16,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+import msgspec
+
 from agent.engine import frames
 
 if TYPE_CHECKING:
+    from agent.engine.label_scores import LabelScorer
     from agent.engine.runtime import Runtime
     from agent.engine.scheduler import Scheduler
 
@@ -41,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     _send(output, frames.Hello(frames.PROTOCOL, os.getpid()))
     # Importing is our own code and a pinned package; what is not trusted is the model.
     from agent.engine import confinement
+    from agent.engine.label_scores import LabelScorer
     from agent.engine.runtime import RUNTIMES, ModelUnloadable
     from agent.engine.scheduler import Scheduler
 
@@ -69,19 +73,26 @@ def main(arguments: Sequence[str]) -> int:
         load_ms=(time.monotonic() - started) * 1000,
     )
     _send(output, ready)
-    return _serve(Scheduler(runtime, waiting_line=load.waiting_line), inbox, output)
+    scheduler = Scheduler(runtime, waiting_line=load.waiting_line)
+    return _serve(scheduler, LabelScorer(runtime, waiting_line=load.waiting_line), inbox, output)
 
 
-def _serve(scheduler: Scheduler, inbox: Inbox, output: int) -> NoReturn:
+def _serve(scheduler: Scheduler, scorer: LabelScorer, inbox: Inbox, output: int) -> NoReturn:
     while True:
-        while scheduler.idle or not inbox.empty():
+        while (scheduler.idle and scorer.idle) or not inbox.empty():
             match inbox.get():
                 case frames.Generate() as ask:
                     scheduler.submit(ask)
+                case frames.Score() as ask:
+                    scorer.submit(ask)
                 case frames.Cancel(request_id):
                     scheduler.cancel(request_id)
+                    scorer.cancel(request_id)
+        # One batch each in turn: a long list of labels does not hold up those who generate.
         step = scheduler.step()
-        if step.pieces or step.ended:
+        if scored := scorer.step():
+            step = msgspec.structs.replace(step, scored=scored)
+        if step.pieces or step.ended or step.scored:
             _send(output, step)
 
 

@@ -6,9 +6,13 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+
+import msgspec
 
 from agent.engine import frames
+from agent.types import Failure, FailureKind
 
 STDERR_TAIL_BYTES = 8192
 REASON_CHARS = 400
@@ -30,7 +34,7 @@ class Expired:
 
 
 EXPIRED = Expired()
-Inbox = asyncio.Queue[frames.Piece | frames.Ended | Lost | Expired]
+Inbox = asyncio.Queue[frames.Piece | frames.Ended | frames.Scored | Lost | Expired]
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -90,20 +94,46 @@ class WorkerProcess(asyncio.SubprocessProtocol):
             raise self.lost.result()
         return awaited.result()  # type: ignore[return-value]
 
-    def submit(self, generate: frames.Generate) -> tuple[int, Inbox]:
+    async def converse(
+        self, ask: frames.Generate | frames.Score, deadline: float | None, stuck_s: float
+    ) -> AsyncGenerator[frames.Piece | frames.Ended | frames.Scored | Failure, None]:
+        """Send a request; yield what comes back, up to the one event that ends it.
+
+        ``deadline`` is on the monotonic clock. Closing the iterator cancels the request.
+        """
+        left_ms = None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000)
+        try:
+            request_id, inbox = self.submit(msgspec.structs.replace(ask, deadline_ms=left_ms))
+        except frames.FrameError:
+            yield Failure(FailureKind.CONTEXT_OVERFLOW, "the prompt is far above the context")
+            return
+        timer = _alarm(inbox, deadline)
+        try:
+            while True:
+                match event := await inbox.get():
+                    case frames.Piece():
+                        yield event
+                    case frames.Ended() | frames.Scored():
+                        yield event
+                        return
+                    case Lost():
+                        yield Failure(FailureKind.CRASH, f"the model's worker {event}")
+                        return
+                    case _:
+                        yield Failure(FailureKind.TIMEOUT, "the deadline passed")
+                        return
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self.abandon(request_id, stuck_s)
+
+    def submit(self, ask: frames.Generate | frames.Score) -> tuple[int, Inbox]:
         """Send a request under a new id. Its events come in order into the inbox.
 
         Raises FrameError when the request is too large for a frame.
         """
         self._next_id += 1
-        data = frames.encode(
-            frames.Generate(
-                id=self._next_id,
-                messages=generate.messages,
-                sampling=generate.sampling,
-                deadline_ms=generate.deadline_ms,
-            )
-        )
+        data = frames.encode(msgspec.structs.replace(ask, id=self._next_id))
         inbox: Inbox = asyncio.Queue()
         if self.lost.done():
             inbox.put_nowait(self.lost.result())
@@ -169,7 +199,8 @@ class WorkerProcess(asyncio.SubprocessProtocol):
                 for piece in event.pieces:
                     if inbox := self._inboxes.get(piece.id):
                         inbox.put_nowait(piece)
-                for ended in event.ended:
+                endings: tuple[frames.Ended | frames.Scored, ...] = (*event.ended, *event.scored)
+                for ended in endings:
                     if inbox := self._inboxes.pop(ended.id, None):
                         inbox.put_nowait(ended)
                     if timer := self._overdue.pop(ended.id, None):
@@ -199,6 +230,13 @@ class WorkerProcess(asyncio.SubprocessProtocol):
         for inbox in self._inboxes.values():
             inbox.put_nowait(lost)
         self._inboxes.clear()
+
+
+def _alarm(inbox: Inbox, deadline: float | None) -> asyncio.TimerHandle | None:
+    # One timer a request: a timeout around each wait would cost on every token.
+    if deadline is None:
+        return None
+    return asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), inbox.put_nowait, EXPIRED)
 
 
 def _exit_reason(returncode: int | None) -> str:

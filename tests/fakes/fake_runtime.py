@@ -27,6 +27,7 @@ class FakeRuntime:
         self.batch_tokens = batch_tokens
         self.content = [[] for _ in range(self.slots)]
         self.decodes = 0
+        self.scoring_context = None
 
     def prompt_tokens(self, messages):
         tokens = list("\n".join(message.content for message in messages).encode())
@@ -54,6 +55,27 @@ class FakeRuntime:
             self.content[chunk.slot] += chunk.tokens
         return [row(self.content[chunk.slot]) for chunk in chunks if chunk.wants_row]
 
+    def text_tokens(self, prompt):
+        if not isinstance(prompt, str):
+            tokens = list(prompt)
+            if any(not 0 <= token < VOCABULARY for token in tokens):
+                raise PromptRejected("a token of the prompt is not in the vocabulary")
+        else:
+            tokens = list(prompt.encode())
+        if not tokens:
+            raise PromptRejected("the prompt is empty")
+        if len(tokens) + 1 > self.context_tokens:
+            raise PromptTooLong(f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}")
+        return tokens
+
+    def label_tokens(self, label):
+        return list(label.encode())
+
+    def scoring(self, cells):
+        if self.scoring_context is None or self.scoring_context.cells < cells:
+            self.scoring_context = FakeScoring(cells)
+        return self.scoring_context
+
     def clear(self, slot):
         self.content[slot] = []
 
@@ -65,6 +87,69 @@ class FakeRuntime:
 
     def close(self):
         pass
+
+
+class FakeScoring:
+    """A tree of continuations; whatever breaks the rules of the seam is an assertion."""
+
+    batch_tokens = 8
+    branches = 5
+
+    def __init__(self, cells):
+        self.cells = cells
+        self.shared = []
+        self.own = {}
+        self.used = 0
+        self.decoded = 0
+
+    def decode(self, nodes):
+        assert 0 < len(nodes) <= self.batch_tokens
+        rows = []
+        for token, position, branches, wants_row in nodes:
+            assert 0 <= token < VOCABULARY
+            self.used += 1
+            if branches is None:
+                assert not self.own
+                assert position == len(self.shared)
+                self.shared.append(token)
+                content = self.shared
+            else:
+                assert branches
+                for branch in branches:
+                    assert 0 <= branch < self.branches
+                    assert position == len(self.shared) + len(self.own.setdefault(branch, []))
+                    self.own[branch].append(token)
+                content = self.shared + self.own[branches[0]]
+                assert all(self.own[branch] == self.own[branches[0]] for branch in branches)
+            if wants_row:
+                rows.append(spread(content))
+        assert self.used <= self.cells
+        self.decoded += len(nodes)
+        return rows
+
+    def keep(self, tokens):
+        assert 0 <= tokens <= len(self.shared)
+        self.shared = self.shared[:tokens]
+        self.own = {}
+        self.used = tokens
+
+
+def spread(content):
+    """A row in which every token has a figure of its own, from the whole content."""
+    seed = zlib.crc32(bytes(min(token, 255) for token in content))
+    if content[:3] == list(b"NaN"):
+        return np.full(VOCABULARY, np.nan, np.float32)
+    return np.random.default_rng(seed).normal(0, 3, VOCABULARY).astype(np.float32)
+
+
+def expected_logprob(prompt, label):
+    """The log-probability of a label after a prompt, token by token in float64."""
+    total, content = 0.0, list(prompt)
+    for token in label:
+        logits = spread(content).astype(np.float64)
+        total += logits[token] - np.logaddexp.reduce(logits)
+        content.append(token)
+    return total
 
 
 def next_token(content):
