@@ -108,6 +108,7 @@ async def serve(
             return live.settings
 
         pipeline = Pipeline(engine, storage.journal, judge, live.policy, now_ms, dispatcher.wake)
+        stack.push_async_callback(pipeline.flush)
         if recovered := await storage.recover(now_ms(), pipeline.decide_cut_short):
             LOG.info("%d requests were running when the daemon last stopped; settled", recovered)
         app = create_app(

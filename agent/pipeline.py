@@ -8,13 +8,15 @@ target is reachable, and the late answer is joined to its request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from agent import routing
+from agent.classification import Classifier, LabelEngine
+from agent.confidence import labels as label_confidence
 from agent.confidence.estimators import Estimator
 from agent.errors import (
     Busy,
@@ -26,6 +28,7 @@ from agent.errors import (
     OutriderError,
     QueueFull,
 )
+from agent.telemetry import LOG, METRICS
 from agent.types import (
     Accepted,
     Action,
@@ -38,12 +41,15 @@ from agent.types import (
     InferenceRequest,
     OnLowConfidence,
     Reason,
+    RequestKind,
     RequestRecord,
     RequestState,
 )
 
+MOST_RECORDS_UNDER_WAY = 1000
 
-class Engine(Protocol):
+
+class Engine(LabelEngine, Protocol):
     """Where text is generated. Problems end in ``Generation.failure``, they do not raise."""
 
     def generate(self, request: InferenceRequest) -> AsyncGenerator[Delta | Generation]:
@@ -65,6 +71,19 @@ class Journal(Protocol):
         *,
         now_ms: int,
     ) -> RequestRecord: ...
+
+    async def record(
+        self,
+        request: InferenceRequest,
+        accepted: Accepted,
+        generation: Generation | None,
+        confidence: Confidence | None,
+        decision: Decision,
+        *,
+        now_ms: int,
+    ) -> RequestRecord:
+        """Store a request that was not opened, with its end, in one transaction."""
+        ...
 
     def watch(self, request_id: str) -> AsyncIterator[RequestRecord]: ...
 
@@ -102,7 +121,7 @@ class Holds:
 
 
 class Pipeline:
-    """Runs requests. Holds no state of a request between runs."""
+    """Runs requests. Holds no state of a request between runs, but for records under way to the disk."""
 
     def __init__(
         self,
@@ -120,6 +139,8 @@ class Pipeline:
         self._now_ms = now_ms
         self._wake_dispatcher = wake_dispatcher
         self.holds = Holds()
+        self._classifier = Classifier(engine)
+        self._records: set[asyncio.Future[RequestRecord]] = set()
 
     async def run(self, request: InferenceRequest) -> AsyncGenerator[Delta | Verdict]:
         """Yield deltas while text is made, then one Verdict.
@@ -129,33 +150,53 @@ class Pipeline:
         """
         policy = self._policy()
         route = routing.before(request, policy)
-        if known := await self._open(request, route):
+        durable_first = _is_durable_first(request, route)
+        unopened = None if durable_first else route.accepted
+        if durable_first and (known := await self._open(request, route)):
             yield Verdict(await self._held(request, known), replayed=True)
             return
         generation: Generation | None = None
         try:
             if route.use_local:
                 # Closed at once when the caller leaves, so that the engine stops decoding.
-                async with aclosing(self._engine.generate(request)) as events:
+                async with aclosing(self._generate(request)) as events:
                     async for event in events:
                         if isinstance(event, Generation):
                             generation = event
                         else:
                             yield event
-            confidence = self._judge(generation) if generation else None
+            confidence = self._confidence(request, generation) if generation else None
             decision = routing.after(request, route, generation, confidence, policy)
         except (GeneratorExit, asyncio.CancelledError):
             # The caller left. Nothing was promised to it: the request ends here, on disk too.
-            await asyncio.shield(self._give_up(request, FailureKind.CANCELLED, "the caller went away"))
+            gone = self._give_up(request, FailureKind.CANCELLED, "the caller went away", unopened=unopened)
+            await asyncio.shield(gone)
             raise
         except Exception as error:
             # A fault of this program: the request must not stay "running", and the fault must show.
-            await self._give_up(request, FailureKind.CRASH, f"internal error: {type(error).__name__}")
+            message = f"internal error: {type(error).__name__}"
+            await self._give_up(request, FailureKind.CRASH, message, unopened=unopened)
             raise
-        record = await self._settle_surely(request, generation, confidence, decision)
+        if durable_first or decision.action is Action.QUEUED:
+            record = await self._settle_surely(request, generation, confidence, decision, unopened=unopened)
+        else:
+            record = await self._record_later(request, route.accepted, generation, confidence, decision)
         if decision.action is Action.REFUSED:
             raise refusal(generation.failure if generation else None)
         yield Verdict(await self._held(request, record))
+
+    def _generate(self, request: InferenceRequest) -> AsyncGenerator[Delta | Generation]:
+        if request.kind is RequestKind.CLASSIFY:
+            return self._classify(request)
+        return self._engine.generate(request)
+
+    async def _classify(self, request: InferenceRequest) -> AsyncGenerator[Delta | Generation]:
+        yield await self._classifier.run(request)
+
+    def _confidence(self, request: InferenceRequest, generation: Generation) -> Confidence:
+        if request.kind is RequestKind.CLASSIFY:
+            return label_confidence.judge(generation)
+        return self._judge(generation)
 
     async def _open(self, request: InferenceRequest, route: routing.Route) -> RequestRecord | None:
         """Make the request durable, or find the answer of its Idempotency-Key."""
@@ -174,9 +215,11 @@ class Pipeline:
         generation: Generation | None,
         confidence: Confidence | None,
         decision: Decision,
+        *,
+        unopened: Accepted | None,
     ) -> RequestRecord:
         """Settle to the end even if the caller leaves: a row once written must be told to the dispatcher."""
-        settling = asyncio.ensure_future(self._settle(request, generation, confidence, decision))
+        settling = asyncio.ensure_future(self._settle(request, generation, confidence, decision, unopened=unopened))
         try:
             return await asyncio.shield(settling)
         except asyncio.CancelledError:
@@ -189,16 +232,19 @@ class Pipeline:
         generation: Generation | None,
         confidence: Confidence | None,
         decision: Decision,
+        *,
+        unopened: Accepted | None,
     ) -> RequestRecord:
         """Store result and decision in one transaction; wake the dispatcher for a new row."""
+        settle = self._ending(unopened)
         try:
-            record = await self._journal.settle(request, generation, confidence, decision, now_ms=self._now_ms())
+            record = await settle(request, generation, confidence, decision, now_ms=self._now_ms())
         except QueueFull:
             # The row is refused, visibly; a local text is still worth having.
             has_text = generation is not None and generation.failure is None
             action = Action.UNCERTAIN if has_text else Action.REFUSED
             decision = msgspec.structs.replace(decision, action=action, reason=Reason.QUEUE_FULL)
-            record = await self._journal.settle(request, generation, confidence, decision, now_ms=self._now_ms())
+            record = await settle(request, generation, confidence, decision, now_ms=self._now_ms())
             if action is Action.REFUSED:
                 raise
         if record.state is RequestState.QUEUED:
@@ -224,12 +270,66 @@ class Pipeline:
             pass  # the deadline, or the daemon stops: the caller gets the draft and where to ask later
         return record
 
-    async def _give_up(self, request: InferenceRequest, kind: FailureKind, message: str) -> None:
+    def _ending(self, unopened: Accepted | None) -> Callable[..., Awaitable[RequestRecord]]:
+        """Return what stores the end of a request: of one that was opened, or of one that was not."""
+        if unopened is None:
+            return self._journal.settle
+
+        def record(request: InferenceRequest, *result: Any, now_ms: int) -> Awaitable[RequestRecord]:
+            return self._journal.record(request, unopened, *result, now_ms=now_ms)
+
+        return record
+
+    async def _record_later(
+        self,
+        request: InferenceRequest,
+        accepted: Accepted,
+        generation: Generation | None,
+        confidence: Confidence | None,
+        decision: Decision,
+    ) -> RequestRecord:
+        """Return the record of a request that was not opened; it goes to the disk behind the answer."""
+        if len(self._records) >= MOST_RECORDS_UNDER_WAY:
+            await asyncio.wait(self._records, return_when=asyncio.FIRST_COMPLETED)
+        now_ms = self._now_ms()
+        writing = asyncio.ensure_future(
+            self._journal.record(request, accepted, generation, confidence, decision, now_ms=now_ms)
+        )
+        self._records.add(writing)
+        writing.add_done_callback(self._recorded)
+        return RequestRecord(
+            request=request,
+            id=request.id,
+            state=RequestState.ANSWERED if decision.action is not Action.REFUSED else RequestState.FAILED,
+            model=request.model,
+            received_at_ms=request.received_at_ms,
+            settled_at_ms=now_ms,
+            generation=generation,
+            confidence=confidence,
+            decision=decision,
+            answered_by="local" if decision.action is not Action.REFUSED else None,
+        )
+
+    def _recorded(self, writing: asyncio.Future[RequestRecord]) -> None:
+        self._records.discard(writing)
+        if not writing.cancelled() and (error := writing.exception()):
+            METRICS.count("records_lost", kind="classify")
+            LOG.error("the record of an answered request is lost: %s: %s", type(error).__name__, error)
+
+    async def flush(self) -> None:
+        """Wait until every record is on disk."""
+        if self._records:
+            await asyncio.wait(self._records)
+
+    async def _give_up(
+        self, request: InferenceRequest, kind: FailureKind, message: str, *, unopened: Accepted | None = None
+    ) -> None:
         decision = Decision(
             action=Action.REFUSED, reason=Reason(kind.value), rule_id="failure", trace=(f"failure: {message}",)
         )
         generation = Generation(failure=Failure(kind, message))
-        await self._journal.settle(request, generation, None, decision, now_ms=self._now_ms())
+        settle = self._ending(unopened)
+        await settle(request, generation, None, decision, now_ms=self._now_ms())
 
     def decide_cut_short(self, request: InferenceRequest, accepted: Accepted, generation: Generation) -> Decision:
         """Decide about a request that the end of an earlier life of the daemon cut short.
@@ -241,6 +341,11 @@ class Pipeline:
             return routing.after(request, routing.resumed(request, accepted, policy), generation, None, policy)
         except InvalidRequest as error:  # the configuration has changed since, and now forbids it
             return Decision(action=Action.REFUSED, reason=Reason.CRASH, rule_id="failure", trace=(str(error),))
+
+
+def _is_durable_first(request: InferenceRequest, route: routing.Route) -> bool:
+    """Whether a request is on disk before any work: all but a choice of labels that nobody can ask for again."""
+    return request.kind is not RequestKind.CLASSIFY or request.idempotency_key is not None or route.straight
 
 
 def refusal(failure: Failure | None) -> OutriderError:

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from starlette.datastructures import Headers
 
+from agent.api.envelope import Envelope
 from agent.api.fields import Fields
-from agent.errors import InvalidRequest, TooManyHops
-from agent.identifiers import uuid7
+from agent.errors import InvalidRequest
 from agent.settings import RoutingSettings, ServerSettings
-from agent.types import EgressPolicy, InferenceRequest, Message, OnLowConfidence, RouteMode, Sampling
+from agent.types import InferenceRequest, Message, Sampling
 
-MOST_HOPS = 3  # this many Outriders behind a request are a loop
 MOST_STOPS = 4
 LONGEST_STOP = 1024  # characters
-LONGEST_KEY = 255  # characters of an Idempotency-Key
-LONGEST_DEADLINE_MS = 86_400_000
-MOST_METADATA = 16
-
-EXTENSION_HEADERS = {
-    "on_low_confidence": "x-outrider-on-low-confidence",
-    "route_mode": "x-outrider-route-mode",
-    "egress": "x-outrider-egress",
-    "deadline_ms": "x-outrider-deadline-ms",
-}
-HOPS_HEADER = "x-outrider-hops"
 
 # Parameters of the OpenAI API that are not built here, with the values that change nothing.
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
@@ -59,7 +45,6 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 }
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
 class ChatCall(msgspec.Struct, frozen=True):
@@ -79,41 +64,21 @@ def parse_chat(
     model exists is not checked here.
     """
     fields = Fields(body)
-    model = fields.text("model", 256)
-    if not model:
-        raise fields.missing("model")
-    messages = _messages(fields, server.max_messages)
+    call = Envelope(fields, body, headers)
+    messages = parse_messages(fields, server.max_messages)
     sampling = _sampling(fields)
     stream = fields.flag("stream") or False
-    include_usage = _stream_options(fields, stream=stream)
-    metadata = _metadata(fields)
-    user = fields.text("user", 512)
-    extension = _extension(fields, headers)
+    include_usage = stream_options(fields, stream=stream)
     for name, defaults in UNSUPPORTED.items():
         fields.only(name, *defaults)
     fields.finish()
-    span_ms = extension.integer("deadline_ms", 1, LONGEST_DEADLINE_MS) or int(server.request_timeout_s * 1000)
-    request = InferenceRequest(
-        id=uuid7(now_ms),
-        model=model,
-        messages=messages,
-        sampling=sampling,
-        route_mode=extension.choice("route_mode", RouteMode) or routing.mode,
-        on_low_confidence=extension.choice("on_low_confidence", OnLowConfidence) or routing.on_low_confidence,
-        egress=extension.choice("egress", EgressPolicy),
-        idempotency_key=_idempotency_key(headers),
-        body_sha256=_digest(body, headers),
-        metadata=metadata,
-        user=user,
-        received_at_ms=now_ms,
-        deadline_at_ms=now_ms + span_ms,
-        hops=_hops(headers),
-    )
-    extension.finish()
+    asked = InferenceRequest(id="", model="", received_at_ms=0, messages=messages, sampling=sampling)
+    request = call.request(asked, server=server, routing=routing, now_ms=now_ms)
     return ChatCall(request, stream, include_usage)
 
 
-def _messages(fields: Fields, most: int) -> tuple[Message, ...]:
+def parse_messages(fields: Fields, most: int) -> tuple[Message, ...]:
+    """Take ``messages``. Raises InvalidRequest that names the part at fault."""
     items = fields.array("messages", most)
     if items is None:
         raise fields.missing("messages")
@@ -195,13 +160,14 @@ def _sampling(fields: Fields) -> Sampling:
         top_p=defaults.top_p if top_p is None else top_p,
         seed=None if seed is None else seed & 0xFFFF_FFFF,
         max_tokens=new if old is None else old,
-        stop=_stops(fields),
+        stop=stops(fields),
         logprobs=logprobs,
         top_logprobs=top or 0,
     )
 
 
-def _stops(fields: Fields) -> tuple[str, ...]:
+def stops(fields: Fields) -> tuple[str, ...]:
+    """Take ``stop``."""
     value = fields.take("stop")
     if value is None:
         return ()
@@ -213,7 +179,8 @@ def _stops(fields: Fields) -> tuple[str, ...]:
     return tuple(items)
 
 
-def _stream_options(fields: Fields, *, stream: bool) -> bool:
+def stream_options(fields: Fields, *, stream: bool) -> bool:
+    """Take ``stream_options``; return whether the usage is asked for."""
     options = fields.nested("stream_options")
     if options is None:
         return False
@@ -223,82 +190,3 @@ def _stream_options(fields: Fields, *, stream: bool) -> bool:
     options.only("include_obfuscation", False)
     options.finish()
     return include_usage
-
-
-def _metadata(fields: Fields) -> dict[str, str]:
-    value = fields.take("metadata")
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise fields.wrong_type("metadata", "an object of strings")
-    if len(value) > MOST_METADATA or any(len(key) > 64 or len(text) > 512 for key, text in value.items()):
-        raise fields.wrong_value("metadata", "must have at most 16 pairs, keys of 64 and values of 512 characters")
-    return value
-
-
-def _extension(fields: Fields, headers: Headers) -> Fields:
-    """Merge the ``outrider`` object and the x-outrider-* headers; a contradiction is refused."""
-    known = {*EXTENSION_HEADERS.values(), HOPS_HEADER}
-    for header in headers:
-        # A misspelt x-outrider-egress must not let text out.
-        if header.startswith("x-outrider-") and header not in known:
-            raise InvalidRequest(
-                f"unknown header {header[:100]}: known are {', '.join(sorted(known))}",
-                param=header[:100],
-                code="unknown_parameter",
-            )
-    given = fields.take("outrider")
-    if given is not None and not isinstance(given, dict):
-        raise fields.wrong_type("outrider", "an object")
-    merged: dict[str, Any] = dict(given or {})
-    for name, header in EXTENSION_HEADERS.items():
-        text = _single(headers, header)
-        if text is None:
-            continue
-        value: object = int(text) if name == "deadline_ms" and re.fullmatch(r"[0-9]{1,12}", text) else text
-        if merged.get(name) is not None and merged[name] != value:
-            raise InvalidRequest(
-                f"outrider.{name} and the header {header} differ: keep one",
-                param=f"outrider.{name}",
-                code="contradiction",
-            )
-        merged[name] = value
-    return Fields(merged, "outrider")
-
-
-def _single(headers: Headers, name: str) -> str | None:
-    values = headers.getlist(name)
-    if len(set(values)) > 1:
-        raise InvalidRequest(f"the header {name} came twice with different values", param=name, code="contradiction")
-    return values[0] if values else None
-
-
-def _idempotency_key(headers: Headers) -> str | None:
-    key = _single(headers, "idempotency-key")
-    if key is not None and (len(key) > LONGEST_KEY or not _KEY.fullmatch(key)):
-        raise InvalidRequest(
-            f"Idempotency-Key must be 1 to {LONGEST_KEY} printable ASCII characters",
-            param="idempotency-key",
-            code="invalid_value",
-        )
-    return key
-
-
-def _hops(headers: Headers) -> int:
-    text = _single(headers, HOPS_HEADER)
-    if text is None:
-        return 0
-    if not re.fullmatch(r"[0-9]{1,3}", text):
-        raise InvalidRequest(f"{HOPS_HEADER} must be a number", param=HOPS_HEADER, code="invalid_value")
-    if int(text) >= MOST_HOPS:
-        raise TooManyHops(
-            f"the request came through {int(text)} Outriders, at most {MOST_HOPS - 1} are allowed: "
-            "two of them may be each other's target"
-        )
-    return int(text)
-
-
-def _digest(body: Mapping[str, Any], headers: Headers) -> str:
-    """Hash what makes two requests the same: the body whatever its spelling, and the headers that steer it."""
-    steering = {name: _single(headers, header) for name, header in EXTENSION_HEADERS.items()}
-    return hashlib.sha256(msgspec.json.encode([body, steering], order="deterministic")).hexdigest()

@@ -7,6 +7,7 @@ it is handed over fresh.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -23,8 +24,12 @@ VERIFY = (
     "Begin your reply with one line that holds only the word RIGHT or the word WRONG. "
     "If it is WRONG, write the right answer from the second line on, and nothing else."
 )
+CHOOSE = "Reply with exactly one of these labels and nothing else:\n"
 VERDICT_TOKENS = 16  # room for the line with the verdict, on top of what the caller allows for the answer
 VERDICTS = {"RIGHT": "right", "WRONG": "wrong"}
+
+
+_WRAPPING = " \t\r\n*_`#.:!\"'"
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -61,9 +66,12 @@ def chat_body(record: RequestRecord, row: Escalation, model: str) -> bytes:
 
 
 def _messages(request: InferenceRequest, text: str | None, handoff: Handoff) -> list[Message]:
+    choose = CHOOSE + "\n".join(sorted(request.labels)) if request.labels else ""
     if text is None or handoff is Handoff.FRESH:
-        return list(request.messages)
+        return [*request.messages, *([Message("user", choose)] if choose else [])]
     instruction = REFINE if handoff is Handoff.REFINE else VERIFY
+    if choose:
+        instruction += "\n" + ("The answer is one of these labels:\n" + choose.removeprefix(CHOOSE))
     return [*request.messages, Message("assistant", text), Message("user", instruction)]
 
 
@@ -85,11 +93,20 @@ def _sampling(request: InferenceRequest, handoff: Handoff) -> dict[str, Any]:
 def read_verdict(reply: str, record: RequestRecord) -> Judged | None:
     """Read a reply to VERIFY; None when it has no verdict, or is WRONG without an answer."""
     first, _, rest = reply.strip().partition("\n")
-    verdict = VERDICTS.get(first.strip(" \t\r*_`#.:!\"'").upper())
+    verdict = VERDICTS.get(first.strip(_WRAPPING).upper())
     if verdict == "right":
         return Judged(verdict, draft(record) or "")
     answer = _cut(rest.strip(), record.request.sampling.stop if record.request else ())
     return Judged(verdict, answer) if verdict and answer else None
+
+
+def read_label(reply: str, labels: Sequence[str]) -> str | None:
+    """Read which label a reply names, whatever its case and wrapping; None when it names none, or two."""
+    told = reply.strip().strip(_WRAPPING)
+    if told in labels:
+        return told
+    folded = [label for label in labels if label.strip(_WRAPPING).casefold() == told.casefold()]
+    return folded[0] if len(folded) == 1 else None
 
 
 def _cut(text: str, stops: tuple[str, ...]) -> str:

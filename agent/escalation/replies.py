@@ -4,6 +4,7 @@
 |---------------------------------------------------|------------------|
 | 200 with usable content                           | Delivered        |
 | 200, but the answer is empty, refused or filtered | Rejected         |
+| 200, but the choice is none of the labels         | Rejected         |
 | 200 with "choices" that cannot be read            | Rejected         |
 | any other 200; 3xx; 511                           | Offline (portal) |
 | 202, or an Outrider's "queued"                    | Held             |
@@ -27,7 +28,7 @@ from typing import Any
 
 import msgspec
 
-from agent.escalation.handoff import effective, read_verdict
+from agent.escalation.handoff import effective, read_label, read_verdict
 from agent.escalation.target import (
     Blocked,
     Delivered,
@@ -184,6 +185,11 @@ def _read_answer(reply: HttpReply, record: RequestRecord, row: Escalation) -> Ou
         if judged is None:
             return Rejected("the reply has no readable verdict")
         verdict, text = judged.verdict, judged.text
+    if record.request is not None and record.request.labels:
+        label = read_label(text, record.request.labels)
+        if label is None:
+            return Rejected("the reply is none of the labels")
+        text = label
     return Delivered(
         CloudAnswer(
             text=text,

@@ -58,21 +58,7 @@ class Journal:
                 known = _known(connection, request)
                 if known is not None:
                     return known
-            connection.execute(
-                sql.REQUEST_OPEN,
-                {
-                    "id": request.id,
-                    "kind": request.kind.value,
-                    "model": request.model,
-                    "idempotency_key": request.idempotency_key,
-                    "body_sha256": request.body_sha256,
-                    "received_at_ms": request.received_at_ms,
-                    "accepted_egress": accepted.egress.value,
-                    "accepted_target": accepted.target,
-                    "accepted_fingerprint": accepted.target_fingerprint,
-                    "body": rows.pack(request),
-                },
-            )
+            _insert(connection, request, accepted)
             return None
 
         return await self._db.write(work, grows=True)
@@ -94,45 +80,77 @@ class Journal:
         """
 
         def work(connection: Connection) -> RequestRecord:
-            state = _state_of(decision)
-            answered = generation is not None and generation.failure is None and decision.action is not Action.REFUSED
-            changed = connection.execute(
-                sql.REQUEST_SETTLE,
-                {
-                    "id": request.id,
-                    "state": state.value,
-                    "now_ms": now_ms,
-                    "action": decision.action.value,
-                    "reason": decision.reason.value,
-                    "confidence": rows.text(confidence),
-                    "decision": rows.text(decision),
-                    "answered_by": rows.LOCAL if answered else None,
-                    "bodies_until_ms": self._retention.until_ms(state, now_ms),
-                    "forget": False,
-                },
-            ).rowcount
-            if not changed:
-                raise _not_running(connection, request.id)
-            if generation is not None:
-                connection.execute(
-                    sql.RESULT_PUT,
-                    {
-                        "request_id": request.id,
-                        "source": rows.LOCAL,
-                        "now_ms": now_ms,
-                        "body": rows.pack(generation),
-                    },
-                )
-            if state is RequestState.QUEUED:
-                self._enqueue(connection, request.id, decision, now_ms)
-            record = rows.read_record(connection, request.id)
-            assert record is not None
-            if self._retention.forgets(state):
-                forget(connection, request.id)
-            return record
+            return self._settle(connection, request, generation, confidence, decision, now_ms)
 
         record = await self._db.write(work)
         self._changes.publish(request.id)
+        return record
+
+    async def record(
+        self,
+        request: InferenceRequest,
+        accepted: Accepted,
+        generation: Generation | None,
+        confidence: Confidence | None,
+        decision: Decision,
+        *,
+        now_ms: int,
+    ) -> RequestRecord:
+        """Store a request that was not opened, with its result and decision: ``open`` and ``settle`` in one.
+
+        Raises as they do; nothing is stored then.
+        """
+
+        def work(connection: Connection) -> RequestRecord:
+            _insert(connection, request, accepted)
+            return self._settle(connection, request, generation, confidence, decision, now_ms)
+
+        return await self._db.write(work, grows=True)
+
+    def _settle(
+        self,
+        connection: Connection,
+        request: InferenceRequest,
+        generation: Generation | None,
+        confidence: Confidence | None,
+        decision: Decision,
+        now_ms: int,
+    ) -> RequestRecord:
+        state = _state_of(decision)
+        answered = generation is not None and generation.failure is None and decision.action is not Action.REFUSED
+        changed = connection.execute(
+            sql.REQUEST_SETTLE,
+            {
+                "id": request.id,
+                "state": state.value,
+                "now_ms": now_ms,
+                "action": decision.action.value,
+                "reason": decision.reason.value,
+                "confidence": rows.text(confidence),
+                "decision": rows.text(decision),
+                "answered_by": rows.LOCAL if answered else None,
+                "bodies_until_ms": self._retention.until_ms(state, now_ms),
+                "forget": False,
+            },
+        ).rowcount
+        if not changed:
+            raise _not_running(connection, request.id)
+        if generation is not None:
+            connection.execute(
+                sql.RESULT_PUT,
+                {
+                    "request_id": request.id,
+                    "source": rows.LOCAL,
+                    "now_ms": now_ms,
+                    "body": rows.pack(generation),
+                },
+            )
+        if state is RequestState.QUEUED:
+            self._enqueue(connection, request.id, decision, now_ms)
+        record = rows.read_record(connection, request.id)
+        assert record is not None
+        if self._retention.forgets(state):
+            forget(connection, request.id)
         return record
 
     def _enqueue(self, connection: Connection, request_id: str, decision: Decision, now_ms: int) -> None:
@@ -241,6 +259,24 @@ def check_ceiling(connection: Connection, queue: QueueSettings, body_bytes: int)
             f"the queue holds {total['n_bytes']} bytes, {body_bytes} more pass its ceiling; "
             "drain, cancel or purge, or raise queue.max_bytes"
         )
+
+
+def _insert(connection: Connection, request: InferenceRequest, accepted: Accepted) -> None:
+    connection.execute(
+        sql.REQUEST_OPEN,
+        {
+            "id": request.id,
+            "kind": request.kind.value,
+            "model": request.model,
+            "idempotency_key": request.idempotency_key,
+            "body_sha256": request.body_sha256,
+            "received_at_ms": request.received_at_ms,
+            "accepted_egress": accepted.egress.value,
+            "accepted_target": accepted.target,
+            "accepted_fingerprint": accepted.target_fingerprint,
+            "body": rows.pack(request),
+        },
+    )
 
 
 def _known(connection: Connection, request: InferenceRequest) -> RequestRecord | None:
