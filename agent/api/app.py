@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent.api import openai_routes, ops_routes, queue_routes, request_routes
+from agent.api import classify_routes, openai_routes, ops_routes, queue_routes, request_routes
 from agent.api.auth import check_caller, role_of
 from agent.api.deps import ROLE, ApiDeps
 from agent.api.server import MOST_HEADER_BYTES, ApiServer, check_tls, uvicorn_config
@@ -33,7 +33,13 @@ _FIXED_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b
 def create_app(deps: ApiDeps) -> Starlette:
     """Build the application. It starts and stops nothing of what it is given."""
     app = Starlette(
-        routes=[*openai_routes.ROUTES, *request_routes.ROUTES, *queue_routes.ROUTES, *ops_routes.ROUTES],
+        routes=[
+            *openai_routes.ROUTES,
+            *classify_routes.ROUTES,
+            *request_routes.ROUTES,
+            *queue_routes.ROUTES,
+            *ops_routes.ROUTES,
+        ],
         middleware=[Middleware(Guard, deps=deps)],
         exception_handlers={HTTPException: _http_exception, OutriderError: _outrider_error},
     )

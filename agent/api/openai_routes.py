@@ -20,7 +20,7 @@ from agent.errors import AnswerCut, ModelNotFound, StillRunning
 from agent.pipeline import Verdict
 from agent.storage.retention import LATE
 from agent.telemetry import METRICS
-from agent.types import OnLowConfidence, Token
+from agent.types import InferenceRequest, OnLowConfidence, Token
 
 MISSING = "missing"  # state of a model that is in the manifest and not on this device
 
@@ -32,7 +32,7 @@ async def chat_completions(request: Request) -> Response | ASGIApp:
     call = parse_chat(
         body, request.headers, server=deps.settings.server, routing=deps.settings.routing, now_ms=deps.now_ms()
     )
-    _card(deps, call.request.model)
+    model_card(deps, call.request.model)
     if call.stream:
         return _stream(deps, call)
     return await while_connected(request.receive, _answer(deps, call))
@@ -42,7 +42,7 @@ async def _answer(deps: ApiDeps, call: ChatCall) -> Response:
     async with aclosing(deps.pipeline.run(call.request)) as events:
         async for event in events:
             if isinstance(event, Verdict):
-                answer = await _given(deps, call, event)
+                answer = await given(deps, call.request, event)
                 return json_response(
                     chat_answer.completion(event.record, answer, logprobs=call.request.sampling.logprobs),
                     answer.status,
@@ -51,13 +51,15 @@ async def _answer(deps: ApiDeps, call: ChatCall) -> Response:
     raise StillRunning("the run ended without a verdict; ask again")
 
 
-async def _given(deps: ApiDeps, call: ChatCall, verdict: Verdict) -> chat_answer.Answer:
+async def given(deps: ApiDeps, request: InferenceRequest, verdict: Verdict) -> chat_answer.Answer:
     """Return what the caller gets for a verdict; a late answer counts as fetched from now on."""
     record = verdict.record
-    answer = chat_answer.answer_of(record, call.request.on_low_confidence)
+    answer = chat_answer.answer_of(record, request.on_low_confidence)
     if record.state in LATE:
         await deps.storage.journal.get(record.id, now_ms=deps.now_ms(), fetched=True)
-    METRICS.count("chat_answers", decision=record.decision.action.value if record.decision else "none")
+    METRICS.count(
+        "answers", kind=request.kind.value, decision=record.decision.action.value if record.decision else "none"
+    )
     return answer
 
 
@@ -99,7 +101,7 @@ async def _verdict(
     deps: ApiDeps, call: ChatCall, verdict: Verdict, writer: EventWriter, chunks: chat_answer.Chunks | None
 ) -> None:
     record = verdict.record
-    answer = await _given(deps, call, verdict)
+    answer = await given(deps, call.request, verdict)
     streamed = chunks is not None
     if chunks is None:
         for name, value in chat_answer.headers_of(record, answer, replayed=verdict.replayed).items():
@@ -133,10 +135,11 @@ async def list_models(request: Request) -> Response:
 async def show_model(request: Request) -> Response:
     """``GET /v1/models/{name}``."""
     deps = deps_of(request)
-    return json_response(_model_object(deps, _card(deps, request.path_params["name"])))
+    return json_response(_model_object(deps, model_card(deps, request.path_params["name"])))
 
 
-def _card(deps: ApiDeps, name: str) -> ModelCard:
+def model_card(deps: ApiDeps, name: str) -> ModelCard:
+    """Return the card of an installed model. Raises ModelNotFound."""
     cards = {card.name: card for card in deps.models() if card.state != MISSING}
     if name not in cards:
         near = difflib.get_close_matches(name, cards, n=1)

@@ -25,7 +25,7 @@ def record_object(record: RequestRecord) -> dict[str, Any]:
     """Return a record without what concerns nobody outside: single tokens and the row's lease."""
     generation, row = record.generation, record.escalation
     if generation is not None:
-        generation = msgspec.structs.replace(generation, tokens=())
+        generation = msgspec.structs.replace(generation, tokens=(), prompt_logprobs=())
     if row is not None:
         row = msgspec.structs.replace(row, lease=None, lease_expires_at_ms=None)
     shown = msgspec.structs.replace(record, generation=generation, escalation=row)

@@ -34,7 +34,7 @@ from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
 from agent.settings import ConnectivitySettings, Settings, TargetSettings
 from agent.storage import open_storage
-from agent.types import Delta, EgressPolicy, Failure, FailureKind, Generation, Token, TopToken
+from agent.types import Delta, EgressPolicy, Failure, FailureKind, Generation, Scores, Token, TopToken
 
 MODEL = "small"
 USER, ADMIN = "user-token-" + "u" * 32, "admin-token-" + "a" * 32
@@ -65,6 +65,25 @@ class ScriptedEngine:
 
     def status(self):
         return {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048)}
+
+    async def score(self, request, labels, *, messages=None):
+        """Favour the label that the text contains: by much, or hardly when it says "unsure"."""
+        self.asked.append(request)
+        said = (messages or request.messages)[-1].content
+        for word, kind in FAILURES.items():
+            if word in said.split():
+                return Scores(model=MODEL, failure=Failure(kind, f"scripted {word}"))
+        step = 0.1 if "unsure" in said else 6.0
+        figures = tuple(-8.0 - 0.3 * len(label) + (step if label in said else 0.0) for label in labels)
+        return Scores(
+            logprobs=figures,
+            token_counts=(2,) * len(labels),
+            mass=min(1.0, sum(map(math.exp, figures))),
+            best=figures.index(max(figures)),
+            prompt_tokens=7,
+            model=MODEL,
+            model_digest="d" * 64,
+        )
 
     async def generate(self, request):
         self.asked.append(request)
@@ -125,6 +144,11 @@ class Served:
     def chat(self, said: str, *, headers=None, token: str = USER, **fields) -> httpx2.Response:
         with self.client(token) as client:
             return client.post("/v1/chat/completions", json=chat(said, **fields), headers=headers)
+
+    def classify(self, said: str, labels, *, headers=None, **fields) -> httpx2.Response:
+        with self.client() as client:
+            body = {"model": MODEL, "labels": labels, "input": said, **fields}
+            return client.post("/v1/classify", json=body, headers=headers)
 
     def get(self, path: str, token: str = USER) -> httpx2.Response:
         with self.client(token) as client:

@@ -19,6 +19,7 @@ Start it as ``EnginePool(..., worker_command=fake_worker.COMMAND)``.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -61,6 +62,24 @@ def token(text: str, logprob: float, top: int) -> Token:
 
 def words(text: str) -> list[str]:
     return [part if index == 0 else " " + part for index, part in enumerate(text.split(" "))]
+
+
+def score(ask: frames.Score) -> frames.Scored:
+    """The label that the text contains wins: by much, or hardly when it says "unsure"."""
+    said = ask.messages[-1].content.lower()
+    for word, (kind, message) in FAILURES.items():
+        if word in said:
+            return frames.Scored(id=ask.id, failure=Failure(kind, message))
+    step = 0.1 if "unsure" in said else 6.0
+    figures = tuple(-10.0 + (step if label.lower() in said else 0.0) for label in ask.labels)
+    return frames.Scored(
+        id=ask.id,
+        logprobs=figures,
+        label_tokens=tuple(len(words(label)) for label in ask.labels),
+        mass=min(1.0, sum(math.exp(figure) for figure in figures)),
+        best=figures.index(max(figures)),
+        prompt_tokens=len(words(said)),
+    )
 
 
 class Conversation(threading.Thread):
@@ -154,6 +173,8 @@ def main() -> None:
                 case frames.Generate():
                     running[command.id] = Conversation(command)
                     running[command.id].start()
+                case frames.Score():
+                    send(frames.Step(scored=(score(command),)))
                 case frames.Cancel():
                     if command.id in running:
                         running[command.id].cancelled.set()

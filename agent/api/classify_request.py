@@ -1,0 +1,72 @@
+"""From the body and headers of ``POST /v1/classify`` to an InferenceRequest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from agent.api.chat_request import parse_messages
+from agent.api.envelope import Envelope
+from agent.api.fields import Fields
+from agent.settings import RoutingSettings, ServerSettings
+from agent.types import InferenceRequest, Message, RequestKind
+
+FEWEST_LABELS, MOST_LABELS = 2, 500
+LONGEST_LABEL = 256  # characters
+INSTRUCTION = "Sort the text that the user sends. Reply with exactly one of these labels and nothing else:\n"
+
+
+def parse_classify(
+    body: Mapping[str, Any], headers: Headers, *, server: ServerSettings, routing: RoutingSettings, now_ms: int
+) -> InferenceRequest:
+    """Check every parameter and return the request.
+
+    ``input`` is a text to sort; ``messages`` are a prompt of the caller's own, whose last
+    message is what is sorted. Raises InvalidRequest that names the parameter.
+    """
+    fields = Fields(body)
+    call = Envelope(fields, body, headers)
+    labels = _labels(fields)
+    text = fields.text("input", server.max_body_bytes)
+    if text is None:
+        messages = _own_prompt(fields, server.max_messages)
+    else:
+        if fields.take("messages") is not None:
+            raise fields.wrong_value("messages", "and input are both given: keep one")
+        # In an order of their own, so that the caller's order changes nothing.
+        told = Message("system", INSTRUCTION + "\n".join(sorted(labels)))
+        messages = (told, Message("user", text))
+    fields.only("stream", False)
+    fields.finish()
+    asked = InferenceRequest(
+        id="", model="", received_at_ms=0, kind=RequestKind.CLASSIFY, messages=messages, labels=labels
+    )
+    return call.request(asked, server=server, routing=routing, now_ms=now_ms)
+
+
+def _labels(fields: Fields) -> tuple[str, ...]:
+    items = fields.array("labels", MOST_LABELS)
+    if items is None:
+        raise fields.missing("labels")
+    if len(items) < FEWEST_LABELS:
+        raise fields.wrong_value("labels", f"must have at least {FEWEST_LABELS} labels")
+    for index, item in enumerate(items):
+        if not isinstance(item, str):
+            raise fields.wrong_type(f"labels[{index}]", "a string")
+        if not 0 < len(item) <= LONGEST_LABEL or item != item.strip() or not item.isprintable():
+            rule = f"must be 1 to {LONGEST_LABEL} printable characters with no space at either end"
+            raise fields.wrong_value(f"labels[{index}]", rule)
+    if len({item.casefold() for item in items}) != len(items):
+        raise fields.wrong_value("labels", "must differ from each other by more than upper and lower case")
+    return tuple(items)
+
+
+def _own_prompt(fields: Fields, most: int) -> tuple[Message, ...]:
+    if fields.take("messages") is None:
+        raise fields.missing("input")
+    messages = parse_messages(fields, most)
+    if messages[-1].role != "user":
+        raise fields.wrong_value("messages", "must end with a user message: it is what is sorted")
+    return messages
