@@ -70,7 +70,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. ``temperature == 0`` is greedy.
 
     temperature 0..2, top_p (0, 1], seed any 32-bit integer or None (drawn anew),
-    max_tokens >= 1 or None (up to the end of the context), stop at most 4 strings,
+    max_tokens >= 0 or None (up to the end of the context), stop at most 4 strings,
     top_logprobs 0..20.
     """
 

@@ -15,7 +15,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent.api import classify_routes, openai_routes, ops_routes, queue_routes, request_routes
+from agent.api import (
+    classify_routes,
+    completion_routes,
+    openai_routes,
+    ops_routes,
+    queue_routes,
+    request_routes,
+)
 from agent.api.auth import check_caller, role_of
 from agent.api.deps import ROLE, ApiDeps
 from agent.api.server import MOST_HEADER_BYTES, ApiServer, check_tls, uvicorn_config
@@ -36,6 +43,7 @@ def create_app(deps: ApiDeps) -> Starlette:
         routes=[
             *openai_routes.ROUTES,
             *classify_routes.ROUTES,
+            *completion_routes.ROUTES,
             *request_routes.ROUTES,
             *queue_routes.ROUTES,
             *ops_routes.ROUTES,

@@ -140,7 +140,7 @@ class ModelSupervisor:
             yield self._finish(answer, self._busy())
             return
         with self._place():
-            if request.echo and request.sampling.logprobs:
+            if request.echo or request.sampling.max_tokens == 0:
                 echo = frames.Score(
                     id=0,
                     messages=request.messages,
@@ -149,7 +149,7 @@ class ModelSupervisor:
                     top_logprobs=request.sampling.top_logprobs,
                 )
                 scored = await self._scored(echo, deadline)
-                answer.prompt = scored.prompt
+                answer.prompt = scored.prompt if request.echo else ()
                 if scored.failure or request.sampling.max_tokens == 0:
                     ended = frames.Ended(0, finish_reason="length", prompt_tokens=scored.prompt_tokens)
                     yield self._finish(answer, scored.failure, ended)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from agent.errors import BodyGone
-from agent.types import Escalation, Handoff, InferenceRequest, Message, RequestRecord
+from agent.types import Escalation, Handoff, InferenceRequest, Message, RequestKind, RequestRecord
 
 REFINE = (
     "The answer above is a draft by a small model and may be wrong or incomplete. "
@@ -24,6 +24,7 @@ VERIFY = (
     "Begin your reply with one line that holds only the word RIGHT or the word WRONG. "
     "If it is WRONG, write the right answer from the second line on, and nothing else."
 )
+CONTINUE = "Continue the text that the user sends, from where it ends. Reply with the continuation only; do not repeat the text."
 CHOOSE = "Reply with exactly one of these labels and nothing else:\n"
 VERDICT_TOKENS = 16  # room for the line with the verdict, on top of what the caller allows for the answer
 VERDICTS = {"RIGHT": "right", "WRONG": "wrong"}
@@ -66,13 +67,16 @@ def chat_body(record: RequestRecord, row: Escalation, model: str) -> bytes:
 
 
 def _messages(request: InferenceRequest, text: str | None, handoff: Handoff) -> list[Message]:
+    told = list(request.messages)
+    if request.kind is RequestKind.COMPLETION:
+        told.insert(0, Message("system", CONTINUE))
     choose = CHOOSE + "\n".join(sorted(request.labels)) if request.labels else ""
     if text is None or handoff is Handoff.FRESH:
-        return [*request.messages, *([Message("user", choose)] if choose else [])]
+        return [*told, *([Message("user", choose)] if choose else [])]
     instruction = REFINE if handoff is Handoff.REFINE else VERIFY
     if choose:
         instruction += "\n" + ("The answer is one of these labels:\n" + choose.removeprefix(CHOOSE))
-    return [*request.messages, Message("assistant", text), Message("user", instruction)]
+    return [*told, Message("assistant", text), Message("user", instruction)]
 
 
 def _sampling(request: InferenceRequest, handoff: Handoff) -> dict[str, Any]:

@@ -120,10 +120,21 @@ class ScriptedEngine:
                 output_tokens=len(tokens),
                 model=MODEL,
                 model_digest="d" * 64,
+                prompt_logprobs=_echo(request) if request.echo else (),
             )
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.release()
             raise
+
+
+def _echo(request):
+    text = request.prompt if isinstance(request.prompt, str) else bytes(request.prompt).decode()
+    parts = [part if n == 0 else " " + part for n, part in enumerate(text.split(" "))]
+    top = request.sampling.top_logprobs
+    return tuple(
+        Token(n, part.encode(), -float(n), -5.0, 0.1, (TopToken(99, b" likelier", -0.25),)[:top])
+        for n, part in enumerate(parts)
+    )
 
 
 class Served:

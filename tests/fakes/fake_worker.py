@@ -67,6 +67,10 @@ def words(text: str) -> list[str]:
 def score(ask: frames.Score) -> frames.Scored:
     """The label that the text contains wins: by much, or hardly when it says "unsure"."""
     said = ask.messages[-1].content.lower()
+    if ask.echo:
+        text = ask.prompt if isinstance(ask.prompt, str) else bytes(ask.prompt or ()).decode()
+        tokens = tuple(token(part, -0.5, ask.top_logprobs) for part in words(text))
+        return frames.Scored(id=ask.id, prompt=tokens, prompt_tokens=len(tokens))
     for word, (kind, message) in FAILURES.items():
         if word in said:
             return frames.Scored(id=ask.id, failure=Failure(kind, message))

@@ -1,16 +1,22 @@
 """Label scores on the real weights do not depend on what else runs, ran before, or is asked with them."""
 
+import asyncio
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
+import pytest_asyncio
 from fakes import smollm2
 
+from agent.classification import Classifier
 from agent.engine import frames
 from agent.engine.label_scores import LabelScorer
 from agent.engine.runtime import Chunk
 from agent.engine.scheduler import Scheduler
-from agent.types import Message, Sampling
+from agent.engine.supervisor import EnginePool
+from agent.settings import EngineSettings
+from agent.types import InferenceRequest, Message, RequestKind, Sampling
 
 pytestmark = pytest.mark.model
 WITHIN = 0.01  # nats
@@ -122,3 +128,61 @@ def test_a_mass_is_a_probability(runtime):
     (echoed,) = run(runtime, frames.Score(id=next(counter), prompt="The capital of France is Paris", echo=True))
     assert echoed.prompt[-1].text_bytes == b" Paris"
     assert echoed.prompt[-1].logprob > -3
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine():
+    settings = EngineSettings(context_tokens=512, parallel=4, threads=1)
+    pool = EnginePool(settings, {"smollm2": smollm2.model_file()}.__getitem__)
+    yield pool
+    await pool.stop(0)
+
+
+def request(kind, messages=(), **fields):
+    given = {"id": "r", "model": "smollm2", "received_at_ms": 0, "messages": tuple(messages), "kind": kind}
+    return InferenceRequest(**(given | fields))
+
+
+async def generated(engine, asked):
+    *_, last = [event async for event in engine.generate(asked)]
+    assert last.failure is None
+    return last
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_choice_is_the_same_alone_and_in_a_crowd(engine):
+    classifier = Classifier(engine)
+    text = Message("user", "I want my money back for the shoes that I bought.")
+    asked = request(RequestKind.CLASSIFY, (SYSTEM, text), labels=LABELS)
+    alone = await classifier.run(asked)
+    crowd = [request(RequestKind.CHAT, (text,), sampling=Sampling(max_tokens=30, seed=n)) for n in range(4)]
+    turned = msgspec.structs.replace(asked, labels=LABELS[::-1])
+    among, *others = await asyncio.gather(Classifier(engine).run(turned), *(generated(engine, one) for one in crowd))
+    assert alone.failure is None
+    assert alone.text == among.text in LABELS
+    assert all(other.output_tokens for other in others)
+    ours, theirs = alone.label_scores, among.label_scores
+    assert np.abs(np.subtract(ours.logprobs, theirs.logprobs[::-1])).max() <= WITHIN
+    assert np.abs(np.subtract(ours.content_free, [row[::-1] for row in theirs.content_free])).max() <= WITHIN
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_log_likelihood_of_an_ending_is_that_of_its_tokens(engine):
+    """As an evaluation harness asks: context and ending as one echoed prompt, once in text and once in tokens."""
+    sampling = Sampling(max_tokens=0, logprobs=True, top_logprobs=1)
+    likely, unlikely = [
+        await generated(engine, request(RequestKind.COMPLETION, prompt=text, echo=True, sampling=sampling))
+        for text in ("The capital of France is Paris", "The capital of France is Berlin")
+    ]
+    assert likely.prompt_logprobs[-1].logprob > unlikely.prompt_logprobs[-1].logprob + 1
+    assert likely.prompt_logprobs[-1].top[0].text_bytes == b" Paris"
+    ids = tuple(token.id for token in likely.prompt_logprobs)
+    again = await generated(engine, request(RequestKind.COMPLETION, prompt=ids, echo=True, sampling=sampling))
+    assert again.prompt_logprobs == likely.prompt_logprobs
+    assert (again.text, again.finish_reason, again.prompt_tokens) == ("", "length", len(ids))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_text_is_continued(engine):
+    asked = request(RequestKind.COMPLETION, prompt="One, two, three, four,", sampling=Sampling(max_tokens=3))
+    assert (await generated(engine, asked)).text.strip().startswith("five")
