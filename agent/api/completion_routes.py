@@ -13,7 +13,7 @@ from agent.api import chat_answer, completion_answer
 from agent.api.chat_request import ChatCall
 from agent.api.completion_request import parse_completion
 from agent.api.deps import ApiDeps, deps_of
-from agent.api.openai_routes import given, model_card
+from agent.api.openai_routes import given, model_card, refuse_a_cut
 from agent.api.sse import EventStream, EventWriter, while_connected
 from agent.api.wire import json_response, read_json
 from agent.errors import StillRunning
@@ -95,6 +95,8 @@ async def _verdict(deps: ApiDeps, call: ChatCall, verdict: Verdict, writer: Even
     await writer.event({**head, "choices": [last], "outrider": chat_answer.outrider_object(record, answer)})
     if call.include_usage:
         await writer.event({**head, "choices": [], "usage": chat_answer.usage(answer)})
+    if begun:
+        refuse_a_cut(record)
 
 
 ROUTES = [Route("/v1/completions", completions, methods=["POST"])]

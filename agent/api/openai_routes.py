@@ -20,7 +20,7 @@ from agent.errors import AnswerCut, ModelNotFound, StillRunning
 from agent.pipeline import Verdict
 from agent.storage.retention import LATE
 from agent.telemetry import METRICS
-from agent.types import InferenceRequest, OnLowConfidence, Token
+from agent.types import InferenceRequest, OnLowConfidence, RequestRecord, Token
 
 MISSING = "missing"  # state of a model that is in the manifest and not on this device
 
@@ -113,9 +113,17 @@ async def _verdict(
             await writer.event(chunks.text(answer.text, logprobs))
     for chunk in chunks.ending(record, answer):
         await writer.event(chunk)
+    if streamed:
+        refuse_a_cut(record)
+
+
+def refuse_a_cut(record: RequestRecord) -> None:
+    """Raise AnswerCut at the end of a stream of text that is not whole.
+
+    A client that knows nothing of "outrider" would take the beginning for the whole.
+    """
     generation = record.generation
-    if streamed and generation is not None and generation.failure is not None:
-        # A client that knows nothing of "outrider" would take the beginning for the whole.
+    if generation is not None and generation.failure is not None:
         raise AnswerCut(
             f"the local answer was cut ({generation.failure.kind}); the whole one is to come: GET /v1/requests/{record.id}"
         )

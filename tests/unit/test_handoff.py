@@ -2,12 +2,13 @@
 
 import json
 
+import msgspec
 import pytest
 from fakes.escalation_values import record, row
 
 from agent.errors import BodyGone
-from agent.escalation.handoff import REFINE, VERDICT_TOKENS, VERIFY, chat_body, read_verdict
-from agent.types import Failure, FailureKind, Handoff, Sampling
+from agent.escalation.handoff import CONTINUE, REFINE, VERDICT_TOKENS, VERIFY, chat_body, read_label, read_verdict
+from agent.types import Failure, FailureKind, Handoff, Message, RequestKind, Sampling
 
 
 def body(handoff=Handoff.FRESH, **options):
@@ -86,3 +87,41 @@ def test_stop_strings_apply_to_the_answer_after_the_verdict():
 @pytest.mark.parametrize("reply", ["WRONG", "WRONG\n  \n", "Paris", "", "It is RIGHT", "RIGHTLY so"])
 def test_no_verdict_is_guessed(reply):
     assert read_verdict(reply, record()) is None
+
+
+LABELS = ("Card lost", "refund", "*odd*")
+
+
+@pytest.mark.parametrize(
+    ("reply", "label"),
+    [
+        ("refund", "refund"),
+        ("  **Refund**.\n", "refund"),
+        ('"CARD LOST"', "Card lost"),
+        ("odd", "*odd*"),
+        ("refund or card lost", None),
+        ("The label is refund", None),
+        ("", None),
+        ("refunds", None),
+    ],
+)
+def test_a_reply_names_exactly_one_label_or_none(reply, label):
+    assert read_label(reply, LABELS) == label
+
+
+def test_a_choice_asks_for_one_of_the_labels_in_every_handoff():
+    for handoff in Handoff:
+        told = record()
+        told = msgspec.structs.replace(
+            told, request=msgspec.structs.replace(told.request, kind=RequestKind.CLASSIFY, labels=LABELS)
+        )
+        last = json.loads(chat_body(told, row(handoff), "m"))["messages"][-1]
+        assert last["role"] == "user"
+        assert all(label in last["content"] for label in LABELS)
+
+
+def test_a_completion_is_asked_for_as_a_chat():
+    told = record(draft=None)
+    asked = msgspec.structs.replace(told.request, kind=RequestKind.COMPLETION, messages=(Message("user", "Once"),))
+    sent = json.loads(chat_body(msgspec.structs.replace(told, request=asked), row(), "m"))["messages"]
+    assert sent == [{"role": "system", "content": CONTINUE}, {"role": "user", "content": "Once"}]

@@ -59,6 +59,32 @@ async def test_a_stored_request_comes_back_whole(storage):
     assert record.answered_by == "local"
 
 
+@pytest.mark.parametrize("decision", [values.ANSWERED, values.queued()])
+async def test_a_record_in_one_is_what_open_and_settle_leave(storage, decision):
+    one, two = values.request("hi"), values.request("hi")
+    recorded = await storage.journal.record(one, values.generation(), values.UNSURE, decision, now_ms=NOW)
+    assert await storage.journal.get(one.id) == recorded
+    await storage.journal.open(two, now_ms=NOW)
+    settled = await storage.journal.settle(two, values.generation(), values.UNSURE, decision, now_ms=NOW)
+    assert (recorded.state, recorded.answered_by, recorded.settled_at_ms) == (
+        settled.state,
+        settled.answered_by,
+        settled.settled_at_ms,
+    )
+    assert (recorded.escalation is None) == (settled.escalation is None)
+    assert (await storage.journal.counts())[recorded.state] == 2
+
+
+async def test_a_record_that_finds_the_queue_full_leaves_nothing(tmp_path):
+    storage = await values.opened(tmp_path, queue=QueueSettings(max_rows=1, ballast_bytes=0))
+    await ask(storage, values.queued())
+    asked = values.request()
+    with pytest.raises(QueueFull):
+        await storage.journal.record(asked, values.generation(), values.UNSURE, values.queued(), now_ms=NOW)
+    assert await storage.journal.get(asked.id) is None
+    await storage.close()
+
+
 async def test_both_answers_are_kept(storage):
     await ask(storage, values.queued())
     record = await resolve(storage)
