@@ -184,7 +184,9 @@ class LabelScorer:
         if job.ask.echo:
             echoed = yield from self._echo(context, job)
             return frames.Scored(id=job.ask.id, prompt=echoed, prompt_tokens=len(job.prompt))
-        if job.ask.best_only and len(tree.tips) <= context.branches and len(tree.inner) <= MOST_NODES:
+        # A tree of one batch is decoded whole at the price of its best part.
+        worth_it = context.batch_tokens < len(tree.inner) <= MOST_NODES and len(tree.tips) <= context.branches
+        if job.ask.best_only and worth_it:
             return (yield from self._best(context, job, tree))
         return (yield from self._all(context, job, tree))
 

@@ -14,7 +14,7 @@ from agent.settings import ServerSettings
 LIMIT = 64 * 1024
 ROUTES = [
     ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/v1/models"), ("GET", "/v1/models/small"),
-    ("POST", "/v1/chat/completions"), ("GET", "/v1/requests"), ("GET", "/v1/requests/x"),
+    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/classify"), ("GET", "/v1/requests"), ("GET", "/v1/requests/x"),
     ("GET", "/v1/requests/x/events"), ("GET", "/v1/queue"), ("GET", "/v1/queue/x"), ("POST", "/v1/queue/x/retry"),
     ("POST", "/v1/queue/x/cancel"), ("POST", "/v1/queue/release"), ("POST", "/v1/queue/purge"),
     ("POST", "/v1/queue/drain"), ("GET", "/v1/egress"), ("GET", "/v1/egress/verify"), ("POST", "/v1/admin/reload"),
