@@ -11,6 +11,7 @@ from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import retention
 from agent.types import Accepted, Action, CloudAnswer, Decision, EgressPolicy, OnLowConfidence, Reason, RequestState
 
+ACCEPTED = Accepted(egress=EgressPolicy.ALLOW, target="cloud", target_fingerprint="f1")
 LATE = CloudAnswer(text="Port Vila, on Efate", finish_reason="stop", model="big", prompt_tokens=9, output_tokens=5)
 
 
@@ -62,9 +63,9 @@ async def test_a_stored_request_comes_back_whole(storage):
 @pytest.mark.parametrize("decision", [values.ANSWERED, values.queued()])
 async def test_a_record_in_one_is_what_open_and_settle_leave(storage, decision):
     one, two = values.request("hi"), values.request("hi")
-    recorded = await storage.journal.record(one, values.generation(), values.UNSURE, decision, now_ms=NOW)
+    recorded = await storage.journal.record(one, ACCEPTED, values.generation(), values.UNSURE, decision, now_ms=NOW)
     assert await storage.journal.get(one.id) == recorded
-    await storage.journal.open(two, now_ms=NOW)
+    await storage.journal.open(two, ACCEPTED, now_ms=NOW)
     settled = await storage.journal.settle(two, values.generation(), values.UNSURE, decision, now_ms=NOW)
     assert (recorded.state, recorded.answered_by, recorded.settled_at_ms) == (
         settled.state,
@@ -80,7 +81,7 @@ async def test_a_record_that_finds_the_queue_full_leaves_nothing(tmp_path):
     await ask(storage, values.queued())
     asked = values.request()
     with pytest.raises(QueueFull):
-        await storage.journal.record(asked, values.generation(), values.UNSURE, values.queued(), now_ms=NOW)
+        await storage.journal.record(asked, ACCEPTED, values.generation(), values.UNSURE, values.queued(), now_ms=NOW)
     assert await storage.journal.get(asked.id) is None
     await storage.close()
 
