@@ -10,7 +10,7 @@ import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import confirm, counted, emit_json, moment, notice, printable, shorten, size, span, table
-from agent.errors import ConfigError, InvalidRequest
+from agent.errors import ConfigError, InvalidRequest, WrongState
 
 if TYPE_CHECKING:
     from agent.cli.access import Access
@@ -118,7 +118,8 @@ def release(
 ) -> None:
     """Let rows that wait for a person leave: shows count, oldest and the bytes, then asks.
 
-    What comes into the queue after the question was asked is not released with the answer.
+    What comes into the queue after the question was asked is not released with the answer. A row
+    that is pending for a target which is not configured any more can be named, and goes to another.
 
     Example:  outrider queue release 0197c0de-...
 
@@ -132,7 +133,7 @@ def release(
         raise click.UsageError("with --yes, name the rows to release or say --all")
     chosen = target or _only_target(invocation)
     with open_access(invocation.settings) as access:
-        rows = [access.row(row_id) for row_id in ids] if ids else _awaiting_approval(access)
+        rows = _releasable(invocation, access, ids) if ids else _awaiting_approval(access)
         count = len(rows)
         if not count:
             notice("no row waits for a person")
@@ -147,6 +148,8 @@ def release(
             unseen = "" if len(shown) == count else f" ({count - len(shown)} of them not shown)"
             confirm(f"release {counted(count, 'row')}{unseen} to {chosen}?")
         released = access.release([row["id"] for row in rows], chosen)
+        if ids and not released:
+            raise WrongState(f"none was released: {_states([access.row(row['id']) for row in rows])}")
         running = access.running
     if as_json:
         emit_json({"released": released, "target": chosen})
@@ -170,6 +173,8 @@ def retry(invocation: Invocation, row_id: str, as_json: bool) -> None:
     with open_access(invocation.settings) as access:
         row = access.retry(row_id)
     _tell(row, as_json=as_json)
+    if row["state"] == "awaiting_approval":
+        notice(f"it waits for a person ({row['reason']}): outrider queue release {row['id']}")
 
 
 @queue.command()
@@ -262,6 +267,27 @@ def _awaiting_approval(access: Access) -> list[dict[str, Any]]:
     while page := access.rows("awaiting_approval", PAGE_ROWS, after=rows[-1]["id"] if rows else None):
         rows += page
     return rows
+
+
+def _releasable(invocation: Invocation, access: Access, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the named rows that a person may release; tell the state of the others. Raises WrongState for none."""
+    configured = {target.name for target in invocation.settings.targets}
+    rows = [access.row(row_id) for row_id in dict.fromkeys(ids)]
+    able = [
+        row
+        for row in rows
+        if row["state"] == "awaiting_approval" or (row["state"] == "pending" and row["target"] not in configured)
+    ]
+    others = [row for row in rows if row not in able]
+    if not able:
+        raise WrongState(f"none of these rows waits for a person: {_states(others)}")
+    if others:
+        notice(f"left alone, they do not wait for a person: {_states(others)}")
+    return able
+
+
+def _states(rows: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(f"{row['id']} is {row['state']}" for row in rows)
 
 
 def _show_bodies(access: Access, rows: Sequence[dict[str, Any]], target: str, *, more: int) -> None:

@@ -252,13 +252,12 @@ async def test_one_row_that_never_goes_does_not_keep_the_others(storage, cloud, 
     cloud.default = for_the_poison_only
     poison = await queue_row(storage, cloud, "poison")
     records = [await queue_row(storage, cloud, f"question {n}") for n in range(5)]
-    async with running(storage, target(cloud)) as dispatcher:
-        async with asyncio.TaskGroup() as tasks:
-            hasten = tasks.create_task(drain_again_and_again(dispatcher))
-            for record in records:
-                assert (await ended(storage, record)).state is RequestState.RESOLVED
-            await row_until(storage, poison, lambda row: row.attempts > 0)
-            hasten.cancel()
+    async with running(storage, target(cloud)) as dispatcher, asyncio.TaskGroup() as tasks:
+        hasten = tasks.create_task(drain_again_and_again(dispatcher))
+        for record in records:
+            assert (await ended(storage, record)).state is RequestState.RESOLVED
+        await row_until(storage, poison, lambda row: row.attempts > 0)
+        hasten.cancel()
 
 
 async def drain_again_and_again(dispatcher):

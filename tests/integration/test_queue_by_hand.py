@@ -1,5 +1,7 @@
 """What a person sees and does at the queue: nothing leaves that was not counted, nothing that waits is hidden."""
 
+import socket
+
 import pytest
 from fakes.cloud import cloud_in_thread
 from fakes.command_line import TARGET, as_json, outrider
@@ -70,6 +72,54 @@ def test_the_list_shows_what_waits_and_tells_what_it_leaves_out(daemon):
     assert "... and 2 more" in result.stderr
     assert "more" not in outrider(daemon, "queue", "list").stderr
     outrider(daemon, "queue", "list", "--all-states", "--state", "dead", code=2)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_named_rows_that_do_not_wait_are_told_by_their_state(daemon, running):
+    for number in range(2):
+        outrider(daemon, "ask", f"unsure {number}")
+    first, second = (row["id"] for row in as_json(daemon, "queue", "list")["data"])
+    outrider(daemon, "queue", "cancel", first)
+    if not running:
+        assert daemon.stop() == 0
+    result = outrider(daemon, "queue", "release", first, "--yes", code=2)
+    assert f"{first} is cancelled" in result.stderr
+    result = outrider(daemon, "queue", "release", first, second, "--yes")
+    assert result.stdout == "1 row released to main\n"
+    assert f"{first} is cancelled" in result.stderr
+
+
+def reconfigure(daemon, toml):
+    daemon.configure(toml)
+    if daemon.process.poll() is None:
+        with daemon.client(admin=True) as client:
+            client.post("/v1/admin/reload", json={}).raise_for_status()
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_rows_of_a_target_that_is_gone_can_go_to_another(daemon, cloud, running):
+    with socket.socket() as nobody:  # a port where nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        old = TARGET.format(url=f"http://127.0.0.1:{nobody.getsockname()[1]}/v1", egress="allow")
+    reconfigure(daemon, old)
+    outrider(daemon, "ask", "unsure, pending")
+    outrider(daemon, "ask", "unsure, cancelled")
+    pending, cancelled = (row["id"] for row in as_json(daemon, "queue", "list")["data"])
+    outrider(daemon, "queue", "cancel", cancelled)
+    if not running:
+        assert daemon.stop() == 0
+    reconfigure(daemon, TARGET.format(url=cloud.base_url, egress="allow").replace('"main"', '"other"'))
+    retried = outrider(daemon, "queue", "retry", cancelled)
+    assert "awaiting_approval" in retried.stdout
+    assert "target_removed" in retried.stderr
+    result = outrider(daemon, "queue", "release", pending, cancelled, "--yes")
+    assert result.stdout == "2 rows released to other\n"
+    outrider(daemon, "queue", "drain")
+    for row_id in (pending, cancelled):
+        request_id = as_json(daemon, "queue", "show", row_id)["request_id"]
+        if running:
+            outrider(daemon, "requests", "watch", request_id)
+        assert as_json(daemon, "requests", "show", request_id)["answered_by"] == "other"
 
 
 def test_the_log_of_what_left_is_checked_with_and_without_a_daemon(daemon):
