@@ -64,13 +64,22 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. ``temperature == 0`` is greedy.
 
-    temperature 0..2, top_p (0, 1], seed any 32-bit integer or None (drawn anew),
-    max_tokens >= 1 or None (up to the end of the context), stop at most 4 strings,
-    top_logprobs 0..20.
+    temperature 0..2, top_p (0, 1], min_p 0..1, top_k >= 1 or 0 (all), repetition_penalty
+    (0, 2] over prompt and answer, frequency_penalty and presence_penalty -2..2 over the
+    answer, logit_bias pairs of token id and -100..100, seed any 32-bit integer or None
+    (drawn anew), max_tokens >= 1 or None (up to the end of the context), stop at most 4
+    strings, top_logprobs 0..20, n answers to one prompt (each with a seed of its own).
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    n: int = 1
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -130,6 +139,7 @@ class Delta(msgspec.Struct, frozen=True):
 
     text: str
     tokens: tuple[Token, ...] = ()
+    choice: int = 0  # which of the request's ``n`` answers
 
 
 class FailureKind(StrEnum):
@@ -149,6 +159,15 @@ class Failure(msgspec.Struct, frozen=True):
 
     kind: FailureKind
     message: str
+    param: str = "messages"  # the parameter that is at fault, where one is
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """A further answer to the same prompt."""
+
+    text: str
+    finish_reason: str | None
+    tokens: tuple[Token, ...] = ()
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +176,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     finish_reason: str | None = None  # stop, length; None on failure
     tokens: tuple[Token, ...] = ()
+    others: tuple[Choice, ...] = ()  # the answers after the first, where ``n`` asked for them
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0

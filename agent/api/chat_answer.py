@@ -13,7 +13,7 @@ import msgspec
 
 from agent.errors import OutriderError, QueueFull, StillRunning, Unresolved
 from agent.pipeline import refusal
-from agent.types import Action, OnLowConfidence, Reason, RequestRecord, RequestState, Token
+from agent.types import Action, Choice, OnLowConfidence, Reason, RequestRecord, RequestState, Token
 
 LOCAL = "local"
 IMPOSSIBLE = -9999.0  # the OpenAI API's logprob of a token that is not among the likely ones
@@ -32,6 +32,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     tokens: tuple[Token, ...] = ()
+    others: tuple[Choice, ...] = ()  # answers after the first, where the request asked for several
 
 
 def answer_of(record: RequestRecord, on_low_confidence: OnLowConfidence) -> Answer:
@@ -75,6 +76,7 @@ def _draft(record: RequestRecord) -> Answer | None:
         cached_tokens=generation.cached_tokens,
         output_tokens=generation.output_tokens,
         tokens=generation.tokens,
+        others=generation.others,
     )
 
 
@@ -138,23 +140,29 @@ def headers_of(record: RequestRecord, answer: Answer, *, replayed: bool) -> dict
 
 def completion(record: RequestRecord, answer: Answer, *, logprobs: bool) -> dict[str, Any]:
     """Return the ``chat.completion`` object."""
-    content = logprob_content(answer.tokens) if logprobs and answer.source == LOCAL else None
+    first = {"role": "assistant", "content": answer.text, "refusal": answer.refusal}
+    choices = [_choice(0, first, answer, logprobs=logprobs and answer.source == LOCAL)]
+    for index, other in enumerate(answer.others, 1):
+        message = {"role": "assistant", "content": other.text, "refusal": None}
+        choices.append(_choice(index, message, other, logprobs=logprobs))
     return {
         "id": f"chatcmpl-{record.id}",
         "object": "chat.completion",
         "created": record.received_at_ms // 1000,
         "model": answer.model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": answer.text, "refusal": answer.refusal},
-                "logprobs": content,
-                "finish_reason": answer.finish_reason,
-            }
-        ],
+        "choices": choices,
         "usage": usage(answer),
         "system_fingerprint": _fingerprint(record),
         "outrider": outrider_object(record, answer),
+    }
+
+
+def _choice(index: int, message: dict[str, Any], said: Answer | Choice, *, logprobs: bool) -> dict[str, Any]:
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": logprob_content(said.tokens) if logprobs else None,
+        "finish_reason": said.finish_reason,
     }
 
 
@@ -196,7 +204,10 @@ def _logprob(text_bytes: bytes, logprob: float) -> dict[str, Any]:
 
 
 class Chunks:
-    """Writes one answer as ``chat.completion.chunk`` objects, in order: role, text, verdict, usage."""
+    """Writes one answer as ``chat.completion.chunk`` objects, in order: roles, text, finish reasons, verdict, usage.
+
+    The verdict is in the last chunk that has a choice.
+    """
 
     def __init__(self, request_id: str, received_at_ms: int, model: str, *, include_usage: bool) -> None:
         self._base: dict[str, Any] = {
@@ -208,19 +219,33 @@ class Chunks:
         if include_usage:
             self._base["usage"] = None
         self._include_usage = include_usage
+        self._begun: set[int] = set()
 
-    def role(self) -> dict[str, Any]:
-        """Return the first chunk."""
-        return self._chunk({"role": "assistant", "content": "", "refusal": None})
+    def role(self, index: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the first chunk of a choice, once."""
+        if index not in self._begun:
+            self._begun.add(index)
+            yield self._chunk({"role": "assistant", "content": "", "refusal": None}, index=index)
 
-    def text(self, text: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    def text(self, text: str, logprobs: dict[str, Any] | None = None, index: int = 0) -> dict[str, Any]:
         """Return a chunk with a piece of the text."""
-        return self._chunk({"content": text}, logprobs)
+        return self._chunk({"content": text}, logprobs, index=index)
+
+    def whole(self, answer: Answer, *, logprobs: bool) -> Iterator[dict[str, Any]]:
+        """Yield the chunks of an answer that is known before any of it was written."""
+        answers: list[Answer | Choice] = [answer, *answer.others]
+        for index, said in enumerate(answers):
+            yield from self.role(index)
+            if said.text:
+                yield self.text(said.text, logprob_content(said.tokens) if logprobs else None, index)
 
     def ending(self, record: RequestRecord, answer: Answer) -> Iterator[dict[str, Any]]:
         """Yield the chunk with the verdict, then the usage if it was asked for."""
         delta = {"refusal": answer.refusal} if answer.refusal else {}
         verdict = self._chunk(delta, finish_reason=answer.finish_reason)
+        for index, other in enumerate(answer.others, 1):
+            yield verdict
+            verdict = self._chunk({}, finish_reason=other.finish_reason, index=index)
         verdict["system_fingerprint"] = _fingerprint(record)
         verdict["outrider"] = outrider_object(record, answer)
         yield verdict
@@ -228,7 +253,11 @@ class Chunks:
             yield {**self._base, "choices": [], "usage": usage(answer)}
 
     def _chunk(
-        self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+        self,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+        index: int = 0,
     ) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self._base, "choices": [choice]}

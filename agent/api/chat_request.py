@@ -11,14 +11,13 @@ import msgspec
 from starlette.datastructures import Headers
 
 from agent.api.fields import Fields
+from agent.api.sampling_request import parse_sampling
 from agent.errors import InvalidRequest, TooManyHops
 from agent.identifiers import uuid7
 from agent.settings import RoutingSettings, ServerSettings
-from agent.types import EgressPolicy, InferenceRequest, Message, OnLowConfidence, RouteMode, Sampling
+from agent.types import EgressPolicy, InferenceRequest, Message, OnLowConfidence, RouteMode
 
 MOST_HOPS = 3  # this many Outriders behind a request are a loop
-MOST_STOPS = 4
-LONGEST_STOP = 1024  # characters
 LONGEST_KEY = 255  # characters of an Idempotency-Key
 LONGEST_DEADLINE_MS = 86_400_000
 MOST_METADATA = 16
@@ -34,16 +33,12 @@ HOPS_HEADER = "x-outrider-hops"
 # Parameters of the OpenAI API that are not built here, with the values that change nothing.
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
@@ -83,7 +78,7 @@ def parse_chat(
     if not model:
         raise fields.missing("model")
     messages = _messages(fields, server.max_messages)
-    sampling = _sampling(fields)
+    sampling = parse_sampling(fields)
     stream = fields.flag("stream") or False
     include_usage = _stream_options(fields, stream=stream)
     metadata = _metadata(fields)
@@ -175,42 +170,6 @@ def _content(fields: Fields) -> str | None:
         part.finish()
         texts.append(text)
     return "\n".join(texts)
-
-
-def _sampling(fields: Fields) -> Sampling:
-    old = fields.integer("max_tokens", 1, 1 << 31)
-    new = fields.integer("max_completion_tokens", 1, 1 << 31)
-    if old is not None and new is not None and old != new:
-        raise fields.wrong_value("max_tokens", "and max_completion_tokens differ: keep one")
-    seed = fields.integer("seed", -(1 << 31), (1 << 32) - 1)
-    logprobs = fields.flag("logprobs") or False
-    top = fields.integer("top_logprobs", 0, 20)
-    if top is not None and not logprobs:
-        raise fields.wrong_value("top_logprobs", "needs logprobs to be true")
-    defaults = Sampling()
-    temperature = fields.number("temperature", 0, 2)
-    top_p = fields.number("top_p", 0, 1, above_low=True)
-    return Sampling(
-        temperature=defaults.temperature if temperature is None else temperature,
-        top_p=defaults.top_p if top_p is None else top_p,
-        seed=None if seed is None else seed & 0xFFFF_FFFF,
-        max_tokens=new if old is None else old,
-        stop=_stops(fields),
-        logprobs=logprobs,
-        top_logprobs=top or 0,
-    )
-
-
-def _stops(fields: Fields) -> tuple[str, ...]:
-    value = fields.take("stop")
-    if value is None:
-        return ()
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise fields.wrong_type("stop", "a string or a list of strings")
-    if len(items) > MOST_STOPS or not all(0 < len(item) <= LONGEST_STOP for item in items):
-        raise fields.wrong_value("stop", f"must be at most {MOST_STOPS} strings of 1 to {LONGEST_STOP} characters")
-    return tuple(items)
 
 
 def _stream_options(fields: Fields, *, stream: bool) -> bool:

@@ -73,7 +73,7 @@ def _stream(deps: ApiDeps, call: ChatCall) -> EventStream:
 
     async def produce(writer: EventWriter) -> None:
         chunks = None
-        waiting: list[Token] = []
+        waiting: dict[int, list[Token]] = {}
         async with aclosing(deps.pipeline.run(call.request)) as events:
             async for event in events:
                 if isinstance(event, Verdict):
@@ -84,13 +84,15 @@ def _stream(deps: ApiDeps, call: ChatCall) -> EventStream:
                 if chunks is None:
                     writer.set_header("x-outrider-request-id", request.id)
                     chunks = _chunks(call, request.id, request.received_at_ms, request.model)
-                    await writer.event(chunks.role())
+                for chunk in chunks.role(event.choice):
+                    await writer.event(chunk)
+                tokens = waiting.setdefault(event.choice, [])
                 if wants_logprobs:
-                    waiting += event.tokens
+                    tokens += event.tokens
                 if event.text:
-                    content = chat_answer.logprob_content(waiting) if wants_logprobs else None
-                    await writer.event(chunks.text(event.text, content))
-                    waiting.clear()
+                    content = chat_answer.logprob_content(tokens) if wants_logprobs else None
+                    await writer.event(chunks.text(event.text, content, event.choice))
+                    tokens.clear()
 
     return EventStream(produce, heartbeat_s=deps.heartbeat_s)
 
@@ -105,10 +107,8 @@ async def _verdict(
         for name, value in chat_answer.headers_of(record, answer, replayed=verdict.replayed).items():
             writer.set_header(name, value)
         chunks = _chunks(call, record.id, record.received_at_ms, answer.model)
-        await writer.event(chunks.role())
-        if answer.text:
-            logprobs = chat_answer.logprob_content(answer.tokens) if call.request.sampling.logprobs else None
-            await writer.event(chunks.text(answer.text, logprobs))
+        for chunk in chunks.whole(answer, logprobs=call.request.sampling.logprobs):
+            await writer.event(chunk)
     for chunk in chunks.ending(record, answer):
         await writer.event(chunk)
     generation = record.generation

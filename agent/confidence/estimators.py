@@ -69,10 +69,13 @@ def estimator(name: str) -> Estimator:
     label = f"{name}@{VERSION}"
 
     def judge(generation: Generation) -> Confidence:
-        found = {} if generation.failure else signals(generation.tokens)
-        if not found:
+        """Judge every answer; the request is as sure as its least sure one, since a caller may pick any."""
+        answers = [] if generation.failure else [generation.tokens, *(other.tokens for other in generation.others)]
+        found = [signals(tokens) for tokens in answers]
+        if not all(found) or not found:
             return Confidence(score=None, estimator=label)
-        score = min(1.0, max(0.0, score_of(found)))
-        return Confidence(score=score, raw=score, estimator=label, signals=found)
+        lowest = min(found, key=score_of)
+        score = min(1.0, max(0.0, score_of(lowest)))
+        return Confidence(score=score, raw=score, estimator=label, signals=lowest)
 
     return judge

@@ -12,11 +12,10 @@ from collections import deque
 from collections.abc import Callable
 
 import msgspec
-import numpy as np
 
 from agent.engine import frames
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
-from agent.engine.sampling import NoDistribution, Observer, generator
+from agent.engine.sampling import NoDistribution, Observer, Sampler
 from agent.engine.text_stream import TextStream
 from agent.types import Failure, FailureKind, Sampling, Token, TopToken
 
@@ -28,7 +27,13 @@ class Sequence:
     """One request on its way: prompt tokens, then one token after another."""
 
     def __init__(
-        self, request_id: int, prompt: list[int], sampling: Sampling, limit: int, deadline: float | None
+        self,
+        request_id: int,
+        prompt: list[int],
+        sampling: Sampling,
+        sampler: Sampler,
+        limit: int,
+        deadline: float | None,
     ) -> None:
         """``limit`` is the most tokens to generate; ``deadline`` is on the scheduler's clock."""
         self.id = request_id
@@ -36,7 +41,7 @@ class Sequence:
         self.sampling = sampling
         self.limit = limit
         self.deadline = deadline
-        self.rng: np.random.Generator = generator(sampling)
+        self.sampler = sampler
         self.text = TextStream(sampling.stop)
         self.slot = -1
         self.decoded = 0  # tokens that the slot holds
@@ -87,10 +92,20 @@ class Scheduler:
         except PromptTooLong as error:
             self._refuse(ask.id, FailureKind.CONTEXT_OVERFLOW, str(error))
             return
+        size = self._runtime.vocabulary_size
+        if unknown := [token for token, _ in ask.sampling.logit_bias if not 0 <= token < size]:
+            message = f"token {unknown[0]} is not in the vocabulary of {size} tokens"
+            self._refuse(ask.id, FailureKind.REJECTED, message, "logit_bias")
+            return
         room = self._runtime.context_tokens - len(prompt)
         limit = room if ask.sampling.max_tokens is None else min(room, ask.sampling.max_tokens)
         deadline = None if ask.deadline_ms is None else self._clock() + ask.deadline_ms / 1000
-        self._waiting.append(Sequence(ask.id, prompt, ask.sampling, limit, deadline))
+        counted: list[int] = []
+        if ask.sampling.repetition_penalty != 1:
+            # An end token of the prompt's turns must not make the end of the answer less likely.
+            counted = [token for token in set(prompt) if not self._runtime.ends(token)]
+        sampler = Sampler(ask.sampling, counted)
+        self._waiting.append(Sequence(ask.id, prompt, ask.sampling, sampler, limit, deadline))
 
     def cancel(self, request_id: int) -> None:
         """End a request at the next step. Unknown ids are ignored: it may just have ended."""
@@ -150,10 +165,11 @@ class Scheduler:
             failure = Failure(FailureKind.CRASH, "the model computed no numbers (NaN); its file may be damaged")
             self._end(sequence, failure=failure)
             return None
-        drawn = self._observer.draw(sequence.sampling, sequence.rng)
+        drawn = sequence.sampler.draw(self._observer)
         if self._runtime.ends(drawn):
             self._end(sequence, finish_reason="stop")
             return None
+        sequence.sampler.accept(drawn)
         sequence.last_token = drawn
         sequence.generated += 1
         text, tokens = sequence.text.push(self._describe(sequence, drawn))
@@ -197,5 +213,5 @@ class Scheduler:
             )
         )
 
-    def _refuse(self, request_id: int, kind: FailureKind, message: str) -> None:
-        self._ended.append(frames.Ended(request_id, failure=Failure(kind, message)))
+    def _refuse(self, request_id: int, kind: FailureKind, message: str, param: str = "messages") -> None:
+        self._ended.append(frames.Ended(request_id, failure=Failure(kind, message, param)))

@@ -77,6 +77,11 @@ def _sampling(request: InferenceRequest, handoff: Handoff) -> dict[str, Any]:
         fields["max_tokens"] = sampling.max_tokens + (VERDICT_TOKENS if verify else 0)
     if sampling.stop and not verify:  # a stop string could cut the verdict off; read_verdict applies it instead
         fields["stop"] = sampling.stop
+    # top_k, min_p and repetition_penalty are not of the OpenAI API, logit_bias speaks of our vocabulary.
+    if sampling.frequency_penalty:
+        fields["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.presence_penalty:
+        fields["presence_penalty"] = sampling.presence_penalty
     if sampling.seed is not None:
         fields["seed"] = sampling.seed
     return fields

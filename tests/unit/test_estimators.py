@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agent.confidence.estimators import SCORES, estimator, signals
 from agent.errors import ConfigError
-from agent.types import Failure, FailureKind, Generation, Token
+from agent.types import Choice, Failure, FailureKind, Generation, Token
 
 
 def token(p, runner_up=0.01, entropy=0.5):
@@ -42,6 +42,17 @@ def test_not_a_number_is_no_signal(name):
 def test_a_failure_is_no_signal():
     generation = Generation(tokens=(token(0.99),), failure=Failure(FailureKind.CRASH, "gone"))
     assert estimator("lowest_tenth")(generation).score is None
+
+
+def test_the_least_sure_of_several_answers_counts():
+    def generation(*others):
+        choices = tuple(Choice(text="x", finish_reason="stop", tokens=tokens) for tokens in others)
+        return Generation(tokens=(token(0.9),), others=choices)
+
+    judge = estimator("mean")
+    assert judge(generation((token(0.3),), (token(0.8),))).score == pytest.approx(0.3)
+    assert judge(generation((token(0.95),))).score == pytest.approx(0.9)
+    assert judge(generation((token(0.8),), ())).score is None
 
 
 def test_unknown_name_is_refused_with_the_known_ones():

@@ -34,6 +34,21 @@ def test_sampling_goes_along():
     assert sent == {"temperature": 0.7, "top_p": 0.9, "seed": 4, "max_tokens": 50, "stop": ["\n\n"]}
 
 
+def test_of_the_other_sampling_only_what_the_openai_api_knows_goes_along():
+    sampling = Sampling(
+        top_k=4,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        logit_bias=((3, 1.0),),
+        n=2,
+        frequency_penalty=0.5,
+        presence_penalty=1,
+    )
+    sent = body(sampling=sampling)
+    del sent["messages"], sent["model"]
+    assert sent == {"temperature": 0.0, "frequency_penalty": 0.5, "presence_penalty": 1}
+
+
 def test_the_bytes_are_the_same_each_time():
     assert chat_body(record(), row(), "m") == chat_body(record(), row(), "m")
 
