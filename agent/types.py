@@ -11,6 +11,8 @@ from enum import StrEnum
 
 import msgspec
 
+from agent.structure import CallPiece, OutputFormat, ToolCall, Tools
+
 
 class RequestKind(StrEnum):
     """What a request asks for."""
@@ -56,9 +58,11 @@ class Handoff(StrEnum):
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One chat message. ``content`` is text; other parts are refused at the edge."""
 
-    role: str
+    role: str  # system, user, assistant, tool
     content: str
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
+    tool_call_id: str | None = None  # of a tool: the call that this is the result of
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +99,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str  # name in the manifest, never a silent substitute
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
+    response_format: OutputFormat | None = None
+    tools: Tools | None = None
     task: str | None = None
     route_mode: RouteMode = RouteMode.LOCAL_FIRST
     on_low_confidence: OnLowConfidence = OnLowConfidence.DRAFT
@@ -116,7 +122,7 @@ class TopToken(msgspec.Struct, frozen=True):
     logprob: float  # nats
 
 
-class Token(msgspec.Struct, frozen=True):
+class Token(msgspec.Struct, frozen=True, omit_defaults=True):
     """One generated token with what the unconstrained distribution said of it.
 
     Set by the runtime, before temperature, top_p or any other sampler acts.
@@ -128,6 +134,8 @@ class Token(msgspec.Struct, frozen=True):
     runner_up_logprob: float  # nats: the best token other than this one
     entropy: float  # nats, >= 0
     top: tuple[TopToken, ...] = ()  # only when the caller asked
+    forced: bool = False  # a format or tool left no choice about these bytes: they say nothing of the model
+    allowed_mass: float = 1.0  # unconstrained probability of all that was allowed here, 0..1
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -140,6 +148,7 @@ class Delta(msgspec.Struct, frozen=True):
     text: str
     tokens: tuple[Token, ...] = ()
     choice: int = 0  # which of the request's ``n`` answers
+    calls: tuple[CallPiece, ...] = ()
 
 
 class FailureKind(StrEnum):
@@ -168,14 +177,18 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     finish_reason: str | None
     tokens: tuple[Token, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    incomplete: bool = False
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What the local model did. On a failure ``text`` is what there was until then."""
 
     text: str = ""
-    finish_reason: str | None = None  # stop, length; None on failure
+    finish_reason: str | None = None  # stop, length, tool_calls; None on failure
     tokens: tuple[Token, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    incomplete: bool = False  # cut off before it was what its format or tools ask for
     others: tuple[Choice, ...] = ()  # the answers after the first, where ``n`` asked for them
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -312,6 +325,7 @@ class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     text: str
     finish_reason: str | None
+    tool_calls: tuple[ToolCall, ...] = ()
     model: str  # as the target names itself
     prompt_tokens: int = 0
     output_tokens: int = 0

@@ -13,6 +13,7 @@ import msgspec
 
 from agent.errors import OutriderError, QueueFull, StillRunning, Unresolved
 from agent.pipeline import refusal
+from agent.structure import CallPiece, ToolCall
 from agent.types import Action, Choice, OnLowConfidence, Reason, RequestRecord, RequestState, Token
 
 LOCAL = "local"
@@ -32,6 +33,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     tokens: tuple[Token, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     others: tuple[Choice, ...] = ()  # answers after the first, where the request asked for several
 
 
@@ -42,6 +44,7 @@ def answer_of(record: RequestRecord, on_low_confidence: OnLowConfidence) -> Answ
             cloud = record.cloud_answer
             return Answer(
                 text=cloud.text,
+                tool_calls=cloud.tool_calls,
                 finish_reason=cloud.finish_reason or "stop",
                 source=record.answered_by,
                 model=cloud.model,
@@ -76,6 +79,7 @@ def _draft(record: RequestRecord) -> Answer | None:
         cached_tokens=generation.cached_tokens,
         output_tokens=generation.output_tokens,
         tokens=generation.tokens,
+        tool_calls=generation.tool_calls,
         others=generation.others,
     )
 
@@ -140,11 +144,8 @@ def headers_of(record: RequestRecord, answer: Answer, *, replayed: bool) -> dict
 
 def completion(record: RequestRecord, answer: Answer, *, logprobs: bool) -> dict[str, Any]:
     """Return the ``chat.completion`` object."""
-    first = {"role": "assistant", "content": answer.text, "refusal": answer.refusal}
-    choices = [_choice(0, first, answer, logprobs=logprobs and answer.source == LOCAL)]
-    for index, other in enumerate(answer.others, 1):
-        message = {"role": "assistant", "content": other.text, "refusal": None}
-        choices.append(_choice(index, message, other, logprobs=logprobs))
+    choices = [_choice(0, answer, answer.refusal, logprobs=logprobs and answer.source == LOCAL)]
+    choices += [_choice(index, other, None, logprobs=logprobs) for index, other in enumerate(answer.others, 1)]
     return {
         "id": f"chatcmpl-{record.id}",
         "object": "chat.completion",
@@ -157,13 +158,27 @@ def completion(record: RequestRecord, answer: Answer, *, logprobs: bool) -> dict
     }
 
 
-def _choice(index: int, message: dict[str, Any], said: Answer | Choice, *, logprobs: bool) -> dict[str, Any]:
+def _choice(index: int, said: Answer | Choice, refusal: str | None, *, logprobs: bool) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": refusal}
+    if said.tool_calls:
+        message["content"] = said.text or None
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in said.tool_calls
+        ]
     return {
         "index": index,
         "message": message,
         "logprobs": logprob_content(said.tokens) if logprobs else None,
         "finish_reason": said.finish_reason,
     }
+
+
+def _call_delta(piece: CallPiece) -> dict[str, Any]:
+    if not piece.id:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
 
 
 def usage(answer: Answer) -> dict[str, Any]:
@@ -227,17 +242,26 @@ class Chunks:
             self._begun.add(index)
             yield self._chunk({"role": "assistant", "content": "", "refusal": None}, index=index)
 
-    def text(self, text: str, logprobs: dict[str, Any] | None = None, index: int = 0) -> dict[str, Any]:
-        """Return a chunk with a piece of the text."""
-        return self._chunk({"content": text}, logprobs, index=index)
+    def part(
+        self, text: str, calls: Sequence[CallPiece], logprobs: dict[str, Any] | None = None, index: int = 0
+    ) -> dict[str, Any]:
+        """Return a chunk with a piece of the text, of calls, or both."""
+        delta: dict[str, Any] = {"content": text} if text else {}
+        if calls:
+            delta["tool_calls"] = [_call_delta(piece) for piece in calls]
+        return self._chunk(delta, logprobs, index=index)
 
     def whole(self, answer: Answer, *, logprobs: bool) -> Iterator[dict[str, Any]]:
         """Yield the chunks of an answer that is known before any of it was written."""
         answers: list[Answer | Choice] = [answer, *answer.others]
         for index, said in enumerate(answers):
             yield from self.role(index)
-            if said.text:
-                yield self.text(said.text, logprob_content(said.tokens) if logprobs else None, index)
+            calls = [
+                CallPiece(index=at, id=call.id, name=call.name, arguments=call.arguments)
+                for at, call in enumerate(said.tool_calls)
+            ]
+            if said.text or calls:
+                yield self.part(said.text or "", calls, logprob_content(said.tokens) if logprobs else None, index)
 
     def ending(self, record: RequestRecord, answer: Answer) -> Iterator[dict[str, Any]]:
         """Yield the chunk with the verdict, then the usage if it was asked for."""

@@ -12,9 +12,11 @@ from starlette.datastructures import Headers
 
 from agent.api.fields import Fields
 from agent.api.sampling_request import parse_sampling
+from agent.api.structure_request import parse_calls, parse_structure
 from agent.errors import InvalidRequest, TooManyHops
 from agent.identifiers import uuid7
 from agent.settings import RoutingSettings, ServerSettings
+from agent.structure import ToolCall
 from agent.types import EgressPolicy, InferenceRequest, Message, OnLowConfidence, RouteMode
 
 MOST_HOPS = 3  # this many Outriders behind a request are a loop
@@ -37,23 +39,19 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
@@ -79,6 +77,9 @@ def parse_chat(
         raise fields.missing("model")
     messages = _messages(fields, server.max_messages)
     sampling = parse_sampling(fields)
+    response_format, tools = parse_structure(fields)
+    if sampling.stop and (response_format or (tools and tools.callable)):
+        raise fields.wrong_value("stop", "cannot be combined with response_format or tools: they end the answer")
     stream = fields.flag("stream") or False
     include_usage = _stream_options(fields, stream=stream)
     metadata = _metadata(fields)
@@ -93,6 +94,8 @@ def parse_chat(
         model=model,
         messages=messages,
         sampling=sampling,
+        response_format=response_format,
+        tools=tools,
         route_mode=extension.choice("route_mode", RouteMode) or routing.mode,
         on_low_confidence=extension.choice("on_low_confidence", OnLowConfidence) or routing.on_low_confidence,
         egress=extension.choice("egress", EgressPolicy),
@@ -114,11 +117,16 @@ def _messages(fields: Fields, most: int) -> tuple[Message, ...]:
         raise fields.missing("messages")
     if not items:
         raise fields.wrong_value("messages", "must have at least one message")
-    found = []
+    found: list[Message] = []
     for index, item in enumerate(items):
         if not isinstance(item, dict):
             raise fields.wrong_type(f"messages[{index}]", "an object")
-        found.append(_message(Fields(item, f"messages[{index}]")))
+        message = _message(Fields(item, f"messages[{index}]"))
+        if message.tool_call_id is not None and not any(
+            call.id == message.tool_call_id for earlier in found for call in earlier.tool_calls
+        ):
+            raise fields.wrong_value(f"messages[{index}].tool_call_id", "is not the id of an earlier call")
+        found.append(message)
     return tuple(found)
 
 
@@ -127,21 +135,29 @@ def _message(fields: Fields) -> Message:
     if role is None:
         raise fields.missing("role")
     if role not in _ROLES:
-        raise fields.wrong_value("role", f"must be one of {', '.join(_ROLES)}; tools are not supported")
+        raise fields.wrong_value("role", f"must be one of {', '.join(_ROLES)}")
     name = fields.text("name", 64)
     content = _content(fields)
+    calls: tuple[ToolCall, ...] = ()
+    call_id = None
+    if role == "tool":
+        call_id = fields.text("tool_call_id", 256)
+        if call_id is None:
+            raise fields.missing("tool_call_id")
     if role == "assistant":
+        calls = parse_calls(fields)
         # An answer of ours, sent back as history, is a valid message.
         refusal = fields.text("refusal", 1 << 20)
         content = refusal if content is None else content
         for unused in ("audio", "function_call"):
             fields.only(unused)
-        for unused in ("tool_calls", "annotations"):
-            fields.only(unused, [])
+        fields.only("annotations", [])
+        if calls and content is None:
+            content = ""
     if content is None:
         raise fields.missing("content")
     fields.finish()
-    return Message(role=_ROLES[role], content=content, name=name)
+    return Message(role=_ROLES[role], content=content, name=name, tool_calls=calls, tool_call_id=call_id)
 
 
 def _content(fields: Fields) -> str | None:

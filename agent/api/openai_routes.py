@@ -77,6 +77,9 @@ def _stream(deps: ApiDeps, call: ChatCall) -> EventStream:
         async with aclosing(deps.pipeline.run(call.request)) as events:
             async for event in events:
                 if isinstance(event, Verdict):
+                    for index, tokens in waiting.items():
+                        if chunks is not None and tokens:  # of what is no text, such as the end of a call
+                            await writer.event(chunks.part("", (), chat_answer.logprob_content(tokens), index))
                     await _verdict(deps, call, event, writer, chunks)
                     return
                 if held:
@@ -89,9 +92,9 @@ def _stream(deps: ApiDeps, call: ChatCall) -> EventStream:
                 tokens = waiting.setdefault(event.choice, [])
                 if wants_logprobs:
                     tokens += event.tokens
-                if event.text:
+                if event.text or event.calls:
                     content = chat_answer.logprob_content(tokens) if wants_logprobs else None
-                    await writer.event(chunks.text(event.text, content, event.choice))
+                    await writer.event(chunks.part(event.text, event.calls, content, event.choice))
                     tokens.clear()
 
     return EventStream(produce, heartbeat_s=deps.heartbeat_s)

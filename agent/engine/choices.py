@@ -77,7 +77,14 @@ def _joined(found: dict[int, Generation]) -> Generation:
     return msgspec.structs.replace(
         first,
         others=tuple(
-            Choice(text=other.text, finish_reason=other.finish_reason, tokens=other.tokens) for other in others
+            Choice(
+                text=other.text,
+                finish_reason=other.finish_reason,
+                tokens=other.tokens,
+                tool_calls=other.tool_calls,
+                incomplete=other.incomplete,
+            )
+            for other in others
         ),
         output_tokens=sum(generation.output_tokens for generation in found.values()),
         duration_ms=max(generation.duration_ms for generation in found.values()),

@@ -14,9 +14,10 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from agent.structure import OutputFormat, Tools
 from agent.types import Failure, Message, ModelFile, Sampling, Token
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME_BYTES = 64 << 20
 _LENGTH = struct.Struct(">I")
 
@@ -42,6 +43,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     id: int
     messages: tuple[Message, ...]
     sampling: Sampling
+    response_format: OutputFormat | None = None
+    tools: Tools | None = None
     deadline_ms: float | None = None  # span left, counted from the receipt
 
 
@@ -92,6 +95,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     failure: Failure | None = None
+    incomplete: bool = False  # cut off before it was what its format or tools ask for
 
 
 class Step(msgspec.Struct, frozen=True, tag_field="type", tag="step"):

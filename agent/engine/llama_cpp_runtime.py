@@ -7,6 +7,7 @@ sampler on a row without output), so everything is checked here before it gets t
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import secrets
@@ -17,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as native
+import msgspec
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
 from agent.engine import frames
 from agent.engine.chat_template import ChatTemplate
+from agent.engine.grammar import Vocabulary
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
+from agent.structure import ToolCall, ToolFunction, Tools
 from agent.types import Message
 
 BATCH_TOKENS = 256
@@ -133,16 +137,19 @@ class LlamaCppRuntime:
         self.decode([Chunk(0, 0, [0], wants_row=True)])
         self.clear(0)
 
-    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Render and tokenize. Control tokens come from the template only, never from a message."""
+    def prompt_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
+        """Render and tokenize. Control tokens come from the template only, never from a message or tool."""
         limit = self.context_tokens * BYTES_PER_TOKEN
         size = sum(len(message.content) for message in messages)
+        size += (
+            sum(len(function.description) + len(function.parameters) for function in tools.functions) if tools else 0
+        )
         if size > limit:
             raise PromptTooLong(
                 f"the prompt has {size} characters, far more than fit the context of {self.context_tokens} tokens"
             )
-        marked, hidden = self._hide_control_texts(messages)
-        first, *others = self._template.render(marked).split(_MARK)
+        marked, marked_tools, hidden = self._hide_control_texts(messages, tools)
+        first, *others = self._template.render(marked, marked_tools).split(_MARK)
         tokens = self._tokenize(first, special=True)
         for other in others:
             number, _, text = other.partition(";")
@@ -156,16 +163,49 @@ class LlamaCppRuntime:
             raise PromptTooLong(f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}")
         return tokens
 
-    def _hide_control_texts(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-        """Put marks where messages contain the text of control tokens, such as ``<|im_end|>``."""
+    def _hide_control_texts(
+        self, messages: Sequence[Message], tools: Tools | None
+    ) -> tuple[list[Message], Tools | None, list[str]]:
+        """Put marks where the caller's text contains that of control tokens, such as ``<|im_end|>``."""
         hidden: list[str] = []
 
         def mark(found: re.Match[str]) -> str:
             hidden.append(found[0])
             return f"{_MARK}{len(hidden) - 1};"
 
-        marked = [Message(message.role, self._control_texts.sub(mark, message.content)) for message in messages]
-        return marked, hidden
+        def clean(text: str) -> str:
+            return self._control_texts.sub(mark, text)
+
+        def clean_json(text: str) -> str:
+            # Spelt anew first: an escape such as \u003c must not come to life when a template reads it.
+            try:
+                return clean(json.dumps(json.loads(text), ensure_ascii=False)) if text else ""
+            except (ValueError, RecursionError) as error:
+                raise PromptRejected("a tool's arguments or parameters are not JSON") from error
+
+        def clean_call(call: ToolCall) -> ToolCall:
+            return ToolCall(id=clean(call.id), name=clean(call.name), arguments=clean_json(call.arguments))
+
+        def clean_function(function: ToolFunction) -> ToolFunction:
+            return msgspec.structs.replace(
+                function,
+                name=clean(function.name),
+                description=clean(function.description),
+                parameters=clean_json(function.parameters),
+            )
+
+        marked = [
+            Message(
+                message.role,
+                clean(message.content),
+                tool_calls=tuple(map(clean_call, message.tool_calls)),
+                tool_call_id=None if message.tool_call_id is None else clean(message.tool_call_id),
+            )
+            for message in messages
+        ]
+        if tools is not None:
+            tools = msgspec.structs.replace(tools, functions=tuple(map(clean_function, tools.functions)))
+        return marked, tools, hidden
 
     def _tokenize(self, text: str, *, special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
@@ -217,6 +257,17 @@ class LlamaCppRuntime:
     def ends(self, token: int) -> bool:
         """Return whether this token ends an answer."""
         return bool(native.llama_vocab_is_eog(self._vocabulary, token))
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokens as a grammar needs them."""
+        tokens = [
+            b"\xff" + self._text_bytes(token, special=True)
+            if native.llama_vocab_is_control(self._vocabulary, token)
+            else self._text_bytes(token, special=False)
+            for token in range(self.vocabulary_size)
+        ]
+        ends = [token for token in range(self.vocabulary_size) if self.ends(token)]
+        return Vocabulary(tokens, ends, lambda text: self._tokenize(text.decode("utf-8", "replace"), special=False))
 
     def _piece(self, token: int) -> bytes:
         return self._text_bytes(token, special=False)

@@ -21,8 +21,10 @@ import msgspec
 import psutil
 
 from agent.engine import frames
+from agent.engine.call_markup import CallReader
 from agent.engine.worker_process import EXPIRED, Inbox, Lost, WorkerProcess
 from agent.settings import EngineSettings
+from agent.structure import CallPiece
 from agent.telemetry import LOG, METRICS
 from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, ModelFile, Token
 
@@ -141,7 +143,7 @@ class ModelSupervisor:
             yield self._failure(FailureKind.BUSY, f"{room} requests are running or waiting; try again shortly")
             return
         self._in_flight += 1
-        answer = _Answer(started)
+        answer = _Answer(started, CallReader() if request.tools and request.tools.callable else None)
         try:
             try:
                 worker = await self._running_worker(deadline)
@@ -149,7 +151,14 @@ class ModelSupervisor:
                 yield self._finish(answer, error.failure)
                 return
             left_ms = None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000)
-            ask = frames.Generate(id=0, messages=request.messages, sampling=request.sampling, deadline_ms=left_ms)
+            ask = frames.Generate(
+                id=0,
+                messages=request.messages,
+                sampling=request.sampling,
+                response_format=request.response_format,
+                tools=request.tools,
+                deadline_ms=left_ms,
+            )
             async with contextlib.aclosing(self._converse(worker, ask, deadline, answer)) as events:
                 async for event in events:
                     yield event
@@ -172,8 +181,8 @@ class ModelSupervisor:
                     case frames.Piece():
                         yield answer.add(event.text, event.tokens)
                     case frames.Ended():
-                        if event.text or event.tokens:
-                            yield answer.add(event.text, event.tokens)
+                        if (delta := answer.last(event.text, event.tokens)) is not None:
+                            yield delta
                         yield self._finish(answer, event.failure, event)
                         return
                     case Lost():
@@ -213,8 +222,10 @@ class ModelSupervisor:
         METRICS.count("generated_tokens", len(answer.tokens), model=self._file.name)
         return Generation(
             text="".join(answer.texts),
-            finish_reason=ended.finish_reason if ended and not failure else None,
+            finish_reason=answer.finish_reason(ended.finish_reason) if ended and not failure else None,
             tokens=tuple(answer.tokens),
+            tool_calls=answer.reader.calls if answer.reader else (),
+            incomplete=bool(ended and ended.incomplete),
             prompt_tokens=ended.prompt_tokens if ended else 0,
             cached_tokens=ended.cached_tokens if ended else 0,
             output_tokens=ended.output_tokens if ended else len(answer.tokens),
@@ -320,8 +331,9 @@ class _Unavailable(Exception):
 class _Answer:
     """What one request has received so far; survives the worker."""
 
-    def __init__(self, started: float) -> None:
+    def __init__(self, started: float, reader: CallReader | None = None) -> None:
         self.started = started
+        self.reader = reader  # where tools may be called
         self.texts: list[str] = []
         self.tokens: list[Token] = []
         self.first_token_ms: float | None = None
@@ -329,9 +341,25 @@ class _Answer:
     def add(self, text: str, tokens: tuple[Token, ...]) -> Delta:
         if self.first_token_ms is None:
             self.first_token_ms = (time.monotonic() - self.started) * 1000
+        text, calls = self.reader.feed(text) if self.reader else (text, ())
+        return self._delta(text, tokens, calls)
+
+    def last(self, text: str, tokens: tuple[Token, ...]) -> Delta | None:
+        """Add what came with the end, and what the reader held back."""
+        delta = self.add(text, tokens) if text or tokens else None
+        held, calls = self.reader.finish() if self.reader else ("", ())
+        if not held and not calls:
+            return delta
+        rest = self._delta(held, (), calls)
+        return rest if delta is None else Delta(delta.text + held, tokens, calls=delta.calls + calls)
+
+    def finish_reason(self, told: str | None) -> str | None:
+        return "tool_calls" if told == "stop" and self.reader and self.reader.calls else told
+
+    def _delta(self, text: str, tokens: tuple[Token, ...], calls: tuple[CallPiece, ...]) -> Delta:
         self.texts.append(text)
         self.tokens += tokens
-        return Delta(text, tokens)
+        return Delta(text, tokens, calls=calls)
 
 
 def _alarm(inbox: Inbox, deadline: float | None) -> asyncio.TimerHandle | None:

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.engine.grammar import Vocabulary
+from agent.structure import Tools
 from agent.types import Message
 
 RUNTIMES = {"llama.cpp": "agent.engine.llama_cpp_runtime:LlamaCppRuntime"}
@@ -53,8 +55,12 @@ class Runtime(Protocol):
     batch_tokens: int  # most tokens in one decode
     vocabulary_size: int  # length of a row
 
-    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
         """Render the chat template and tokenize. Raises PromptRejected or PromptTooLong."""
+        ...
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokens as a grammar needs them. May be called from another thread."""
         ...
 
     def decode(self, chunks: Sequence[Chunk]) -> list[Row]:

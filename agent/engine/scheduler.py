@@ -14,8 +14,9 @@ from collections.abc import Callable
 import msgspec
 
 from agent.engine import frames
+from agent.engine.grammar import COMPILE_LIMIT_S, Compiling, Constraint, Grammars, RuleBroken, RuleRejected
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
-from agent.engine.sampling import NoDistribution, Observer, Sampler
+from agent.engine.sampling import Mask, NoDistribution, Observer, Sampler
 from agent.engine.text_stream import TextStream
 from agent.types import Failure, FailureKind, Sampling, Token, TopToken
 
@@ -48,6 +49,10 @@ class Sequence:
         self.last_token = -1  # generated, not decoded yet
         self.generated = 0
         self.cancelled = False
+        self.rule: Compiling | None = None  # what the answer must look like, until it is compiled
+        self.rule_by = 0.0  # when it must be, on the scheduler's clock
+        self.rule_param = ""  # the parameter that the rule came from
+        self.constraint: Constraint | None = None
 
     @property
     def prompt_left(self) -> int:
@@ -67,6 +72,7 @@ class Scheduler:
     def __init__(self, runtime: Runtime, *, waiting_line: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._runtime = runtime
         self._observer = Observer(runtime.vocabulary_size)
+        self._grammars = Grammars(runtime.vocabulary, runtime.vocabulary_size)
         self._waiting_line = waiting_line
         self._clock = clock
         self._free = list(reversed(range(runtime.slots)))
@@ -85,7 +91,11 @@ class Scheduler:
             self._refuse(ask.id, FailureKind.BUSY, "the waiting line is full")
             return
         try:
-            prompt = self._runtime.prompt_tokens(ask.messages)
+            rule = self._grammars.begin(ask.response_format, ask.tools)
+            prompt = self._runtime.prompt_tokens(ask.messages, ask.tools)
+        except RuleRejected as error:
+            self._refuse(ask.id, FailureKind.REJECTED, str(error), _ruled_by(ask))
+            return
         except PromptRejected as error:
             self._refuse(ask.id, FailureKind.REJECTED, str(error))
             return
@@ -105,7 +115,10 @@ class Scheduler:
             # An end token of the prompt's turns must not make the end of the answer less likely.
             counted = [token for token in set(prompt) if not self._runtime.ends(token)]
         sampler = Sampler(ask.sampling, counted)
-        self._waiting.append(Sequence(ask.id, prompt, ask.sampling, sampler, limit, deadline))
+        sequence = Sequence(ask.id, prompt, ask.sampling, sampler, limit, deadline)
+        sequence.rule, sequence.rule_by = rule, self._clock() + COMPILE_LIMIT_S
+        sequence.rule_param = _ruled_by(ask)
+        self._waiting.append(sequence)
 
     def cancel(self, request_id: int) -> None:
         """End a request at the next step. Unknown ids are ignored: it may just have ended."""
@@ -116,10 +129,7 @@ class Scheduler:
     def step(self) -> frames.Step:
         """Drop what is over, admit, decode once; return what came of it."""
         self._drop_overdue()
-        while self._free and self._waiting:
-            sequence = self._waiting.popleft()
-            sequence.slot = self._free.pop()
-            self._running.append(sequence)
+        self._admit()
         pieces: list[frames.Piece] = []
         chunks, sequences = self._plan()
         if chunks:
@@ -130,6 +140,36 @@ class Scheduler:
                     pieces.append(piece)
         ended, self._ended = self._ended, []
         return frames.Step(tuple(pieces), tuple(ended))
+
+    def _admit(self) -> None:
+        """Give free slots to those that wait, in order of arrival; a rule that still compiles is passed over."""
+        for sequence in tuple(self._waiting):
+            if not self._free:
+                return
+            if not self._has_rule(sequence):
+                continue
+            self._waiting.remove(sequence)
+            sequence.slot = self._free.pop()
+            self._running.append(sequence)
+
+    def _has_rule(self, sequence: Sequence) -> bool:
+        """Return whether the sequence may begin; refuse it when its rule turns out to be impossible."""
+        if sequence.rule is None:
+            return True
+        # With nothing else to do, wait for it here instead of spinning.
+        if not sequence.rule.ready(0.0 if self._running else 0.01):
+            if self._clock() > sequence.rule_by:
+                self._reject(sequence, f"it takes more than {COMPILE_LIMIT_S:g} s to compile: make it simpler")
+            return False
+        try:
+            sequence.constraint, sequence.rule = sequence.rule.constraint(), None
+        except RuleRejected as error:
+            self._reject(sequence, str(error))
+            return False
+        return True
+
+    def _reject(self, sequence: Sequence, message: str) -> None:
+        self._end(sequence, failure=Failure(FailureKind.REJECTED, message, sequence.rule_param))
 
     def _drop_overdue(self) -> None:
         now = self._clock()
@@ -165,25 +205,41 @@ class Scheduler:
             failure = Failure(FailureKind.CRASH, "the model computed no numbers (NaN); its file may be damaged")
             self._end(sequence, failure=failure)
             return None
-        drawn = sequence.sampler.draw(self._observer)
+        constraint = sequence.constraint
+        try:
+            allowed = constraint.allowed() if constraint else None
+        except RuleBroken as error:
+            self._reject(sequence, f"the answer cannot go on within it: {error}")
+            return None
+        drawn = sequence.sampler.draw(self._observer, allowed)
         if self._runtime.ends(drawn):
             self._end(sequence, finish_reason="stop")
+            return None
+        token = self._describe(sequence, drawn, allowed)
+        if constraint and not constraint.accept(drawn):
+            self._reject(sequence, f"the answer cannot go on within it: {constraint.error}")
             return None
         sequence.sampler.accept(drawn)
         sequence.last_token = drawn
         sequence.generated += 1
-        text, tokens = sequence.text.push(self._describe(sequence, drawn))
-        if sequence.text.stopped or sequence.generated >= sequence.limit:
-            self._end(sequence, text, tokens, finish_reason="stop" if sequence.text.stopped else "length")
+        text, tokens = sequence.text.push(token)
+        stopped = sequence.text.stopped or (constraint is not None and constraint.complete)
+        if stopped or sequence.generated >= sequence.limit:
+            self._end(sequence, text, tokens, finish_reason="stop" if stopped else "length")
             return None
         return frames.Piece(sequence.id, text, tokens) if text else None
 
-    def _describe(self, sequence: Sequence, drawn: int) -> Token:
+    def _describe(self, sequence: Sequence, drawn: int, allowed: Mask | None) -> Token:
+        # Before ``describe``, which uses the observer's figures up.
+        mass = 1.0 if allowed is None else self._observer.mass(allowed)
         token, best = self._observer.describe(drawn, self._runtime.piece(drawn), sequence.sampling.top_logprobs)
-        if not best:
-            return token
-        top = tuple(TopToken(other.id, self._runtime.piece(other.id), other.logprob) for other in token.top)
-        return msgspec.structs.replace(token, top=top)
+        if best:
+            top = tuple(TopToken(other.id, self._runtime.piece(other.id), other.logprob) for other in token.top)
+            token = msgspec.structs.replace(token, top=top)
+        if sequence.constraint is not None:
+            forced = sequence.constraint.forces(token.text_bytes)
+            token = msgspec.structs.replace(token, forced=forced, allowed_mass=mass)
+        return token
 
     def _end(
         self,
@@ -201,6 +257,7 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         rest, rest_tokens = sequence.text.flush()
+        constraint = sequence.constraint
         self._ended.append(
             frames.Ended(
                 sequence.id,
@@ -210,8 +267,13 @@ class Scheduler:
                 prompt_tokens=len(sequence.prompt),
                 output_tokens=sequence.generated,
                 failure=failure,
+                incomplete=constraint is not None and not constraint.satisfied,
             )
         )
 
     def _refuse(self, request_id: int, kind: FailureKind, message: str, param: str = "messages") -> None:
         self._ended.append(frames.Ended(request_id, failure=Failure(kind, message, param)))
+
+
+def _ruled_by(ask: frames.Generate) -> str:
+    return "tools" if ask.tools else "response_format"

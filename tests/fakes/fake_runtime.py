@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 
+from agent.engine.grammar import Vocabulary
 from agent.engine.runtime import PromptRejected, PromptTooLong
 
 END = 256
@@ -28,7 +29,7 @@ class FakeRuntime:
         self.content = [[] for _ in range(self.slots)]
         self.decodes = 0
 
-    def prompt_tokens(self, messages):
+    def prompt_tokens(self, messages, tools=None):
         tokens = list("\n".join(message.content for message in messages).encode())
         if not tokens:
             raise PromptRejected("the chat template makes an empty prompt of these messages")
@@ -56,6 +57,9 @@ class FakeRuntime:
 
     def clear(self, slot):
         self.content[slot] = []
+
+    def vocabulary(self):
+        return Vocabulary([bytes([byte]) for byte in range(256)] + [b"\xff<end>"], [END], list)
 
     def piece(self, token):
         return b"" if token == END else bytes([token])

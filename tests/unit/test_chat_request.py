@@ -200,7 +200,10 @@ def test_messages_that_are_valid(message, expected):
     ("message", "param", "code"),
     [
         ({"content": "x"}, "messages[0].role", "missing_required_parameter"),
-        ({"role": "tool", "content": "x"}, "messages[0].role", "invalid_value"),
+        ({"role": "robot", "content": "x"}, "messages[0].role", "invalid_value"),
+        ({"role": "tool", "content": "x"}, "messages[0].tool_call_id", "missing_required_parameter"),
+        ({"role": "tool", "content": "x", "tool_call_id": "c"}, "messages[0].tool_call_id", "invalid_value"),
+        ({"role": "user", "content": "x", "tool_calls": []}, "messages[0].tool_calls", "unknown_parameter"),
         ({"role": "user"}, "messages[0].content", "missing_required_parameter"),
         ({"role": "user", "content": 5}, "messages[0].content", "invalid_type"),
         ({"role": "user", "content": []}, "messages[0].content", "invalid_type"),
@@ -215,8 +218,8 @@ def test_messages_that_are_valid(message, expected):
         ({"role": "user", "content": "x", "name": "n" * 65}, "messages[0].name", "invalid_value"),
         (
             {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
-            "messages[0].tool_calls",
-            "unsupported_parameter",
+            "messages[0].tool_calls[0].function",
+            "missing_required_parameter",
         ),
     ],
 )

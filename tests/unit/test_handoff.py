@@ -6,8 +6,9 @@ import pytest
 from fakes.escalation_values import record, row
 
 from agent.errors import BodyGone
-from agent.escalation.handoff import REFINE, VERDICT_TOKENS, VERIFY, chat_body, read_verdict
-from agent.types import Failure, FailureKind, Handoff, Sampling
+from agent.escalation.handoff import ENUM, REFINE, VERDICT_TOKENS, VERIFY, chat_body, read_verdict
+from agent.structure import FormatKind, OutputFormat, ToolCall, ToolChoice, ToolFunction, Tools
+from agent.types import Failure, FailureKind, Handoff, Message, Sampling
 
 
 def body(handoff=Handoff.FRESH, **options):
@@ -65,6 +66,60 @@ def test_verify_takes_the_draft_along_and_leaves_room_for_the_verdict():
     assert sent["messages"][2:] == [{"role": "assistant", "content": "Lyon"}, {"role": "user", "content": VERIFY}]
     assert sent["max_tokens"] == 10 + VERDICT_TOKENS
     assert "stop" not in sent
+
+
+SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
+AS_SCHEMA = OutputFormat(kind=FormatKind.JSON_SCHEMA, source=json.dumps(SCHEMA), name="thing", strict=True)
+TOOLS = Tools(
+    functions=(ToolFunction(name="now"), ToolFunction(name="weather", description="of a city", parameters="{}")),
+    choice=ToolChoice.REQUIRED,
+    only="weather",
+    parallel=False,
+)
+
+
+def test_a_schema_goes_along_as_it_came():
+    sent = body(response_format=AS_SCHEMA)["response_format"]
+    assert sent == {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA, "strict": True}}
+    assert list(sent["json_schema"]["schema"]["properties"]) == ["b", "a"]
+    assert body(response_format=OutputFormat(kind=FormatKind.JSON_OBJECT))["response_format"] == {"type": "json_object"}
+
+
+def test_what_the_openai_api_cannot_say_is_said_in_words():
+    sent = body(response_format=OutputFormat(kind=FormatKind.ENUM, source='["yes", "no"]'))
+    assert "response_format" not in sent
+    assert sent["messages"][-1] == {"role": "system", "content": ENUM + '["yes", "no"]'}
+
+
+def test_tools_and_their_history_go_along():
+    call = ToolCall(id="c1", name="now", arguments="{}")
+    history = (
+        Message("user", "When?"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "noon", tool_call_id="c1"),
+    )
+    sent = body(tools=TOOLS, messages=history)
+    assert sent["tools"] == [
+        {"type": "function", "function": {"name": "now"}},
+        {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {}}},
+    ]
+    assert sent["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert sent["parallel_tool_calls"] is False
+    assert sent["messages"] == [
+        {"role": "user", "content": "When?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}],
+        },
+        {"role": "tool", "content": "noon", "tool_call_id": "c1"},
+    ]
+
+
+def test_a_draft_that_a_handoff_would_break_stays_here():
+    assert body(Handoff.REFINE, tools=TOOLS) == body(tools=TOOLS)
+    assert body(Handoff.VERIFY, response_format=AS_SCHEMA) == body(response_format=AS_SCHEMA)
+    assert body(Handoff.REFINE, response_format=AS_SCHEMA)["messages"][-1]["content"] == REFINE
 
 
 @pytest.mark.parametrize("handoff", [Handoff.REFINE, Handoff.VERIFY])
