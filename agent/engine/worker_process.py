@@ -8,6 +8,8 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from agent.engine import frames
 
 STDERR_TAIL_BYTES = 8192
@@ -96,14 +98,7 @@ class WorkerProcess(asyncio.SubprocessProtocol):
         Raises FrameError when the request is too large for a frame.
         """
         self._next_id += 1
-        data = frames.encode(
-            frames.Generate(
-                id=self._next_id,
-                messages=generate.messages,
-                sampling=generate.sampling,
-                deadline_ms=generate.deadline_ms,
-            )
-        )
+        data = frames.encode(msgspec.structs.replace(generate, id=self._next_id))
         inbox: Inbox = asyncio.Queue()
         if self.lost.done():
             inbox.put_nowait(self.lost.result())
