@@ -12,6 +12,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import llguidance
@@ -203,7 +204,8 @@ class _Tokenizer:
         self.eos_token_id = vocabulary.ends[0]
         self.bos_token_id = None
         self.special_token_ids = [index for index, token in enumerate(vocabulary.tokens) if token[:1] == b"\xff"]
-        self._tokenize = vocabulary.tokenize
+        # Asked again and again for the same keys and punctuation.
+        self._tokenize = lru_cache(maxsize=4096)(vocabulary.tokenize)
 
     def __call__(self, text: bytes) -> list[int]:
         return self._tokenize(text)
