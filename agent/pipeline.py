@@ -361,7 +361,7 @@ def refusal(failure: Failure | None) -> OutriderError:
         case FailureKind.TIMEOUT:
             return DeadlineExceeded(message)
         case FailureKind.REJECTED:
-            return InvalidRequest(message, param="messages")
+            return InvalidRequest(message, param=failure.param)
         case FailureKind.QUARANTINED:
             return ModelQuarantined(message)
         case _:

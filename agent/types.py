@@ -11,6 +11,8 @@ from enum import StrEnum
 
 import msgspec
 
+from agent.structure import CallPiece, OutputFormat, ToolCall, Tools
+
 Prompt = str | tuple[int, ...]
 """A text to continue, or the ids of its tokens in the local model's vocabulary."""
 
@@ -68,21 +70,32 @@ class KvType(StrEnum):
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One chat message. ``content`` is text; other parts are refused at the edge."""
 
-    role: str
+    role: str  # system, user, assistant, tool
     content: str
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
+    tool_call_id: str | None = None  # of a tool: the call that this is the result of
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. ``temperature == 0`` is greedy.
 
-    temperature 0..2, top_p (0, 1], seed any 32-bit integer or None (drawn anew),
-    max_tokens >= 0 or None (up to the end of the context), stop at most 4 strings,
-    top_logprobs 0..20.
+    temperature 0..2, top_p (0, 1], min_p 0..1, top_k >= 1 or 0 (all), repetition_penalty
+    (0, 2] over prompt and answer, frequency_penalty and presence_penalty -2..2 over the
+    answer, logit_bias pairs of token id and -100..100, seed any 32-bit integer or None
+    (drawn anew), max_tokens >= 0 or None (up to the end of the context), stop at most 4
+    strings, top_logprobs 0..20, n answers to one prompt (each with a seed of its own).
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    n: int = 1
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -101,6 +114,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     echo: bool = False  # kind completion: the prompt is a part of the answer
     labels: tuple[str, ...] = ()  # kind classify: distinct, in the caller's order
     sampling: Sampling = Sampling()
+    response_format: OutputFormat | None = None
+    tools: Tools | None = None
     task: str | None = None
     route_mode: RouteMode = RouteMode.LOCAL_FIRST
     on_low_confidence: OnLowConfidence = OnLowConfidence.DRAFT
@@ -122,7 +137,7 @@ class TopToken(msgspec.Struct, frozen=True):
     logprob: float  # nats
 
 
-class Token(msgspec.Struct, frozen=True):
+class Token(msgspec.Struct, frozen=True, omit_defaults=True):
     """One generated token with what the unconstrained distribution said of it.
 
     Set by the runtime, before temperature, top_p or any other sampler acts.
@@ -134,6 +149,8 @@ class Token(msgspec.Struct, frozen=True):
     runner_up_logprob: float  # nats: the best token other than this one
     entropy: float  # nats, >= 0
     top: tuple[TopToken, ...] = ()  # only when the caller asked
+    forced: bool = False  # a format or tool left no choice about these bytes: they say nothing of the model
+    allowed_mass: float = 1.0  # unconstrained probability of all that was allowed here, 0..1
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -145,6 +162,8 @@ class Delta(msgspec.Struct, frozen=True):
 
     text: str
     tokens: tuple[Token, ...] = ()
+    choice: int = 0  # which of the request's ``n`` answers
+    calls: tuple[CallPiece, ...] = ()
 
 
 class FailureKind(StrEnum):
@@ -164,6 +183,17 @@ class Failure(msgspec.Struct, frozen=True):
 
     kind: FailureKind
     message: str
+    param: str = "messages"  # the parameter that is at fault, where one is
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """A further answer to the same prompt."""
+
+    text: str
+    finish_reason: str | None
+    tokens: tuple[Token, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    incomplete: bool = False
 
 
 class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,8 +229,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What the local model did. On a failure ``text`` is what there was until then."""
 
     text: str = ""
-    finish_reason: str | None = None  # stop, length; None on failure
+    finish_reason: str | None = None  # stop, length, tool_calls; None on failure
     tokens: tuple[Token, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    incomplete: bool = False  # cut off before it was what its format or tools ask for
+    others: tuple[Choice, ...] = ()  # the answers after the first, where ``n`` asked for them
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -338,6 +371,7 @@ class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     text: str
     finish_reason: str | None
+    tool_calls: tuple[ToolCall, ...] = ()
     model: str  # as the target names itself
     prompt_tokens: int = 0
     output_tokens: int = 0

@@ -13,7 +13,8 @@ import msgspec
 
 from agent.errors import OutriderError, QueueFull, StillRunning, Unresolved
 from agent.pipeline import refusal
-from agent.types import Action, OnLowConfidence, Reason, RequestRecord, RequestState, Token
+from agent.structure import CallPiece, ToolCall
+from agent.types import Action, Choice, OnLowConfidence, Reason, RequestRecord, RequestState, Token
 
 LOCAL = "local"
 IMPOSSIBLE = -9999.0  # the OpenAI API's logprob of a token that is not among the likely ones
@@ -32,6 +33,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     tokens: tuple[Token, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    others: tuple[Choice, ...] = ()  # answers after the first, where the request asked for several
 
 
 def answer_of(record: RequestRecord, on_low_confidence: OnLowConfidence) -> Answer:
@@ -41,6 +44,7 @@ def answer_of(record: RequestRecord, on_low_confidence: OnLowConfidence) -> Answ
             cloud = record.cloud_answer
             return Answer(
                 text=cloud.text,
+                tool_calls=cloud.tool_calls,
                 finish_reason=cloud.finish_reason or "stop",
                 source=record.answered_by,
                 model=cloud.model,
@@ -75,6 +79,8 @@ def _draft(record: RequestRecord) -> Answer | None:
         cached_tokens=generation.cached_tokens,
         output_tokens=generation.output_tokens,
         tokens=generation.tokens,
+        tool_calls=generation.tool_calls,
+        others=generation.others,
     )
 
 
@@ -138,24 +144,41 @@ def headers_of(record: RequestRecord, answer: Answer, *, replayed: bool) -> dict
 
 def completion(record: RequestRecord, answer: Answer, *, logprobs: bool) -> dict[str, Any]:
     """Return the ``chat.completion`` object."""
-    content = logprob_content(answer.tokens) if logprobs and answer.source == LOCAL else None
+    choices = [_choice(0, answer, answer.refusal, logprobs=logprobs and answer.source == LOCAL)]
+    choices += [_choice(index, other, None, logprobs=logprobs) for index, other in enumerate(answer.others, 1)]
     return {
         "id": f"chatcmpl-{record.id}",
         "object": "chat.completion",
         "created": record.received_at_ms // 1000,
         "model": answer.model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": answer.text, "refusal": answer.refusal},
-                "logprobs": content,
-                "finish_reason": answer.finish_reason,
-            }
-        ],
+        "choices": choices,
         "usage": usage(answer),
         "system_fingerprint": _fingerprint(record),
         "outrider": outrider_object(record, answer),
     }
+
+
+def _choice(index: int, said: Answer | Choice, refusal: str | None, *, logprobs: bool) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": refusal}
+    if said.tool_calls:
+        message["content"] = said.text or None
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in said.tool_calls
+        ]
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": logprob_content(said.tokens) if logprobs else None,
+        "finish_reason": said.finish_reason,
+    }
+
+
+def _call_delta(piece: CallPiece) -> dict[str, Any]:
+    if not piece.id:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
 
 
 def usage(answer: Answer) -> dict[str, Any]:
@@ -196,7 +219,10 @@ def _logprob(text_bytes: bytes, logprob: float) -> dict[str, Any]:
 
 
 class Chunks:
-    """Writes one answer as ``chat.completion.chunk`` objects, in order: role, text, verdict, usage."""
+    """Writes one answer as ``chat.completion.chunk`` objects, in order: roles, text, finish reasons, verdict, usage.
+
+    The verdict is in the last chunk that has a choice.
+    """
 
     def __init__(self, request_id: str, received_at_ms: int, model: str, *, include_usage: bool) -> None:
         self._base: dict[str, Any] = {
@@ -208,19 +234,42 @@ class Chunks:
         if include_usage:
             self._base["usage"] = None
         self._include_usage = include_usage
+        self._begun: set[int] = set()
 
-    def role(self) -> dict[str, Any]:
-        """Return the first chunk."""
-        return self._chunk({"role": "assistant", "content": "", "refusal": None})
+    def role(self, index: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the first chunk of a choice, once."""
+        if index not in self._begun:
+            self._begun.add(index)
+            yield self._chunk({"role": "assistant", "content": "", "refusal": None}, index=index)
 
-    def text(self, text: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return a chunk with a piece of the text."""
-        return self._chunk({"content": text}, logprobs)
+    def part(
+        self, text: str, calls: Sequence[CallPiece], logprobs: dict[str, Any] | None = None, index: int = 0
+    ) -> dict[str, Any]:
+        """Return a chunk with a piece of the text, of calls, or both."""
+        delta: dict[str, Any] = {"content": text} if text else {}
+        if calls:
+            delta["tool_calls"] = [_call_delta(piece) for piece in calls]
+        return self._chunk(delta, logprobs, index=index)
+
+    def whole(self, answer: Answer, *, logprobs: bool) -> Iterator[dict[str, Any]]:
+        """Yield the chunks of an answer that is known before any of it was written."""
+        answers: list[Answer | Choice] = [answer, *answer.others]
+        for index, said in enumerate(answers):
+            yield from self.role(index)
+            calls = [
+                CallPiece(index=at, id=call.id, name=call.name, arguments=call.arguments)
+                for at, call in enumerate(said.tool_calls)
+            ]
+            if said.text or calls:
+                yield self.part(said.text or "", calls, logprob_content(said.tokens) if logprobs else None, index)
 
     def ending(self, record: RequestRecord, answer: Answer) -> Iterator[dict[str, Any]]:
         """Yield the chunk with the verdict, then the usage if it was asked for."""
         delta = {"refusal": answer.refusal} if answer.refusal else {}
         verdict = self._chunk(delta, finish_reason=answer.finish_reason)
+        for index, other in enumerate(answer.others, 1):
+            yield verdict
+            verdict = self._chunk({}, finish_reason=other.finish_reason, index=index)
         verdict["system_fingerprint"] = _fingerprint(record)
         verdict["outrider"] = outrider_object(record, answer)
         yield verdict
@@ -228,7 +277,11 @@ class Chunks:
             yield {**self._base, "choices": [], "usage": usage(answer)}
 
     def _chunk(
-        self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+        self,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+        index: int = 0,
     ) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self._base, "choices": [choice]}

@@ -10,41 +10,33 @@ from starlette.datastructures import Headers
 
 from agent.api.envelope import Envelope
 from agent.api.fields import Fields
+from agent.api.sampling_request import parse_sampling
+from agent.api.structure_request import parse_calls, parse_structure
 from agent.errors import InvalidRequest
 from agent.settings import RoutingSettings, ServerSettings
-from agent.types import InferenceRequest, Message, Sampling
-
-MOST_STOPS = 4
-LONGEST_STOP = 1024  # characters
+from agent.structure import ToolCall
+from agent.types import InferenceRequest, Message
 
 # Parameters of the OpenAI API that are not built here, with the values that change nothing.
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
 class ChatCall(msgspec.Struct, frozen=True):
@@ -66,13 +58,24 @@ def parse_chat(
     fields = Fields(body)
     call = Envelope(fields, body, headers)
     messages = parse_messages(fields, server.max_messages)
-    sampling = _sampling(fields)
+    sampling = parse_sampling(fields)
+    response_format, tools = parse_structure(fields)
+    if sampling.stop and (response_format or (tools and tools.callable)):
+        raise fields.wrong_value("stop", "cannot be combined with response_format or tools: they end the answer")
     stream = fields.flag("stream") or False
     include_usage = stream_options(fields, stream=stream)
     for name, defaults in UNSUPPORTED.items():
         fields.only(name, *defaults)
     fields.finish()
-    asked = InferenceRequest(id="", model="", received_at_ms=0, messages=messages, sampling=sampling)
+    asked = InferenceRequest(
+        id="",
+        model="",
+        received_at_ms=0,
+        messages=messages,
+        sampling=sampling,
+        response_format=response_format,
+        tools=tools,
+    )
     request = call.request(asked, server=server, routing=routing, now_ms=now_ms)
     return ChatCall(request, stream, include_usage)
 
@@ -84,11 +87,16 @@ def parse_messages(fields: Fields, most: int) -> tuple[Message, ...]:
         raise fields.missing("messages")
     if not items:
         raise fields.wrong_value("messages", "must have at least one message")
-    found = []
+    found: list[Message] = []
     for index, item in enumerate(items):
         if not isinstance(item, dict):
             raise fields.wrong_type(f"messages[{index}]", "an object")
-        found.append(_message(Fields(item, f"messages[{index}]")))
+        message = _message(Fields(item, f"messages[{index}]"))
+        if message.tool_call_id is not None and not any(
+            call.id == message.tool_call_id for earlier in found for call in earlier.tool_calls
+        ):
+            raise fields.wrong_value(f"messages[{index}].tool_call_id", "is not the id of an earlier call")
+        found.append(message)
     return tuple(found)
 
 
@@ -97,21 +105,29 @@ def _message(fields: Fields) -> Message:
     if role is None:
         raise fields.missing("role")
     if role not in _ROLES:
-        raise fields.wrong_value("role", f"must be one of {', '.join(_ROLES)}; tools are not supported")
+        raise fields.wrong_value("role", f"must be one of {', '.join(_ROLES)}")
     name = fields.text("name", 64)
     content = _content(fields)
+    calls: tuple[ToolCall, ...] = ()
+    call_id = None
+    if role == "tool":
+        call_id = fields.text("tool_call_id", 256)
+        if call_id is None:
+            raise fields.missing("tool_call_id")
     if role == "assistant":
+        calls = parse_calls(fields)
         # An answer of ours, sent back as history, is a valid message.
         refusal = fields.text("refusal", 1 << 20)
         content = refusal if content is None else content
         for unused in ("audio", "function_call"):
             fields.only(unused)
-        for unused in ("tool_calls", "annotations"):
-            fields.only(unused, [])
+        fields.only("annotations", [])
+        if calls and content is None:
+            content = ""
     if content is None:
         raise fields.missing("content")
     fields.finish()
-    return Message(role=_ROLES[role], content=content, name=name)
+    return Message(role=_ROLES[role], content=content, name=name, tool_calls=calls, tool_call_id=call_id)
 
 
 def _content(fields: Fields) -> str | None:
@@ -140,43 +156,6 @@ def _content(fields: Fields) -> str | None:
         part.finish()
         texts.append(text)
     return "\n".join(texts)
-
-
-def _sampling(fields: Fields) -> Sampling:
-    old = fields.integer("max_tokens", 1, 1 << 31)
-    new = fields.integer("max_completion_tokens", 1, 1 << 31)
-    if old is not None and new is not None and old != new:
-        raise fields.wrong_value("max_tokens", "and max_completion_tokens differ: keep one")
-    seed = fields.integer("seed", -(1 << 31), (1 << 32) - 1)
-    logprobs = fields.flag("logprobs") or False
-    top = fields.integer("top_logprobs", 0, 20)
-    if top is not None and not logprobs:
-        raise fields.wrong_value("top_logprobs", "needs logprobs to be true")
-    defaults = Sampling()
-    temperature = fields.number("temperature", 0, 2)
-    top_p = fields.number("top_p", 0, 1, above_low=True)
-    return Sampling(
-        temperature=defaults.temperature if temperature is None else temperature,
-        top_p=defaults.top_p if top_p is None else top_p,
-        seed=None if seed is None else seed & 0xFFFF_FFFF,
-        max_tokens=new if old is None else old,
-        stop=stops(fields),
-        logprobs=logprobs,
-        top_logprobs=top or 0,
-    )
-
-
-def stops(fields: Fields) -> tuple[str, ...]:
-    """Take ``stop``."""
-    value = fields.take("stop")
-    if value is None:
-        return ()
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise fields.wrong_type("stop", "a string or a list of strings")
-    if len(items) > MOST_STOPS or not all(0 < len(item) <= LONGEST_STOP for item in items):
-        raise fields.wrong_value("stop", f"must be at most {MOST_STOPS} strings of 1 to {LONGEST_STOP} characters")
-    return tuple(items)
 
 
 def stream_options(fields: Fields, *, stream: bool) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 from starlette.datastructures import Headers
 
-from agent.api.chat_request import ChatCall, stops, stream_options
+from agent.api.chat_request import ChatCall, stream_options
 from agent.api.envelope import Envelope
 from agent.api.fields import Fields
+from agent.api.sampling_request import parse_drawing
 from agent.errors import InvalidRequest
 from agent.settings import RoutingSettings, ServerSettings
 from agent.types import EgressPolicy, InferenceRequest, Message, Prompt, RequestKind, RouteMode, Sampling
@@ -22,10 +23,7 @@ _LARGEST_TOKEN = (1 << 31) - 1
 
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "n": (1,),
-    "presence_penalty": (0,),
     "suffix": ("",),
 }
 
@@ -100,18 +98,11 @@ def _prompt(fields: Fields, longest: int) -> Prompt:
 
 
 def _sampling(fields: Fields) -> Sampling:
-    defaults = Sampling()
-    temperature = fields.number("temperature", 0, 2)
-    top_p = fields.number("top_p", 0, 1, above_low=True)
-    seed = fields.integer("seed", -(1 << 31), (1 << 32) - 1)
     max_tokens = fields.integer("max_tokens", 0, 1 << 31)
     logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
-    return Sampling(
-        temperature=defaults.temperature if temperature is None else temperature,
-        top_p=defaults.top_p if top_p is None else top_p,
-        seed=None if seed is None else seed & 0xFFFF_FFFF,
+    return msgspec.structs.replace(
+        parse_drawing(fields),
         max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
-        stop=stops(fields),
         logprobs=logprobs is not None,
         top_logprobs=logprobs or 0,
     )

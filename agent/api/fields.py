@@ -28,6 +28,10 @@ class Fields:
         """Return the name as an error shows it."""
         return f"{self._path}.{name}" if self._path else name
 
+    def names(self) -> list[str]:
+        """Return the keys of the object."""
+        return list(self._values)
+
     def take(self, name: str) -> Any:
         """Return the raw value, None when absent."""
         self._taken.add(name)

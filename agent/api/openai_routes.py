@@ -75,10 +75,13 @@ def _stream(deps: ApiDeps, call: ChatCall) -> EventStream:
 
     async def produce(writer: EventWriter) -> None:
         chunks = None
-        waiting: list[Token] = []
+        waiting: dict[int, list[Token]] = {}
         async with aclosing(deps.pipeline.run(call.request)) as events:
             async for event in events:
                 if isinstance(event, Verdict):
+                    for index, tokens in waiting.items():
+                        if chunks is not None and tokens:  # of what is no text, such as the end of a call
+                            await writer.event(chunks.part("", (), chat_answer.logprob_content(tokens), index))
                     await _verdict(deps, call, event, writer, chunks)
                     return
                 if held:
@@ -86,13 +89,15 @@ def _stream(deps: ApiDeps, call: ChatCall) -> EventStream:
                 if chunks is None:
                     writer.set_header("x-outrider-request-id", request.id)
                     chunks = _chunks(call, request.id, request.received_at_ms, request.model)
-                    await writer.event(chunks.role())
+                for chunk in chunks.role(event.choice):
+                    await writer.event(chunk)
+                tokens = waiting.setdefault(event.choice, [])
                 if wants_logprobs:
-                    waiting += event.tokens
-                if event.text:
-                    content = chat_answer.logprob_content(waiting) if wants_logprobs else None
-                    await writer.event(chunks.text(event.text, content))
-                    waiting.clear()
+                    tokens += event.tokens
+                if event.text or event.calls:
+                    content = chat_answer.logprob_content(tokens) if wants_logprobs else None
+                    await writer.event(chunks.part(event.text, event.calls, content, event.choice))
+                    tokens.clear()
 
     return EventStream(produce, heartbeat_s=deps.heartbeat_s)
 
@@ -107,10 +112,8 @@ async def _verdict(
         for name, value in chat_answer.headers_of(record, answer, replayed=verdict.replayed).items():
             writer.set_header(name, value)
         chunks = _chunks(call, record.id, record.received_at_ms, answer.model)
-        await writer.event(chunks.role())
-        if answer.text:
-            logprobs = chat_answer.logprob_content(answer.tokens) if call.request.sampling.logprobs else None
-            await writer.event(chunks.text(answer.text, logprobs))
+        for chunk in chunks.whole(answer, logprobs=call.request.sampling.logprobs):
+            await writer.event(chunk)
     for chunk in chunks.ending(record, answer):
         await writer.event(chunk)
     if streamed:

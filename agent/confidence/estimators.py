@@ -3,6 +3,11 @@
 All signals come from the unconstrained next-token distribution. A score is None when there
 is nothing to judge (no tokens, or a number that is not finite): None is never "sure".
 
+Where a format or a tool constrains the answer, only the tokens that carried a choice count:
+what the grammar forced (keys, quotes, braces) says nothing of the model. Their
+log-probabilities are still the unconstrained ones, so that a value which the model would
+not have said by itself is not sure. An answer cut off before it was complete scores 0.
+
 Sources: sequence log-probability and its quantiles as deferral signals, Gupta et al.,
 "Language Model Cascades" (ICLR 2024, arXiv 2404.10136); token entropy and margins as listed
 by LM-Polygraph (arXiv 2406.15627).
@@ -26,14 +31,19 @@ def signals(tokens: Sequence[Token]) -> dict[str, float]:
     """Return the raw signals of an answer, empty when there is none.
 
     Log-probabilities and entropies in nats; margins are differences of probabilities,
-    in -1..1 (negative where a drawn token was not the likeliest).
+    in -1..1 (negative where a drawn token was not the likeliest); min_allowed_mass is the
+    least probability that the model gave to all that a format allowed, min_allowed_logprob
+    the least log-probability of a token among those that were allowed. Forced tokens are
+    left out; an answer that was forced as a whole has no signal.
     """
+    tokens = [token for token in tokens if not token.forced]
     if not tokens:
         return {}
     logprobs = [token.logprob for token in tokens]
     margins = [math.exp(token.logprob) - math.exp(token.runner_up_logprob) for token in tokens]
     entropies = [token.entropy for token in tokens]
-    if not all(map(math.isfinite, [*logprobs, *margins, *entropies])):
+    masses = [token.allowed_mass for token in tokens]
+    if not all(map(math.isfinite, [*logprobs, *margins, *entropies, *masses])):
         return {}
     lowest = sorted(logprobs)[: math.ceil(len(logprobs) / LOWEST_SHARE)]
     return {
@@ -47,7 +57,15 @@ def signals(tokens: Sequence[Token]) -> dict[str, float]:
         "max_entropy": max(entropies),
         "min_margin": min(margins),
         "mean_margin": math.fsum(margins) / len(margins),
+        "min_allowed_mass": min(masses),
+        "min_allowed_logprob": min(map(_allowed_logprob, tokens)),
     }
+
+
+def _allowed_logprob(token: Token) -> float:
+    if token.allowed_mass <= 0:
+        return token.logprob
+    return min(0.0, token.logprob - math.log(token.allowed_mass))
 
 
 # Name -> the score in 0..1 from the signals. Names appear in configuration and answers.
@@ -69,10 +87,14 @@ def estimator(name: str) -> Estimator:
     label = f"{name}@{VERSION}"
 
     def judge(generation: Generation) -> Confidence:
-        found = {} if generation.failure else signals(generation.tokens)
-        if not found:
+        """Judge every answer; the request is as sure as its least sure one, since a caller may pick any."""
+        answers = [] if generation.failure else [generation.tokens, *(other.tokens for other in generation.others)]
+        found = [signals(tokens) for tokens in answers]
+        if not all(found) or not found:
             return Confidence(score=None, estimator=label)
-        score = min(1.0, max(0.0, score_of(found)))
-        return Confidence(score=score, raw=score, estimator=label, signals=found)
+        lowest = min(found, key=score_of)
+        raw = min(1.0, max(0.0, score_of(lowest)))
+        incomplete = generation.incomplete or any(other.incomplete for other in generation.others)
+        return Confidence(score=0.0 if incomplete else raw, raw=raw, estimator=label, signals=lowest)
 
     return judge

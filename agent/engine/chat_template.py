@@ -15,7 +15,9 @@ import jinja2.exceptions
 import jinja2.ext
 import jinja2.sandbox
 
+from agent.engine.call_markup import OPEN, described, tool_object
 from agent.engine.runtime import PromptRejected
+from agent.structure import Tools
 from agent.types import Message
 
 RENDER_LIMIT_S = 2.0
@@ -53,20 +55,27 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._system_prompt = system_prompt
+        # Its own way to show tools is used where it is ours too; else they are described in a message.
+        self._knows_tools = OPEN in source and "tools" in source
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise PromptRejected(f"the chat template is not valid: {error}") from error
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], tools: Tools | None = None) -> str:
         """Return the prompt. Only in the main thread. Raises PromptRejected."""
-        values = [{"role": message.role, "content": message.content} for message in messages]
         if self._system_prompt and not any(message.role == "system" for message in messages):
-            values.insert(0, {"role": "system", "content": self._system_prompt})
-        limit = OUTPUT_SLACK_CHARS + OUTPUT_FACTOR * sum(len(value["content"]) for value in values)
+            messages = [Message("system", self._system_prompt), *messages]
+        functions = tools.callable if tools else ()
+        if not self._knows_tools:
+            messages, functions = described(messages, functions), ()
+        values = [_value(message) for message in messages]
+        shown = [tool_object(function) for function in functions]
+        size = sum(_size(message) for message in messages) + len(json.dumps(shown))
+        limit = OUTPUT_SLACK_CHARS + OUTPUT_FACTOR * size
         try:
             with _time_limit(RENDER_LIMIT_S):
-                text = self._text(values, limit)
+                text = self._text(values, shown, limit)
         except _Slow:
             raise PromptRejected(f"the chat template took more than {RENDER_LIMIT_S:g} s") from None
         except Exception as error:
@@ -76,17 +85,38 @@ class ChatTemplate:
             raise PromptRejected("the chat template makes too much text of these messages")
         return text
 
-    def _text(self, values: list[dict[str, str]], limit: int) -> str:
+    def _text(self, values: list[dict[str, Any]], tools: list[dict[str, object]], limit: int) -> str:
         parts: list[str] = []
         size = 0
         for part in self._template.generate(
-            messages=values, add_generation_prompt=True, tools=None, documents=None, **self._tokens
+            messages=values, add_generation_prompt=True, tools=tools or None, documents=None, **self._tokens
         ):
             parts.append(part)
             size += len(part)
             if size > limit:
                 break
         return "".join(parts)
+
+
+def _size(message: Message) -> int:
+    return len(message.content) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+
+
+def _value(message: Message) -> dict[str, Any]:
+    """Return a message as templates expect it: the arguments of calls as objects."""
+    value: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        value["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        value["tool_call_id"] = message.tool_call_id
+    return value
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from agent.structure import OutputFormat, Tools
 from agent.types import Failure, KvType, Message, ModelFile, Prompt, Sampling, Token
 
 PROTOCOL = 2
@@ -44,6 +45,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     id: int
     messages: tuple[Message, ...]
     sampling: Sampling
+    response_format: OutputFormat | None = None
+    tools: Tools | None = None
     deadline_ms: float | None = None  # span left, counted from the receipt
     prompt: Prompt | None = None  # continue this, instead of answering messages
 
@@ -110,6 +113,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     failure: Failure | None = None
+    incomplete: bool = False  # cut off before it was what its format or tools ask for
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

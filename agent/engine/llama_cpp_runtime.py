@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import re
-import secrets
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,15 +16,18 @@ from typing import Any
 
 import llama_cpp.llama_cpp as native
 import numpy as np
-from numpy.typing import NDArray
 
 from agent import device
 from agent.engine import frames
 from agent.engine.chat_template import ChatTemplate
+from agent.engine.control_texts import ControlTexts, parts
+from agent.engine.grammar import Vocabulary
 from agent.engine.kv_cache import BYTES_PER_VALUE, cell_count
+from agent.engine.llama_cpp_batch import Batch
 from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken, Saved
 from agent.engine.threads import StepThreads
+from agent.structure import Tools
 from agent.types import KvType, Message
 
 BATCH_TOKENS = 256
@@ -35,8 +36,6 @@ SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
 BYTES_PER_TOKEN = 64
 KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
 _LOG_LEVEL_ERROR = 4
-# Stands for a control token's text inside a message while the template is rendered; nobody can guess it.
-_MARK = f"\ue000{secrets.token_hex(8)}:"
 
 
 def _log_errors(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
@@ -99,7 +98,7 @@ class LlamaCppRuntime:
         self._shortage = "" if self.context_tokens == load.context_tokens else ", all that the free memory holds"
         self.batch_tokens: int = native.llama_n_batch(self._context)
         self._filled = [0] * self.slots
-        self._batch = _Batch(self.batch_tokens)
+        self._batch = Batch(self.batch_tokens)
         self._threads = StepThreads(load.threads)
         self.piece = lru_cache(maxsize=65536)(self._piece)
         self._scoring: LlamaCppScoring | None = None
@@ -158,30 +157,30 @@ class LlamaCppRuntime:
         except PromptRejected as error:
             raise ModelUnloadable(str(error)) from error
 
-    def _control_token_texts(self) -> re.Pattern[str]:
+    def _control_token_texts(self) -> ControlTexts:
         control = (t for t in range(self.vocabulary_size) if native.llama_vocab_is_control(self._vocabulary, t))
-        texts = sorted(filter(None, map(self._special_text, control)), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, texts)) or "(?!)")
+        return ControlTexts(map(self._special_text, control))
 
     def _warm_up(self) -> None:
         # The first decode reads the weights from disk: better now than in the first answer.
         self.decode([Chunk(0, 0, [0], wants_row=True)])
         self.clear(0)
 
-    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Render and tokenize. Control tokens come from the template only, never from a message."""
+    def prompt_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
+        """Render and tokenize. Control tokens come from the template only, never from a message or tool."""
         limit = self.context_tokens * BYTES_PER_TOKEN
         size = sum(len(message.content) for message in messages)
+        size += (
+            sum(len(function.description) + len(function.parameters) for function in tools.functions) if tools else 0
+        )
         if size > limit:
             raise PromptTooLong(
                 f"the prompt has {size} characters, far more than fit the context of {self.context_tokens} tokens{self._shortage}"
             )
-        marked, hidden = self._hide_control_texts(messages)
-        first, *others = self._template.render(marked).split(_MARK)
-        tokens = self._tokenize(first, special=True)
-        for other in others:
-            number, _, text = other.partition(";")
-            tokens += self._tokenize(hidden[int(number)], special=False) + self._tokenize(text, special=True)
+        marked, marked_tools, hidden = self._control_texts.hide(messages, tools)
+        tokens: list[int] = []
+        for text, special in parts(self._template.render(marked, marked_tools), hidden):
+            tokens += self._tokenize(text, special=special)
         self._put_bos(tokens)
         if not tokens:
             raise PromptRejected("the chat template makes an empty prompt of these messages")
@@ -227,17 +226,6 @@ class LlamaCppRuntime:
                 self._scoring = None
             self._scoring = LlamaCppScoring(self._model, cells=cells, threads=native.llama_n_threads(self._context))
         return self._scoring
-
-    def _hide_control_texts(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-        """Put marks where messages contain the text of control tokens, such as ``<|im_end|>``."""
-        hidden: list[str] = []
-
-        def mark(found: re.Match[str]) -> str:
-            hidden.append(found[0])
-            return f"{_MARK}{len(hidden) - 1};"
-
-        marked = [Message(message.role, self._control_texts.sub(mark, message.content)) for message in messages]
-        return marked, hidden
 
     def _tokenize(self, text: str, *, special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
@@ -359,6 +347,17 @@ class LlamaCppRuntime:
         """Return whether this token ends an answer."""
         return bool(native.llama_vocab_is_eog(self._vocabulary, token))
 
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokens as a grammar needs them."""
+        tokens = [
+            b"\xff" + self._text_bytes(token, special=True)
+            if native.llama_vocab_is_control(self._vocabulary, token)
+            else self._text_bytes(token, special=False)
+            for token in range(self.vocabulary_size)
+        ]
+        ends = [token for token in range(self.vocabulary_size) if self.ends(token)]
+        return Vocabulary(tokens, ends, lambda text: self._tokenize(text.decode("utf-8", "replace"), special=False))
+
     def _piece(self, token: int) -> bytes:
         return self._text_bytes(token, special=False)
 
@@ -379,44 +378,3 @@ class LlamaCppRuntime:
             self._scoring.close()
         native.llama_free(self._context)
         native.llama_model_free(self._model)
-
-
-class _Batch:
-    """The native batch over numpy arrays that are made once."""
-
-    def __init__(self, size: int) -> None:
-        self._token: NDArray[np.int32] = np.zeros(size, np.int32)
-        self._pos: NDArray[np.int32] = np.zeros(size, np.int32)
-        self._seq: NDArray[np.int32] = np.zeros(size, np.int32)
-        self._seq_count: NDArray[np.int32] = np.ones(size, np.int32)
-        self._wanted: NDArray[np.int8] = np.zeros(size, np.int8)
-        first, step = self._seq.ctypes.data, self._seq.itemsize
-        pointer = ctypes.POINTER(native.llama_seq_id)
-        self._seq_pointers = (pointer * size)(*(ctypes.cast(first + step * index, pointer) for index in range(size)))
-        int32 = ctypes.POINTER(ctypes.c_int32)
-        self.native = native.llama_batch(
-            n_tokens=0,
-            token=self._token.ctypes.data_as(int32),
-            embd=None,
-            pos=self._pos.ctypes.data_as(int32),
-            n_seq_id=self._seq_count.ctypes.data_as(int32),
-            seq_id=self._seq_pointers,
-            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def fill(self, chunks: Sequence[Chunk]) -> list[int]:
-        """Lay out the chunks; return the positions in the batch whose rows are wanted."""
-        at = 0
-        rows_at = []
-        for slot, start, tokens, wants_row in chunks:
-            end = at + len(tokens)
-            self._token[at:end] = tokens
-            self._pos[at:end] = np.arange(start, start + len(tokens))
-            self._seq[at:end] = slot
-            self._wanted[at:end] = 0
-            if wants_row:
-                self._wanted[end - 1] = 1
-                rows_at.append(end - 1)
-            at = end
-        self.native.n_tokens = at
-        return rows_at

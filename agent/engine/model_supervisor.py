@@ -23,10 +23,11 @@ import msgspec
 import psutil
 
 from agent.engine import frames
+from agent.engine.partial_answer import PartialAnswer
 from agent.engine.worker_process import Lost, WorkerProcess
 from agent.settings import EngineSettings
 from agent.telemetry import LOG, METRICS
-from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, ModelFile, Token
+from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, ModelFile
 
 
 class WorkerState(StrEnum):
@@ -141,7 +142,7 @@ class ModelSupervisor:
         self, request: InferenceRequest, left_ms: float | None
     ) -> AsyncGenerator[Delta | Generation, None]:
         """Yield deltas, then exactly one Generation."""
-        answer = _Answer(time.monotonic())
+        answer = PartialAnswer(time.monotonic(), request.tools)
         deadline = None if left_ms is None else answer.started + left_ms / 1000
         if self._full:
             yield self._finish(answer, self._busy())
@@ -161,7 +162,14 @@ class ModelSupervisor:
                     ended = frames.Ended(0, finish_reason="length", prompt_tokens=scored.prompt_tokens)
                     yield self._finish(answer, scored.failure, ended)
                     return
-            ask = frames.Generate(id=0, messages=request.messages, prompt=request.prompt, sampling=request.sampling)
+            ask = frames.Generate(
+                id=0,
+                messages=request.messages,
+                prompt=request.prompt,
+                sampling=request.sampling,
+                response_format=request.response_format,
+                tools=request.tools,
+            )
             async with contextlib.aclosing(self._converse(ask, deadline, answer)) as events:
                 async for event in events:
                     yield event
@@ -206,7 +214,7 @@ class ModelSupervisor:
         raise AssertionError("the events of a request end in one that says so")
 
     async def _converse(
-        self, ask: frames.Generate, deadline: float | None, answer: _Answer
+        self, ask: frames.Generate, deadline: float | None, answer: PartialAnswer
     ) -> AsyncGenerator[Delta | Generation, None]:
         async with contextlib.aclosing(self._events(ask, deadline)) as events:
             async for event in events:
@@ -214,8 +222,8 @@ class ModelSupervisor:
                     case frames.Piece():
                         yield answer.add(event.text, event.tokens)
                     case frames.Ended():
-                        if event.text or event.tokens:
-                            yield answer.add(event.text, event.tokens)
+                        if (delta := answer.last(event.text, event.tokens)) is not None:
+                            yield delta
                         yield self._finish(answer, event.failure, event)
                     case Failure():
                         yield self._finish(answer, event)
@@ -254,13 +262,15 @@ class ModelSupervisor:
             f"again before the daemon is; the last: {self._last_error.partition(chr(10))[0]}"
         )
 
-    def _finish(self, answer: _Answer, failure: Failure | None, ended: frames.Ended | None = None) -> Generation:
+    def _finish(self, answer: PartialAnswer, failure: Failure | None, ended: frames.Ended | None = None) -> Generation:
         METRICS.count("generations", model=self._file.name, outcome=failure.kind if failure else "ok")
         METRICS.count("generated_tokens", len(answer.tokens), model=self._file.name)
         return Generation(
             text="".join(answer.texts),
-            finish_reason=ended.finish_reason if ended and not failure else None,
+            finish_reason=answer.finish_reason(ended.finish_reason) if ended and not failure else None,
             tokens=tuple(answer.tokens),
+            tool_calls=answer.reader.calls if answer.reader else (),
+            incomplete=bool(ended and ended.incomplete),
             prompt_tokens=ended.prompt_tokens if ended else 0,
             cached_tokens=ended.cached_tokens if ended else 0,
             output_tokens=ended.output_tokens if ended else len(answer.tokens),
@@ -393,24 +403,6 @@ class _Unavailable(Exception):
     def __init__(self, kind: FailureKind, message: str) -> None:
         super().__init__(message)
         self.failure = Failure(kind, message)
-
-
-class _Answer:
-    """What one request has received so far; survives the worker."""
-
-    def __init__(self, started: float) -> None:
-        self.started = started
-        self.texts: list[str] = []
-        self.tokens: list[Token] = []
-        self.prompt: tuple[Token, ...] = ()  # of an echo
-        self.first_token_ms: float | None = None
-
-    def add(self, text: str, tokens: tuple[Token, ...]) -> Delta:
-        if self.first_token_ms is None:
-            self.first_token_ms = (time.monotonic() - self.started) * 1000
-        self.texts.append(text)
-        self.tokens += tokens
-        return Delta(text, tokens)
 
 
 def _outcome(event: frames.Scored | Failure) -> str:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.engine.grammar import Vocabulary
+from agent.structure import Tools
 from agent.types import Message
 
 RUNTIMES = {"llama.cpp": "agent.engine.llama_cpp_runtime:LlamaCppRuntime"}
@@ -96,7 +98,7 @@ class Runtime(Protocol):
     batch_tokens: int  # most tokens in one decode
     vocabulary_size: int  # length of a row
 
-    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
         """Render the chat template and tokenize. Raises PromptRejected or PromptTooLong."""
         ...
 
@@ -113,6 +115,10 @@ class Runtime(Protocol):
 
     def scoring(self, cells: int) -> ScoringContext:
         """Return the scoring context, at least this large; an earlier, smaller one is freed."""
+        ...
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokens as a grammar needs them. May be called from another thread."""
         ...
 
     def decode(self, chunks: Sequence[Chunk]) -> list[Row]:

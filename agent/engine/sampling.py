@@ -2,12 +2,17 @@
 
 Log-probabilities, runner-up and entropy are those of the model's own distribution
 (temperature 1, nothing cut off), so that they mean the same under every setting.
+
+A draw changes a copy of it, in this order: logit_bias, repetition penalty (a factor on the
+logits of all tokens seen), frequency and presence penalties (of the answer's tokens), the
+mask of a constraint, temperature, min_p, top_k, top_p. Greedy takes the best after the mask.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +22,8 @@ from agent.types import Sampling, Token, TopToken
 
 # Sizes of the pools in which the nucleus is looked for before the whole vocabulary is sorted.
 _NUCLEUS_POOLS = (64, 1024)
+Mask = NDArray[np.bool_]  # one per token of the vocabulary
+_RULED_OUT = np.float32(1e6)  # far below any logit, and exact beside a 0
 _LOWEST = np.float32(-1e4)  # exp() of it is 0, and 0 times it is 0: a logit of -inf would give NaN
 
 
@@ -31,26 +38,27 @@ class Observer:
         self._shifted: Row = np.empty(vocabulary, np.float32)
         self._weights: Row = np.empty(vocabulary, np.float32)
         self._log_total = 0.0
+        self.best = 0.0  # highest logit of the row
 
     def read(self, row: Row) -> None:
         """Take a row. Raises NoDistribution when it holds NaN or no finite number."""
         best = row.max()
         if not math.isfinite(best):
             raise NoDistribution
+        self.best = float(best)
         np.subtract(row, best, out=self._shifted)
         np.maximum(self._shifted, _LOWEST, out=self._shifted)
         np.exp(self._shifted, out=self._weights)
         self._log_total = math.log(float(self._weights.sum()))
 
-    def draw(self, sampling: Sampling, rng: np.random.Generator) -> int:
-        """Draw a token from the row that was read."""
-        if sampling.temperature <= 0:
-            return int(self._shifted.argmax())
-        weights = np.exp(self._shifted.astype(np.float64) / sampling.temperature)
-        if sampling.top_p < 1:
-            kept = _nucleus(weights, sampling.top_p)
-            return int(kept[_pick(weights[kept], rng)])
-        return _pick(weights, rng)
+    @property
+    def shifted(self) -> Row:
+        """The logits of the row that was read, minus their highest. Not to be changed."""
+        return self._shifted
+
+    def mass(self, mask: Mask) -> float:
+        """Return the probability of the masked tokens together, 0..1."""
+        return min(1.0, float(self._weights @ mask) / math.exp(self._log_total))
 
     def describe(self, token: int, text_bytes: bytes, top: int) -> tuple[Token, list[int]]:
         """Return the token with its figures, and the ids of the ``top`` best.
@@ -71,16 +79,81 @@ class Observer:
         return [int(index) for index in pool[np.argsort(-self._shifted[pool], kind="stable")]]
 
 
-def generator(sampling: Sampling) -> np.random.Generator:
-    """Return the random numbers of one request: the same ones for the same seed."""
-    seed = secrets.randbits(64) if sampling.seed is None else sampling.seed & (1 << 64) - 1
-    return np.random.Generator(np.random.PCG64(seed))
+class Sampler:
+    """Draws the tokens of one answer: settings, random numbers, and what was said so far."""
+
+    def __init__(self, sampling: Sampling, prompt: Collection[int] = ()) -> None:
+        """``prompt`` is what the repetition penalty counts besides the answer."""
+        self._sampling = sampling
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed & (1 << 64) - 1
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+        self._counts: dict[int, int] = {}
+        self._seen: set[int] = set(prompt) if sampling.repetition_penalty != 1 else set()
+        self._bias = {token: bias for token, bias in sampling.logit_bias if bias}
+        self._plain = not self._bias and (
+            sampling.repetition_penalty,
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
+        ) == (1, 0, 0)
+
+    def draw(self, observer: Observer, allowed: Mask | None = None) -> int:
+        """Draw a token from the row that the observer has read. ``allowed`` has at least one token."""
+        sampling = self._sampling
+        logits = observer.shifted
+        if not self._plain:
+            logits = self._penalised(logits, observer.best)
+        if allowed is not None:
+            logits = (allowed.astype(np.float32) - 1) * _RULED_OUT + logits  # three times as fast as ``where``
+        if sampling.temperature <= 0:
+            return int(logits.argmax())
+        scaled = logits.astype(np.float64)
+        scaled -= scaled.max()
+        weights = np.exp(scaled / sampling.temperature)
+        if sampling.min_p > 0:
+            weights[weights < sampling.min_p] = 0.0  # the best has weight 1
+        if sampling.top_k or sampling.top_p < 1:
+            kept = _best(weights, sampling.top_k, sampling.top_p)
+            return int(kept[_pick(weights[kept], self._rng)])
+        return _pick(weights, self._rng)
+
+    def accept(self, token: int) -> None:
+        """Count a token that was drawn."""
+        if not self._plain:
+            self._counts[token] = self._counts.get(token, 0) + 1
+            self._seen.add(token)
+
+    def _penalised(self, shifted: Row, best: float) -> Row:
+        sampling = self._sampling
+        logits = shifted + np.float32(best)  # a factor acts on the logits as the model gave them
+        for token, bias in self._bias.items():
+            if token < len(logits):
+                logits[token] += bias
+        if self._seen and sampling.repetition_penalty != 1:
+            seen = np.fromiter(self._seen, np.intp)
+            found = logits[seen]
+            factor = np.float32(sampling.repetition_penalty)
+            logits[seen] = np.where(found > 0, found / factor, found * factor)
+        if self._counts and (sampling.frequency_penalty or sampling.presence_penalty):
+            said = np.fromiter(self._counts, np.intp)
+            times = np.fromiter(self._counts.values(), np.float32)
+            logits[said] -= np.float32(sampling.frequency_penalty) * times + np.float32(sampling.presence_penalty)
+        return logits
 
 
 def _pick(weights: NDArray[np.float64], rng: np.random.Generator) -> int:
     cumulative = np.cumsum(weights)
     index = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
     return min(index, len(weights) - 1)
+
+
+def _best(weights: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.intp]:
+    """Return the best ``top_k`` tokens, and of those the smallest set that reaches ``top_p``."""
+    pool: NDArray[np.intp]
+    if 0 < top_k < len(weights):
+        pool = np.argpartition(weights, -top_k)[-top_k:]
+        pool = pool[np.argsort(-weights[pool], kind="stable")]
+        return pool[_nucleus(weights[pool], top_p)] if top_p < 1 else pool
+    return _nucleus(weights, top_p)
 
 
 def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:

@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable
 
 import msgspec
-import numpy as np
 
 from agent.engine import frames
+from agent.engine.grammar import COMPILE_LIMIT_S, Compiling, Constraint, Grammars, RuleBroken, RuleRejected
 from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, agreeing
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
-from agent.engine.sampling import NoDistribution, Observer, generator
+from agent.engine.sampling import Mask, NoDistribution, Observer, Sampler
 from agent.engine.text_stream import TextStream
 from agent.types import Failure, FailureKind, Sampling, Token, TopToken
 
@@ -29,7 +29,13 @@ class Sequence:
     """One request on its way: prompt tokens, then one token after another."""
 
     def __init__(
-        self, request_id: int, prompt: list[int], sampling: Sampling, limit: int, deadline: float | None
+        self,
+        request_id: int,
+        prompt: list[int],
+        sampling: Sampling,
+        sampler: Sampler,
+        limit: int,
+        deadline: float | None,
     ) -> None:
         """``limit`` is the most tokens to generate; ``deadline`` is on the scheduler's clock."""
         self.id = request_id
@@ -37,7 +43,7 @@ class Sequence:
         self.sampling = sampling
         self.limit = limit
         self.deadline = deadline
-        self.rng: np.random.Generator = generator(sampling)
+        self.sampler = sampler
         self.text = TextStream(sampling.stop)
         self.slot = -1
         self.decoded = 0  # tokens that the slot holds
@@ -45,6 +51,10 @@ class Sequence:
         self.answer: list[int] = []  # all tokens generated
         self.cached = 0  # prompt tokens that were not computed for this request
         self.cancelled = False
+        self.rule: Compiling | None = None  # what the answer must look like, until it is compiled
+        self.rule_by = 0.0  # when it must be, on the scheduler's clock
+        self.rule_param = ""  # the parameter that the rule came from
+        self.constraint: Constraint | None = None
 
     @property
     def generated(self) -> int:
@@ -73,6 +83,7 @@ class Scheduler:
     def __init__(self, runtime: Runtime, *, waiting_line: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._runtime = runtime
         self._observer = Observer(runtime.vocabulary_size)
+        self._grammars = Grammars(runtime.vocabulary, runtime.vocabulary_size)
         self._prefixes = PrefixCache(runtime)
         self._waiting_line = waiting_line
         self._clock = clock
@@ -92,18 +103,37 @@ class Scheduler:
             self._refuse(ask.id, FailureKind.BUSY, "the waiting line is full")
             return
         try:
-            given = ask.prompt
-            prompt = self._runtime.prompt_tokens(ask.messages) if given is None else self._runtime.text_tokens(given)
+            rule = self._grammars.begin(ask.response_format, ask.tools)
+            if ask.prompt is None:
+                prompt = self._runtime.prompt_tokens(ask.messages, ask.tools)
+            else:
+                prompt = self._runtime.text_tokens(ask.prompt)
+        except RuleRejected as error:
+            self._refuse(ask.id, FailureKind.REJECTED, str(error), _ruled_by(ask))
+            return
         except PromptRejected as error:
             self._refuse(ask.id, FailureKind.REJECTED, str(error))
             return
         except PromptTooLong as error:
             self._refuse(ask.id, FailureKind.CONTEXT_OVERFLOW, str(error))
             return
+        size = self._runtime.vocabulary_size
+        if unknown := [token for token, _ in ask.sampling.logit_bias if not 0 <= token < size]:
+            message = f"token {unknown[0]} is not in the vocabulary of {size} tokens"
+            self._refuse(ask.id, FailureKind.REJECTED, message, "logit_bias")
+            return
         room = self._runtime.context_tokens - len(prompt)
         limit = room if ask.sampling.max_tokens is None else min(room, ask.sampling.max_tokens)
         deadline = None if ask.deadline_ms is None else self._clock() + ask.deadline_ms / 1000
-        self._waiting.append(Sequence(ask.id, prompt, ask.sampling, limit, deadline))
+        counted: list[int] = []
+        if ask.sampling.repetition_penalty != 1:
+            # An end token of the prompt's turns must not make the end of the answer less likely.
+            counted = [token for token in set(prompt) if not self._runtime.ends(token)]
+        sampler = Sampler(ask.sampling, counted)
+        sequence = Sequence(ask.id, prompt, ask.sampling, sampler, limit, deadline)
+        sequence.rule, sequence.rule_by = rule, self._clock() + COMPILE_LIMIT_S
+        sequence.rule_param = _ruled_by(ask)
+        self._waiting.append(sequence)
 
     def cancel(self, request_id: int) -> None:
         """End a request at the next step. Unknown ids are ignored: it may just have ended."""
@@ -126,6 +156,43 @@ class Scheduler:
         ended, self._ended = self._ended, []
         return frames.Step(tuple(pieces), tuple(ended))
 
+    def _admit(self) -> None:
+        """Give slots to those that wait, in order of arrival, as long as their whole answers fit the memory.
+
+        One whose rule still compiles is passed over.
+        """
+        reserved = sum(sequence.reserve for sequence in self._running)
+        for sequence in tuple(self._waiting):
+            if not self._free:
+                return
+            if not self._has_rule(sequence):
+                continue
+            if reserved + sequence.reserve > self._runtime.cells:
+                return
+            self._waiting.remove(sequence)
+            sequence.slot = self._free.pop()
+            self._running.append(sequence)
+            reserved += sequence.reserve
+
+    def _has_rule(self, sequence: Sequence) -> bool:
+        """Return whether the sequence may begin; refuse it when its rule turns out to be impossible."""
+        if sequence.rule is None:
+            return True
+        # With nothing else to do, wait for it here instead of spinning.
+        if not sequence.rule.ready(0.0 if self._running else 0.01):
+            if self._clock() > sequence.rule_by:
+                self._reject(sequence, f"it takes more than {COMPILE_LIMIT_S:g} s to compile: make it simpler")
+            return False
+        try:
+            sequence.constraint, sequence.rule = sequence.rule.constraint(), None
+        except RuleRejected as error:
+            self._reject(sequence, str(error))
+            return False
+        return True
+
+    def _reject(self, sequence: Sequence, message: str) -> None:
+        self._end(sequence, failure=Failure(FailureKind.REJECTED, message, sequence.rule_param))
+
     def _drop_overdue(self) -> None:
         now = self._clock()
         for sequence in (*self._running, *self._waiting):
@@ -133,15 +200,6 @@ class Scheduler:
                 self._end(sequence, failure=Failure(FailureKind.CANCELLED, "cancelled"))
             elif sequence.deadline is not None and now >= sequence.deadline:
                 self._end(sequence, failure=Failure(FailureKind.TIMEOUT, "the deadline passed"))
-
-    def _admit(self) -> None:
-        """Give slots to those at the head of the line, as long as their whole answers fit the memory."""
-        reserved = sum(sequence.reserve for sequence in self._running)
-        while self._free and self._waiting and reserved + self._waiting[0].reserve <= self._runtime.cells:
-            sequence = self._waiting.popleft()
-            sequence.slot = self._free.pop()
-            self._running.append(sequence)
-            reserved += sequence.reserve
 
     def _plan(self) -> tuple[list[Chunk], list[Sequence]]:
         """Choose the chunks of this step: every decoding request, then prompts in order of arrival."""
@@ -190,24 +248,41 @@ class Scheduler:
             return None
         if not sequence.generated:
             self._keep(sequence)
-        drawn = self._observer.draw(sequence.sampling, sequence.rng)
+        constraint = sequence.constraint
+        try:
+            allowed = constraint.allowed() if constraint else None
+        except RuleBroken as error:
+            self._reject(sequence, f"the answer cannot go on within it: {error}")
+            return None
+        drawn = sequence.sampler.draw(self._observer, allowed)
         if self._runtime.ends(drawn):
             self._end(sequence, finish_reason="stop")
             return None
+        token = self._describe(sequence, drawn, allowed)
+        if constraint and not constraint.accept(drawn):
+            self._reject(sequence, f"the answer cannot go on within it: {constraint.error}")
+            return None
+        sequence.sampler.accept(drawn)
         sequence.last_token = drawn
         sequence.answer.append(drawn)
-        text, tokens = sequence.text.push(self._describe(sequence, drawn))
-        if sequence.text.stopped or sequence.generated >= sequence.limit:
-            self._end(sequence, text, tokens, finish_reason="stop" if sequence.text.stopped else "length")
+        text, tokens = sequence.text.push(token)
+        stopped = sequence.text.stopped or (constraint is not None and constraint.complete)
+        if stopped or sequence.generated >= sequence.limit:
+            self._end(sequence, text, tokens, finish_reason="stop" if stopped else "length")
             return None
         return frames.Piece(sequence.id, text, tokens) if text else None
 
-    def _describe(self, sequence: Sequence, drawn: int) -> Token:
+    def _describe(self, sequence: Sequence, drawn: int, allowed: Mask | None) -> Token:
+        # Before ``describe``, which uses the observer's figures up.
+        mass = 1.0 if allowed is None else self._observer.mass(allowed)
         token, best = self._observer.describe(drawn, self._runtime.piece(drawn), sequence.sampling.top_logprobs)
-        if not best:
-            return token
-        top = tuple(TopToken(other.id, self._runtime.piece(other.id), other.logprob) for other in token.top)
-        return msgspec.structs.replace(token, top=top)
+        if best:
+            top = tuple(TopToken(other.id, self._runtime.piece(other.id), other.logprob) for other in token.top)
+            token = msgspec.structs.replace(token, top=top)
+        if sequence.constraint is not None:
+            forced = sequence.constraint.forces(token.text_bytes)
+            token = msgspec.structs.replace(token, forced=forced, allowed_mass=mass)
+        return token
 
     def _end(
         self,
@@ -229,6 +304,7 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         rest, rest_tokens = sequence.text.flush()
+        constraint = sequence.constraint
         self._ended.append(
             frames.Ended(
                 sequence.id,
@@ -239,8 +315,13 @@ class Scheduler:
                 cached_tokens=sequence.cached,
                 output_tokens=sequence.generated,
                 failure=failure,
+                incomplete=constraint is not None and not constraint.satisfied,
             )
         )
 
-    def _refuse(self, request_id: int, kind: FailureKind, message: str) -> None:
-        self._ended.append(frames.Ended(request_id, failure=Failure(kind, message)))
+    def _refuse(self, request_id: int, kind: FailureKind, message: str, param: str = "messages") -> None:
+        self._ended.append(frames.Ended(request_id, failure=Failure(kind, message, param)))
+
+
+def _ruled_by(ask: frames.Generate) -> str:
+    return "tools" if ask.tools else "response_format"

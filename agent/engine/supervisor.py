@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from agent import executable
 from agent.engine import frames
+from agent.engine.choices import generate_choices
 from agent.engine.model_supervisor import ModelSupervisor, Patience, WorkerState, WorkerStatus
 from agent.errors import OutriderError
 from agent.settings import EngineSettings
@@ -70,8 +71,13 @@ class EnginePool:
         except OutriderError as error:
             yield _failed(FailureKind.REJECTED, str(error), request.model)
             return
-        left_ms = None if request.deadline_at_ms is None else request.deadline_at_ms - self._now_ms()
-        async with contextlib.aclosing(model.generate(request, left_ms)) as events:
+
+        def generate(one: InferenceRequest) -> AsyncGenerator[Delta | Generation]:
+            left_ms = None if one.deadline_at_ms is None else one.deadline_at_ms - self._now_ms()
+            return model.generate(one, left_ms)
+
+        events = generate(request) if request.sampling.n == 1 else generate_choices(request, generate)
+        async with contextlib.aclosing(events):
             async for event in events:
                 yield event
 

@@ -2,17 +2,23 @@
 
 The draft travels as the assistant's turn, the instruction as one more user turn after it.
 A request without a whole local answer (the model crashed, or was not asked) has no draft:
-it is handed over fresh.
+it is handed over fresh. So is one with tools, whose draft may be a call that nobody has run,
+and one to verify whose answer must have a format that a verdict would break.
+
+``response_format`` and tools go along as the OpenAI API has them. An enum, an expression or a
+grammar is told to the target in words, since that API has no parameter for them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from agent.errors import BodyGone
+from agent.structure import FormatKind, OutputFormat, Tools
 from agent.types import Escalation, Handoff, InferenceRequest, Message, RequestKind, RequestRecord
 
 REFINE = (
@@ -26,6 +32,9 @@ VERIFY = (
 )
 CONTINUE = "Continue the text that the user sends, from where it ends. Reply with the continuation only; do not repeat the text."
 CHOOSE = "Reply with exactly one of these labels and nothing else:\n"
+ENUM = "Reply with exactly one of these strings and nothing else: "
+REGEX = "Reply with a text that matches this regular expression as a whole, and nothing else: "
+GRAMMAR = "Reply with a text that this grammar derives, and nothing else:\n"
 VERDICT_TOKENS = 16  # room for the line with the verdict, on top of what the caller allows for the answer
 VERDICTS = {"RIGHT": "right", "WRONG": "wrong"}
 
@@ -50,7 +59,12 @@ def draft(record: RequestRecord) -> str | None:
 
 def effective(record: RequestRecord, row: Escalation) -> Handoff:
     """Return the handoff that is possible for this record."""
-    return row.handoff if draft(record) is not None else Handoff.FRESH
+    request = record.request
+    if draft(record) is None or (request is not None and request.tools is not None):
+        return Handoff.FRESH
+    if row.handoff is Handoff.VERIFY and request is not None and request.response_format is not None:
+        return Handoff.FRESH
+    return row.handoff
 
 
 def chat_body(record: RequestRecord, row: Escalation, model: str) -> bytes:
@@ -62,21 +76,85 @@ def chat_body(record: RequestRecord, row: Escalation, model: str) -> bytes:
     if request is None:
         raise BodyGone(f"the text of request {record.id} is no longer stored; there is nothing to send")
     handoff = effective(record, row)
-    body: dict[str, Any] = {"model": model, "messages": _messages(request, draft(record), handoff)}
-    return msgspec.json.encode(body | _sampling(request, handoff))
+    messages = [_message(message) for message in _messages(request, draft(record), handoff)]
+    body: dict[str, Any] = {"model": model, "messages": messages}
+    return msgspec.json.encode(body | _sampling(request, handoff) | _structure(request))
 
 
 def _messages(request: InferenceRequest, text: str | None, handoff: Handoff) -> list[Message]:
     told = list(request.messages)
+    words = _in_words(request.response_format)
     if request.kind is RequestKind.COMPLETION:
         told.insert(0, Message("system", CONTINUE))
     choose = CHOOSE + "\n".join(sorted(request.labels)) if request.labels else ""
     if text is None or handoff is Handoff.FRESH:
-        return [*told, *([Message("user", choose)] if choose else [])]
+        return [*told, *([Message("user", choose)] if choose else []), *words]
     instruction = REFINE if handoff is Handoff.REFINE else VERIFY
     if choose:
         instruction += "\n" + ("The answer is one of these labels:\n" + choose.removeprefix(CHOOSE))
-    return [*told, Message("assistant", text), Message("user", instruction)]
+    return [*told, Message("assistant", text), Message("user", instruction), *words]
+
+
+def _message(message: Message) -> dict[str, Any]:
+    found: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        found["name"] = message.name
+    if message.tool_calls:
+        found["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+        found["content"] = message.content or None
+    if message.tool_call_id is not None:
+        found["tool_call_id"] = message.tool_call_id
+    return found
+
+
+def _in_words(output: OutputFormat | None) -> list[Message]:
+    match output.kind if output else None:
+        case FormatKind.ENUM:
+            text = ENUM
+        case FormatKind.REGEX:
+            text = REGEX
+        case FormatKind.GRAMMAR:
+            text = GRAMMAR
+        case _:
+            return []
+    return [Message("system", text + (output.source if output else ""))]
+
+
+def _structure(request: InferenceRequest) -> dict[str, Any]:
+    """Return the parameters that say what the answer must look like."""
+    found: dict[str, Any] = {}
+    output = request.response_format
+    if output is not None and output.kind is FormatKind.JSON_OBJECT:
+        found["response_format"] = {"type": "json_object"}
+    if output is not None and output.kind is FormatKind.JSON_SCHEMA:
+        schema: dict[str, Any] = {"name": output.name or "answer", "schema": json.loads(output.source)}
+        if output.description:
+            schema["description"] = output.description
+        if output.strict is not None:
+            schema["strict"] = output.strict
+        found["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return found | (_tools(request.tools) if request.tools else {})
+
+
+def _tools(tools: Tools) -> dict[str, Any]:
+    functions = []
+    for function in tools.functions:
+        given: dict[str, Any] = {"name": function.name}
+        if function.description:
+            given["description"] = function.description
+        if function.parameters:
+            given["parameters"] = json.loads(function.parameters)
+        if function.strict is not None:
+            given["strict"] = function.strict
+        functions.append({"type": "function", "function": given})
+    choice: str | dict[str, Any] = tools.choice.value
+    if tools.only is not None:
+        choice = {"type": "function", "function": {"name": tools.only}}
+    found: dict[str, Any] = {"tools": functions, "tool_choice": choice}
+    return found if tools.parallel else found | {"parallel_tool_calls": False}
 
 
 def _sampling(request: InferenceRequest, handoff: Handoff) -> dict[str, Any]:
@@ -89,6 +167,11 @@ def _sampling(request: InferenceRequest, handoff: Handoff) -> dict[str, Any]:
         fields["max_tokens"] = sampling.max_tokens + (VERDICT_TOKENS if verify else 0)
     if sampling.stop and not verify:  # a stop string could cut the verdict off; read_verdict applies it instead
         fields["stop"] = sampling.stop
+    # top_k, min_p and repetition_penalty are not of the OpenAI API, logit_bias speaks of our vocabulary.
+    if sampling.frequency_penalty:
+        fields["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.presence_penalty:
+        fields["presence_penalty"] = sampling.presence_penalty
     if sampling.seed is not None:
         fields["seed"] = sampling.seed
     return fields

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -41,6 +41,7 @@ from agent.escalation.target import (
     Rejected,
     Retry,
 )
+from agent.structure import FormatKind, OutputFormat, ToolCall, Tools
 from agent.types import CloudAnswer, Escalation, Handoff, RequestRecord
 
 LONGEST_RETRY_AFTER_MS = 24 * 3_600_000
@@ -63,9 +64,20 @@ class HttpReply(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class _Function(msgspec.Struct):
+    name: str
+    arguments: str = "{}"
+
+
+class _Call(msgspec.Struct):
+    id: str
+    function: _Function
+
+
 class _Message(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
+    tool_calls: list[_Call] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -177,22 +189,34 @@ def _read_answer(reply: HttpReply, record: RequestRecord, row: Escalation) -> Ou
     if choice.message.refusal:
         return Rejected("the target's model refuses")
     text = choice.message.content or ""
-    if not text.strip():
+    request = record.request
+    calls = tuple(
+        ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+        for call in choice.message.tool_calls or ()
+    )
+    if not calls and not text.strip():
         return Rejected("the answer is empty")
+    if request is not None and not calls and not _has_format(text, request.response_format):
+        return Rejected("the answer has not the format that was asked for")
+    if calls and (request is None or not _may_be_called(calls, request.tools)):
+        return Rejected("the answer calls a tool that may not be called")
     verdict = None
     if effective(record, row) is Handoff.VERIFY:
         judged = read_verdict(text, record)
         if judged is None:
             return Rejected("the reply has no readable verdict")
         verdict, text = judged.verdict, judged.text
-    if record.request is not None and record.request.labels:
-        label = read_label(text, record.request.labels)
+    if request is not None and request.labels:
+        label = read_label(text, request.labels)
         if label is None:
             return Rejected("the reply is none of the labels")
         text = label
+    if request is not None and request.response_format and request.response_format.kind is FormatKind.ENUM:
+        text = text.strip()
     return Delivered(
         CloudAnswer(
             text=text,
+            tool_calls=calls,
             finish_reason=choice.finish_reason,
             model=completion.model or "",
             prompt_tokens=_tokens(completion.usage, "prompt_tokens"),
@@ -215,6 +239,26 @@ def _has_choices(reply: HttpReply) -> bool:
 def _tokens(usage: object, name: str) -> int:
     found = usage.get(name) if isinstance(usage, dict) else None
     return found if isinstance(found, int) and 0 <= found <= _MOST_TOKENS else 0
+
+
+def _has_format(text: str, output: OutputFormat | None) -> bool:
+    """Return whether a reply can be what was asked for; a schema is the target's to enforce."""
+    match output.kind if output else None:
+        case FormatKind.JSON_OBJECT | FormatKind.JSON_SCHEMA:
+            try:
+                msgspec.json.decode(text)
+            except _NOT_THAT_JSON:
+                return False
+            return True
+        case FormatKind.ENUM:
+            return output is None or text.strip() in msgspec.json.decode(output.source, type=list[str])
+        case _:
+            return True
+
+
+def _may_be_called(calls: Sequence[ToolCall], tools: Tools | None) -> bool:
+    known = {function.name for function in tools.callable} if tools else set()
+    return all(call.name in known for call in calls)
 
 
 def _read_outrider(told: _Outrider) -> Outcome | None:

@@ -77,6 +77,16 @@ def test_it_names_itself_and_its_limits(runtime):
     assert runtime.cells >= runtime.context_tokens
 
 
+def test_its_vocabulary_is_that_of_its_rows_and_pieces(runtime):
+    vocabulary = runtime.vocabulary()
+    assert len(vocabulary.tokens) == runtime.vocabulary_size
+    assert vocabulary.ends
+    assert all(runtime.ends(token) for token in vocabulary.ends)
+    tokens = vocabulary.tokenize(b'{"city": "Paris"}')
+    assert b"".join(map(runtime.piece, tokens)) == b'{"city": "Paris"}'
+    assert [vocabulary.tokens[token] for token in tokens] == [runtime.piece(token) for token in tokens]
+
+
 def test_a_prompt_is_tokens_of_the_vocabulary(runtime):
     tokens = prompt(runtime, "What is the capital of France?")
     assert tokens

@@ -19,17 +19,18 @@ ASKED = (Message("system", "Be brief."), Message("user", "Capital of France?"))
 PLAIN = Sampling()
 
 
-def record(*, draft="Lyon", sampling=PLAIN, failure=None, request=True, hops=0):
+def record(*, draft="Lyon", sampling=PLAIN, failure=None, request=True, hops=0, **asked):
     return RequestRecord(
         request=InferenceRequest(
             id="r1",
             model="local",
-            messages=ASKED,
+            messages=asked.pop("messages", ASKED),
             sampling=sampling,
             received_at_ms=0,
             hops=hops,
             user="u-17",
             metadata={"order": "4711"},
+            **asked,
         )
         if request
         else None,

@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 
+from agent.engine.grammar import Vocabulary
 from agent.engine.runtime import PromptRejected, PromptTooLong, Saved
 
 END = 256
@@ -33,7 +34,7 @@ class FakeRuntime:
         self.decodes = 0
         self.scoring_context = None
 
-    def prompt_tokens(self, messages):
+    def prompt_tokens(self, messages, tools=None):
         tokens = list("\n".join(message.content for message in messages).encode())
         if not tokens:
             raise PromptRejected("the chat template makes an empty prompt of these messages")
@@ -122,6 +123,9 @@ class FakeRuntime:
     @property
     def content(self):
         return [[token for token, _ in held] for held in self.held]
+
+    def vocabulary(self):
+        return Vocabulary([bytes([byte]) for byte in range(256)] + [b"\xff<end>"], [END], list)
 
     def piece(self, token):
         return b"" if token == END else bytes([token])

@@ -182,7 +182,7 @@ def test_models(api):
         ({"model": "smal"}, openai.NotFoundError, "model_not_found", "model"),
         ({"model": "absent"}, openai.NotFoundError, "model_not_found", "model"),
         ({"temperature": 3}, openai.BadRequestError, "invalid_value", "temperature"),
-        ({"n": 2}, openai.BadRequestError, "unsupported_parameter", "n"),
+        ({"store": True}, openai.BadRequestError, "unsupported_parameter", "store"),
         ({"extra_body": {"best_of": 2}}, openai.BadRequestError, "unknown_parameter", "best_of"),
         ({"extra_headers": {"x-outrider-egress": "redact"}}, openai.BadRequestError, "unsupported_parameter", "egress"),
         (

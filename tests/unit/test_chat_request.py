@@ -54,6 +54,15 @@ def test_the_least_request_has_the_documented_defaults():
         ({"max_tokens": 1}, {"max_tokens": 1}),
         ({"max_completion_tokens": 9}, {"max_tokens": 9}),
         ({"max_completion_tokens": 9, "max_tokens": 9}, {"max_tokens": 9}),
+        ({"top_k": 40}, {"top_k": 40}),
+        ({"top_k": 0}, {"top_k": 0}),
+        ({"min_p": 0.05}, {"min_p": 0.05}),
+        ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"frequency_penalty": -2, "presence_penalty": 2}, {"frequency_penalty": -2.0, "presence_penalty": 2.0}),
+        ({"logit_bias": {"50": -100, "7": 1.5}}, {"logit_bias": ((50, -100.0), (7, 1.5))}),
+        ({"logit_bias": {}}, {"logit_bias": ()}),
+        ({"n": 1}, {"n": 1}),
+        ({"n": 16}, {"n": 16}),
         ({"stop": "END"}, {"stop": ("END",)}),
         ({"stop": ["a", "b", "c", "d"]}, {"stop": ("a", "b", "c", "d")}),
         ({"stop": None}, {"stop": ()}),
@@ -88,6 +97,22 @@ def test_sampling_that_is_valid(fields, expected):
         ({"stop": "x" * 1025}, "stop", "invalid_value"),
         ({"stop": [1]}, "stop", "invalid_type"),
         ({"stop": {"a": 1}}, "stop", "invalid_type"),
+        ({"n": True}, "n", "invalid_type"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": 17}, "n", "invalid_value"),
+        ({"top_k": -1}, "top_k", "invalid_value"),
+        ({"top_k": 1.5}, "top_k", "invalid_type"),
+        ({"min_p": 1.1}, "min_p", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"repetition_penalty": 2.1}, "repetition_penalty", "invalid_value"),
+        ({"frequency_penalty": False}, "frequency_penalty", "invalid_type"),
+        ({"presence_penalty": 2.1}, "presence_penalty", "invalid_value"),
+        ({"logit_bias": []}, "logit_bias", "invalid_type"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "invalid_value"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias.5", "invalid_type"),
+        ({"logit_bias": {str(n): 0 for n in range(1025)}}, "logit_bias", "invalid_value"),
         ({"logprobs": 1}, "logprobs", "invalid_type"),
         ({"top_logprobs": 1}, "top_logprobs", "invalid_value"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
@@ -137,7 +162,7 @@ def test_what_is_unsupported_passes_only_where_it_changes_nothing(name):
     assert refused(**{name: [{"surprise": 1}]}) == (name, "unsupported_parameter")
 
 
-@pytest.mark.parametrize(("name", "value"), [("n", True), ("n", 2), ("store", 0), ("frequency_penalty", False)])
+@pytest.mark.parametrize(("name", "value"), [("store", 0), ("modalities", True)])
 def test_true_is_not_one_and_false_is_not_zero(name, value):
     assert refused(**{name: value}) == (name, "unsupported_parameter")
 
@@ -175,7 +200,10 @@ def test_messages_that_are_valid(message, expected):
     ("message", "param", "code"),
     [
         ({"content": "x"}, "messages[0].role", "missing_required_parameter"),
-        ({"role": "tool", "content": "x"}, "messages[0].role", "invalid_value"),
+        ({"role": "robot", "content": "x"}, "messages[0].role", "invalid_value"),
+        ({"role": "tool", "content": "x"}, "messages[0].tool_call_id", "missing_required_parameter"),
+        ({"role": "tool", "content": "x", "tool_call_id": "c"}, "messages[0].tool_call_id", "invalid_value"),
+        ({"role": "user", "content": "x", "tool_calls": []}, "messages[0].tool_calls", "unknown_parameter"),
         ({"role": "user"}, "messages[0].content", "missing_required_parameter"),
         ({"role": "user", "content": 5}, "messages[0].content", "invalid_type"),
         ({"role": "user", "content": []}, "messages[0].content", "invalid_type"),
@@ -190,8 +218,8 @@ def test_messages_that_are_valid(message, expected):
         ({"role": "user", "content": "x", "name": "n" * 65}, "messages[0].name", "invalid_value"),
         (
             {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
-            "messages[0].tool_calls",
-            "unsupported_parameter",
+            "messages[0].tool_calls[0].function",
+            "missing_required_parameter",
         ),
     ],
 )

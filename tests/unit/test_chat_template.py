@@ -3,13 +3,14 @@ import pytest
 from agent.engine import chat_template
 from agent.engine.chat_template import ChatTemplate
 from agent.engine.runtime import PromptRejected
+from agent.structure import ToolCall, ToolChoice, ToolFunction, Tools
 from agent.types import Message
 
 HELLO = [Message("user", "hello there")]
 
 
-def render(source, messages=HELLO, system_prompt=None):
-    return ChatTemplate(source, bos="<s>", eos="</s>", system_prompt=system_prompt).render(messages)
+def render(source, messages=HELLO, system_prompt=None, tools=None):
+    return ChatTemplate(source, bos="<s>", eos="</s>", system_prompt=system_prompt).render(messages, tools)
 
 
 def test_templates_see_what_those_of_the_field_expect():
@@ -61,3 +62,46 @@ def test_a_template_that_writes_without_end_is_stopped(monkeypatch):
 def test_a_source_that_is_no_template_is_refused():
     with pytest.raises(PromptRejected, match="not valid"):
         render("{% for %}")
+
+
+PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+KNOWING = (
+    "{% for t in tools or [] %}({{ t.function.name }}){% endfor %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}:{{ c.function.arguments | tojson }}{% endfor %}"
+    "{% endfor %}"
+)
+TOOLS = Tools(functions=(ToolFunction(name="now", description="The time"),))
+HISTORY = [
+    *HELLO,
+    Message("assistant", "", tool_calls=(ToolCall(id="c1", name="now", arguments='{"zone": "UTC"}'),)),
+    Message("tool", "noon", tool_call_id="c1"),
+    Message("tool", "really", tool_call_id="c1"),
+]
+
+
+def test_a_template_that_knows_tools_shows_them_in_its_own_way():
+    expected = '(now)[user]hello there[assistant]<tool_call>now:{"zone": "UTC"}[tool]noon[tool]really'
+    assert render(KNOWING, HISTORY, tools=TOOLS) == expected
+
+
+def test_for_any_other_template_they_are_described_in_a_system_message():
+    text = render(PLAIN, HISTORY, tools=TOOLS)
+    system, _, rest = text.removeprefix("[system]").partition("[user]")
+    assert '{"type": "function", "function": {"name": "now", "description": "The time", "parameters":' in system
+    assert "<tool_call>" in system
+    assert rest == (
+        'hello there[assistant]<tool_call>\n{"name": "now", "arguments": {"zone": "UTC"}}\n</tool_call>'
+        "[user]<tool_response>\nnoon\n</tool_response>\n<tool_response>\nreally\n</tool_response>"
+    )
+
+
+def test_the_description_joins_the_system_message_that_is_there():
+    text = render(PLAIN, [Message("system", "Be brief."), *HELLO], tools=TOOLS)
+    assert text.startswith("[system]Be brief.\n\nYou can call functions.")
+    assert text.count("[system]") == 1
+
+
+def test_tools_that_may_not_be_called_are_not_shown():
+    none = Tools(functions=TOOLS.functions, choice=ToolChoice.NONE)
+    assert render(PLAIN, tools=none) == render(KNOWING, tools=none) == "[user]hello there"

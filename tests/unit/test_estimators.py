@@ -2,13 +2,14 @@
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.confidence.estimators import SCORES, estimator, signals
 from agent.errors import ConfigError
-from agent.types import Failure, FailureKind, Generation, Token
+from agent.types import Choice, Failure, FailureKind, Generation, Token
 
 
 def token(p, runner_up=0.01, entropy=0.5):
@@ -42,6 +43,36 @@ def test_not_a_number_is_no_signal(name):
 def test_a_failure_is_no_signal():
     generation = Generation(tokens=(token(0.99),), failure=Failure(FailureKind.CRASH, "gone"))
     assert estimator("lowest_tenth")(generation).score is None
+
+
+def test_the_least_sure_of_several_answers_counts():
+    def generation(*others):
+        choices = tuple(Choice(text="x", finish_reason="stop", tokens=tokens) for tokens in others)
+        return Generation(tokens=(token(0.9),), others=choices)
+
+    judge = estimator("mean")
+    assert judge(generation((token(0.3),), (token(0.8),))).score == pytest.approx(0.3)
+    assert judge(generation((token(0.95),))).score == pytest.approx(0.9)
+    assert judge(generation((token(0.8),), ())).score is None
+
+
+def test_only_the_tokens_that_carried_a_choice_count():
+    free, forced = token(0.9), msgspec.structs.replace(token(0.001), forced=True)
+    assert estimator("minimum")(Generation(tokens=(forced, free, forced))).score == pytest.approx(0.9)
+    assert estimator("minimum")(Generation(tokens=(forced, forced))).score is None
+
+
+def test_the_share_of_what_was_allowed_is_a_signal():
+    chosen = msgspec.structs.replace(token(0.02), allowed_mass=0.04)
+    found = signals([token(0.9), chosen])
+    assert found["min_allowed_mass"] == 0.04
+    assert found["min_allowed_logprob"] == pytest.approx(math.log(0.5))
+
+
+def test_an_answer_that_was_cut_off_before_its_end_is_never_sure():
+    confidence = estimator("mean")(Generation(tokens=(token(0.99),), finish_reason="length", incomplete=True))
+    assert confidence.score == 0.0
+    assert confidence.raw == pytest.approx(0.99)
 
 
 def test_unknown_name_is_refused_with_the_known_ones():

@@ -7,7 +7,17 @@ import pytest
 from fakes.escalation_values import record, row
 
 from agent.errors import BodyGone
-from agent.escalation.handoff import CONTINUE, REFINE, VERDICT_TOKENS, VERIFY, chat_body, read_label, read_verdict
+from agent.escalation.handoff import (
+    CONTINUE,
+    ENUM,
+    REFINE,
+    VERDICT_TOKENS,
+    VERIFY,
+    chat_body,
+    read_label,
+    read_verdict,
+)
+from agent.structure import FormatKind, OutputFormat, ToolCall, ToolChoice, ToolFunction, Tools
 from agent.types import Failure, FailureKind, Handoff, Message, RequestKind, Sampling
 
 
@@ -35,6 +45,21 @@ def test_sampling_goes_along():
     assert sent == {"temperature": 0.7, "top_p": 0.9, "seed": 4, "max_tokens": 50, "stop": ["\n\n"]}
 
 
+def test_of_the_other_sampling_only_what_the_openai_api_knows_goes_along():
+    sampling = Sampling(
+        top_k=4,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        logit_bias=((3, 1.0),),
+        n=2,
+        frequency_penalty=0.5,
+        presence_penalty=1,
+    )
+    sent = body(sampling=sampling)
+    del sent["messages"], sent["model"]
+    assert sent == {"temperature": 0.0, "frequency_penalty": 0.5, "presence_penalty": 1}
+
+
 def test_the_bytes_are_the_same_each_time():
     assert chat_body(record(), row(), "m") == chat_body(record(), row(), "m")
 
@@ -51,6 +76,60 @@ def test_verify_takes_the_draft_along_and_leaves_room_for_the_verdict():
     assert sent["messages"][2:] == [{"role": "assistant", "content": "Lyon"}, {"role": "user", "content": VERIFY}]
     assert sent["max_tokens"] == 10 + VERDICT_TOKENS
     assert "stop" not in sent
+
+
+SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
+AS_SCHEMA = OutputFormat(kind=FormatKind.JSON_SCHEMA, source=json.dumps(SCHEMA), name="thing", strict=True)
+TOOLS = Tools(
+    functions=(ToolFunction(name="now"), ToolFunction(name="weather", description="of a city", parameters="{}")),
+    choice=ToolChoice.REQUIRED,
+    only="weather",
+    parallel=False,
+)
+
+
+def test_a_schema_goes_along_as_it_came():
+    sent = body(response_format=AS_SCHEMA)["response_format"]
+    assert sent == {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA, "strict": True}}
+    assert list(sent["json_schema"]["schema"]["properties"]) == ["b", "a"]
+    assert body(response_format=OutputFormat(kind=FormatKind.JSON_OBJECT))["response_format"] == {"type": "json_object"}
+
+
+def test_what_the_openai_api_cannot_say_is_said_in_words():
+    sent = body(response_format=OutputFormat(kind=FormatKind.ENUM, source='["yes", "no"]'))
+    assert "response_format" not in sent
+    assert sent["messages"][-1] == {"role": "system", "content": ENUM + '["yes", "no"]'}
+
+
+def test_tools_and_their_history_go_along():
+    call = ToolCall(id="c1", name="now", arguments="{}")
+    history = (
+        Message("user", "When?"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "noon", tool_call_id="c1"),
+    )
+    sent = body(tools=TOOLS, messages=history)
+    assert sent["tools"] == [
+        {"type": "function", "function": {"name": "now"}},
+        {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {}}},
+    ]
+    assert sent["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert sent["parallel_tool_calls"] is False
+    assert sent["messages"] == [
+        {"role": "user", "content": "When?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}],
+        },
+        {"role": "tool", "content": "noon", "tool_call_id": "c1"},
+    ]
+
+
+def test_a_draft_that_a_handoff_would_break_stays_here():
+    assert body(Handoff.REFINE, tools=TOOLS) == body(tools=TOOLS)
+    assert body(Handoff.VERIFY, response_format=AS_SCHEMA) == body(response_format=AS_SCHEMA)
+    assert body(Handoff.REFINE, response_format=AS_SCHEMA)["messages"][-1]["content"] == REFINE
 
 
 @pytest.mark.parametrize("handoff", [Handoff.REFINE, Handoff.VERIFY])

@@ -8,13 +8,17 @@ from fakes.escalation_values import record, row
 
 from agent.escalation.replies import LONGEST_RETRY_AFTER_MS, HttpReply, read_probe, read_reply, retry_after
 from agent.escalation.target import Blocked, Delivered, Held, Offline, Online, RateLimited, Rejected, Retry
+from agent.structure import FormatKind, OutputFormat, ToolFunction, Tools
 
+TOOLS = Tools(functions=(ToolFunction(name="now"),))
+JSON = OutputFormat(kind=FormatKind.JSON_SCHEMA, source="{}")
+ENUM = OutputFormat(kind=FormatKind.ENUM, source='["yes", "no"]')
 NOW = 1_700_000_000_000
 
 
-def read(status, body=b"", headers=None):
+def read(status, body=b"", headers=None, **asked):
     raw = json.dumps(body).encode() if isinstance(body, dict) else body
-    return read_reply(HttpReply(status, headers or {}, raw), record(), row(), now_ms=NOW)
+    return read_reply(HttpReply(status, headers or {}, raw), record(**asked), row(), now_ms=NOW)
 
 
 def test_an_answer_keeps_what_the_target_says_of_itself():
@@ -165,3 +169,27 @@ def test_a_probe_with_a_wrong_address_says_what_to_mend():
     outcome = read_probe(HttpReply(404, {}, b""), now_ms=NOW)
     assert isinstance(outcome, Blocked)
     assert "/v1" in outcome.reason
+
+
+def called(name):
+    call = {"id": "c1", "type": "function", "function": {"name": name, "arguments": '{"a": 1}'}}
+    choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}
+    return {"choices": [choice], "model": "big"}
+
+
+def test_a_call_of_a_known_tool_is_an_answer():
+    answer = read(200, called("now"), tools=TOOLS).answer
+    assert [(call.id, call.name, call.arguments) for call in answer.tool_calls] == [("c1", "now", '{"a": 1}')]
+    assert (answer.text, answer.finish_reason) == ("", "tool_calls")
+
+
+def test_a_call_of_anything_else_is_none():
+    assert isinstance(read(200, called("rm"), tools=TOOLS), Rejected)
+    assert isinstance(read(200, called("now")), Rejected)
+
+
+def test_an_answer_without_the_format_that_was_asked_for_is_rejected():
+    assert isinstance(read(200, completion("Here you are: {}"), response_format=JSON), Rejected)
+    assert isinstance(read(200, completion('{"a": 1}'), response_format=JSON), Delivered)
+    assert isinstance(read(200, completion("perhaps"), response_format=ENUM), Rejected)
+    assert read(200, completion(" yes\n"), response_format=ENUM).answer.text == "yes"

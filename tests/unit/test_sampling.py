@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from agent.engine.sampling import NoDistribution, Observer, generator
+from agent.engine.sampling import NoDistribution, Observer, Sampler
 from agent.types import Sampling
 
 
@@ -63,13 +63,13 @@ def test_one_nan_is_enough_to_refuse_a_row(row):
 
 
 def test_greedy_takes_the_best(row):
-    assert observed(row).draw(Sampling(), generator(Sampling())) == int(row.argmax())
+    assert Sampler(Sampling()).draw(observed(row)) == int(row.argmax())
 
 
 def draws(row, sampling, count):
-    rng = generator(sampling)
+    sampler = Sampler(sampling)
     observer = observed(row)
-    return [observer.draw(sampling, rng) for _ in range(count)]
+    return [sampler.draw(observer) for _ in range(count)]
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(row):
@@ -103,3 +103,68 @@ def test_top_p_never_draws_outside_the_nucleus(row, top_p):
 def test_top_p_reaches_beyond_the_small_pools():
     row = np.zeros(5000, np.float32)
     assert len(set(draws(row, Sampling(temperature=1.0, top_p=0.99, seed=3), 3000))) > 1500
+
+
+def test_top_k_draws_from_the_best_k(row):
+    best = set(np.argsort(-row)[:4])
+    assert set(draws(row, Sampling(temperature=2.0, top_k=4, seed=3), 300)) == best
+    assert set(draws(row, Sampling(temperature=2.0, top_k=1, seed=3), 20)) == {int(row.argmax())}
+
+
+def test_min_p_leaves_out_what_is_unlikely_beside_the_best():
+    row = np.log(np.array([0.5, 0.26, 0.24], np.float32))
+    assert set(draws(row, Sampling(temperature=1.0, min_p=0.5, seed=1), 200)) == {0, 1}
+    assert set(draws(row, Sampling(temperature=1.0, min_p=1.0, seed=1), 50)) == {0}
+
+
+def test_top_k_and_top_p_act_together():
+    row = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
+    # Of the best two, 0.4 / 0.7 reaches 0.5 alone.
+    assert set(draws(row, Sampling(temperature=1.0, top_k=2, top_p=0.5, seed=1), 100)) == {0}
+
+
+def greedy(row, sampling, said=(), prompt=()):
+    sampler = Sampler(sampling, prompt)
+    for token in said:
+        sampler.accept(token)
+    return sampler.draw(observed(np.array(row, np.float32)))
+
+
+def test_presence_counts_once_and_frequency_each_time():
+    row = [3.0, 2.5, 0.0]
+    assert greedy(row, Sampling(presence_penalty=0.4), said=[0, 0, 0]) == 0
+    assert greedy(row, Sampling(presence_penalty=0.6), said=[0]) == 1
+    assert greedy(row, Sampling(frequency_penalty=0.2), said=[0, 0]) == 0
+    assert greedy(row, Sampling(frequency_penalty=0.2), said=[0, 0, 0]) == 1
+    assert greedy(row, Sampling(presence_penalty=-2), said=[1]) == 1
+
+
+def test_repetition_penalty_divides_what_is_positive_and_multiplies_what_is_negative():
+    assert greedy([3.0, 2.0], Sampling(repetition_penalty=1.4), said=[0]) == 0
+    assert greedy([3.0, 2.0], Sampling(repetition_penalty=1.6), said=[0]) == 1
+    assert greedy([-1.0, -1.5], Sampling(repetition_penalty=1.6), prompt=[0]) == 1
+    assert greedy([-1.0, -1.5], Sampling(repetition_penalty=1.6)) == 0
+
+
+def test_logit_bias_bans_and_forces():
+    assert greedy([9.0, 2.0, 1.0], Sampling(logit_bias=((0, -100.0),))) == 1
+    assert greedy([9.0, 2.0, 1.0], Sampling(logit_bias=((2, 100.0),))) == 2
+
+
+def test_a_mask_rules_over_everything(row):
+    mask = np.zeros(len(row), np.bool_)
+    mask[[11, 12]] = True
+    observer = observed(row)
+    for sampling in (Sampling(), Sampling(temperature=2.0, top_k=1), Sampling(logit_bias=((5, 100.0),))):
+        assert Sampler(sampling).draw(observer, mask) in {11, 12}
+    assert observer.mass(mask) == pytest.approx(softmax(row)[[11, 12]].sum(), rel=1e-4)
+
+
+def test_penalties_do_not_touch_the_figures(row):
+    observer = observed(row)
+    before, _ = observer.describe(17, b"", 0)
+    observer.read(row)
+    sampler = Sampler(Sampling(repetition_penalty=2.0, presence_penalty=2.0, logit_bias=((17, -100.0),)), [17])
+    sampler.accept(17)
+    sampler.draw(observer)
+    assert observer.describe(17, b"", 0)[0] == before

@@ -1,0 +1,91 @@
+"""Several answers to one prompt: ``n`` requests to the engine, told as one.
+
+The first goes ahead; the others follow with its first token, when the engine has its prompt
+ready to be shared. Answer ``i`` is drawn with seed + i, so that a seed repeats all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+
+import msgspec
+
+from agent.types import Choice, Delta, Generation, InferenceRequest
+
+Generate = Callable[[InferenceRequest], AsyncGenerator[Delta | Generation]]
+_Told = tuple[int, Delta | Generation | BaseException]
+
+
+async def generate_choices(request: InferenceRequest, generate: Generate) -> AsyncGenerator[Delta | Generation]:
+    """Yield the deltas of all answers as they come, then one Generation.
+
+    A failure of any answer is the failure of the request, and ends the others. Closing the
+    iterator cancels all.
+    """
+    told: asyncio.Queue[_Told] = asyncio.Queue()
+    first, *rest = _single_requests(request)
+    tasks = [asyncio.create_task(_follow(0, first, generate, told))]
+    found: dict[int, Generation] = {}
+    try:
+        while len(found) < request.sampling.n:
+            choice, event = await told.get()
+            if isinstance(event, BaseException):
+                raise event
+            if rest and not (isinstance(event, Generation) and event.failure):
+                tasks += [
+                    asyncio.create_task(_follow(index, other, generate, told)) for index, other in enumerate(rest, 1)
+                ]
+                rest = []
+            if isinstance(event, Delta):
+                yield msgspec.structs.replace(event, choice=choice)
+                continue
+            found[choice] = event
+            if event.failure:
+                break
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    yield _joined(found)
+
+
+async def _follow(choice: int, request: InferenceRequest, generate: Generate, told: asyncio.Queue[_Told]) -> None:
+    try:
+        async with contextlib.aclosing(generate(request)) as events:
+            async for event in events:
+                told.put_nowait((choice, event))
+    except Exception as error:
+        told.put_nowait((choice, error))
+
+
+def _single_requests(request: InferenceRequest) -> list[InferenceRequest]:
+    sampling = request.sampling
+    seeds = [None if sampling.seed is None else (sampling.seed + index) & 0xFFFF_FFFF for index in range(sampling.n)]
+    return [
+        msgspec.structs.replace(request, sampling=msgspec.structs.replace(sampling, n=1, seed=seed)) for seed in seeds
+    ]
+
+
+def _joined(found: dict[int, Generation]) -> Generation:
+    """Put the answers into one value: the first, or the one that failed, with the others in it."""
+    failed = next((generation for generation in found.values() if generation.failure), None)
+    if failed is not None:
+        return failed
+    first, *others = (found[choice] for choice in sorted(found))
+    return msgspec.structs.replace(
+        first,
+        others=tuple(
+            Choice(
+                text=other.text,
+                finish_reason=other.finish_reason,
+                tokens=other.tokens,
+                tool_calls=other.tool_calls,
+                incomplete=other.incomplete,
+            )
+            for other in others
+        ),
+        output_tokens=sum(generation.output_tokens for generation in found.values()),
+        duration_ms=max(generation.duration_ms for generation in found.values()),
+    )

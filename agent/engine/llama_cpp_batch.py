@@ -1,0 +1,53 @@
+"""The batch that llama.cpp decodes in one call."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import llama_cpp.llama_cpp as native
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.engine.runtime import Chunk
+
+
+class Batch:
+    """The native batch over numpy arrays that are made once."""
+
+    def __init__(self, size: int) -> None:
+        self._token: NDArray[np.int32] = np.zeros(size, np.int32)
+        self._pos: NDArray[np.int32] = np.zeros(size, np.int32)
+        self._seq: NDArray[np.int32] = np.zeros(size, np.int32)
+        self._seq_count: NDArray[np.int32] = np.ones(size, np.int32)
+        self._wanted: NDArray[np.int8] = np.zeros(size, np.int8)
+        first, step = self._seq.ctypes.data, self._seq.itemsize
+        pointer = ctypes.POINTER(native.llama_seq_id)
+        self._seq_pointers = (pointer * size)(*(ctypes.cast(first + step * index, pointer) for index in range(size)))
+        int32 = ctypes.POINTER(ctypes.c_int32)
+        self.native = native.llama_batch(
+            n_tokens=0,
+            token=self._token.ctypes.data_as(int32),
+            embd=None,
+            pos=self._pos.ctypes.data_as(int32),
+            n_seq_id=self._seq_count.ctypes.data_as(int32),
+            seq_id=self._seq_pointers,
+            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Lay out the chunks; return the positions in the batch whose rows are wanted."""
+        at = 0
+        rows_at = []
+        for slot, start, tokens, wants_row in chunks:
+            end = at + len(tokens)
+            self._token[at:end] = tokens
+            self._pos[at:end] = np.arange(start, start + len(tokens))
+            self._seq[at:end] = slot
+            self._wanted[at:end] = 0
+            if wants_row:
+                self._wanted[end - 1] = 1
+                rows_at.append(end - 1)
+            at = end
+        self.native.n_tokens = at
+        return rows_at

@@ -1,0 +1,45 @@
+"""The answer to one request while it comes in, piece by piece."""
+
+from __future__ import annotations
+
+import time
+
+from agent.engine.call_markup import CallReader
+from agent.structure import CallPiece, Tools
+from agent.types import Delta, Token
+
+
+class PartialAnswer:
+    """What one request has received so far; survives the worker."""
+
+    def __init__(self, started: float, tools: Tools | None) -> None:
+        """``started`` is on the monotonic clock, seconds."""
+        self.started = started
+        self.reader = CallReader() if tools and tools.callable else None
+        self.texts: list[str] = []
+        self.tokens: list[Token] = []
+        self.prompt: tuple[Token, ...] = ()  # of an echo
+        self.first_token_ms: float | None = None
+
+    def add(self, text: str, tokens: tuple[Token, ...]) -> Delta:
+        if self.first_token_ms is None:
+            self.first_token_ms = (time.monotonic() - self.started) * 1000
+        text, calls = self.reader.feed(text) if self.reader else (text, ())
+        return self._delta(text, tokens, calls)
+
+    def last(self, text: str, tokens: tuple[Token, ...]) -> Delta | None:
+        """Add what came with the end, and what the reader held back."""
+        delta = self.add(text, tokens) if text or tokens else None
+        held, calls = self.reader.finish() if self.reader else ("", ())
+        if not held and not calls:
+            return delta
+        rest = self._delta(held, (), calls)
+        return rest if delta is None else Delta(delta.text + held, tokens, calls=delta.calls + calls)
+
+    def finish_reason(self, told: str | None) -> str | None:
+        return "tool_calls" if told == "stop" and self.reader and self.reader.calls else told
+
+    def _delta(self, text: str, tokens: tuple[Token, ...], calls: tuple[CallPiece, ...]) -> Delta:
+        self.texts.append(text)
+        self.tokens += tokens
+        return Delta(text, tokens, calls=calls)
