@@ -31,6 +31,7 @@ from agent.storage.transitions import (
     finish_attempt,
     follow,
     held,
+    hold_changed,
     known,
     wait_for_person,
 )
@@ -212,19 +213,7 @@ class Outbox(OutboxReader):
             "limit": CHUNK_ROWS,
         }
 
-        def work(connection: Connection) -> _Rows:
-            return [
-                wait_for_person(
-                    connection,
-                    row,
-                    HoldReason.POLICY_TIGHTENED
-                    if row["target_fingerprint"] == fingerprint
-                    else HoldReason.TARGET_CHANGED,
-                )
-                for row in connection.execute(sql.ESCALATION_TO_HOLD, parameters).fetchall()
-            ]
-
-        return await self._in_chunks(work)
+        return await self._in_chunks(lambda connection: hold_changed(connection, parameters))
 
     async def rescue(self, now_ms: int, *, every_lease: bool = False) -> int:
         """Take back leases that expired (at start: every lease of an earlier life). Returns how many.

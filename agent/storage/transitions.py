@@ -131,6 +131,16 @@ def wait_for_person(connection: Connection, row: Any, reason: HoldReason) -> Esc
     return rows.escalation(connection.execute(sql.ESCALATION_HOLD, parameters).fetchone())
 
 
+def hold_changed(connection: Connection, wanted: dict[str, object]) -> list[Escalation]:
+    """Put a chunk of pending rows before a person: those that ``ESCALATION_TO_HOLD`` finds for a target."""
+    held_back = []
+    for row in connection.execute(sql.ESCALATION_TO_HOLD, wanted).fetchall():
+        same = row["target_fingerprint"] == wanted["target_fingerprint"]
+        reason = HoldReason.POLICY_TIGHTENED if same else HoldReason.TARGET_CHANGED
+        held_back.append(wait_for_person(connection, row, reason))
+    return held_back
+
+
 def end(
     connection: Connection,
     retention: Retention,

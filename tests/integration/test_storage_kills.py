@@ -83,7 +83,7 @@ async def look(data, now_ms):
         records = {}
         for row in await storage.outbox.list(limit=-1):
             records[row.request_id] = await storage.journal.get(row.request_id)
-        running = {request.id for request in await storage.journal.running(100_000)}
+        running = {request.id for request, _ in await storage.journal.running(100_000)}
         logged = await storage.egress_log.list(limit=-1)
         assert await storage.egress_log.verify() is None
         check = await storage.db.read(lambda connection: connection.execute("PRAGMA quick_check").fetchone()[0])

@@ -5,6 +5,7 @@ two holds, counters equal a count, and the egress log has exactly what left.
 """
 
 import asyncio
+import itertools
 import shutil
 from dataclasses import dataclass
 
@@ -14,8 +15,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from agent import identifiers
 from agent.errors import LeaseLost, QueueFull, WrongState
 from agent.settings import QueueSettings
+from agent.storage import journal as journal_module
 from agent.storage import outbox as outbox_module
 from agent.types import CloudAnswer, EgressPolicy, HoldReason
 
@@ -74,6 +77,12 @@ class OutboxMachine(RuleBasedStateMachine):
         self.handles = []  # every claim ever made, stale ones too
         self.left = []
         self.snoozes_were, outbox_module.SNOOZES_PER_ATTEMPT = outbox_module.SNOOZES_PER_ATTEMPT, SNOOZES
+        # Rows of one moment sort by the random part of their id: counted, so that a walk can be walked again.
+        serial = itertools.count()
+        self.uuid7_was, journal_module.uuid7 = (
+            journal_module.uuid7,
+            lambda now_ms: identifiers.uuid7(now_ms, next(serial).to_bytes(10, "big")),
+        )
         self.open()
 
     def open(self):
@@ -87,6 +96,7 @@ class OutboxMachine(RuleBasedStateMachine):
             self.run(self.storage.close())
             self.runner.close()
             outbox_module.SNOOZES_PER_ATTEMPT = self.snoozes_were
+            journal_module.uuid7 = self.uuid7_was
             shutil.rmtree(self.folder)
 
     # --- steps ------------------------------------------------------------------------
