@@ -27,6 +27,8 @@ from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptT
 from agent.types import Message
 
 BATCH_TOKENS = 256
+PREFIX_SEQUENCES = 32
+MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 # Before a prompt is tokenized it is known to be too long above this many bytes per token of context.
 BYTES_PER_TOKEN = 64
 _LOG_LEVEL_ERROR = 4
@@ -69,12 +71,14 @@ class LlamaCppRuntime:
         """Load the model. Raises ModelUnloadable."""
         load_backends()
         self.name = f"llama.cpp {native.llama_version().decode()}"
-        self.slots = load.parallel
+        self.slots = self.sequences = load.parallel
         parameters = native.llama_model_default_params()
         parameters.n_gpu_layers = 0
         self._model = native.llama_model_load_from_file(load.model.path.encode(), parameters)
         if not self._model:
             raise ModelUnloadable("llama.cpp refuses the file")
+        if not (native.llama_model_is_recurrent(self._model) or native.llama_model_is_hybrid(self._model)):
+            self.sequences += min(PREFIX_SEQUENCES, MOST_SEQUENCES - self.slots)
         self._context = native.llama_init_from_model(self._model, self._context_parameters(load))
         if not self._context:
             raise ModelUnloadable(
@@ -84,9 +88,10 @@ class LlamaCppRuntime:
         self._memory = native.llama_get_memory(self._context)
         self._vocabulary = native.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
+        self.cells: int = native.llama_n_ctx(self._context)
         self.context_tokens: int = min(load.context_tokens, native.llama_n_ctx_seq(self._context))
         self.batch_tokens: int = native.llama_n_batch(self._context)
-        self._filled = [0] * self.slots
+        self._filled = [0] * self.sequences
         self._batch = _Batch(self.batch_tokens)
         self.piece = lru_cache(maxsize=65536)(self._piece)
         self._template = self._chat_template(load)
@@ -98,10 +103,12 @@ class LlamaCppRuntime:
         parameters = native.llama_context_default_params()
         parameters.n_ctx = load.parallel * load.context_tokens
         parameters.n_batch = parameters.n_ubatch = max(BATCH_TOKENS, load.parallel)
-        parameters.n_seq_max = load.parallel
-        parameters.n_outputs_max = load.parallel
+        # llama.cpp aborts when there are fewer outputs than sequences.
+        parameters.n_seq_max = parameters.n_outputs_max = self.sequences
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.kv_unified = False  # each slot has a context of its own: no request takes another's room
+        # One pool of cells: a beginning can be shared without a copy, and prompts of unequal
+        # lengths go through the model in one batch. The scheduler sees to it that it suffices.
+        parameters.kv_unified = True
         parameters.no_perf = True
         return parameters
 
@@ -209,8 +216,17 @@ class LlamaCppRuntime:
             raise RuntimeBroken(f"no logits for position {index} of the batch")
         return np.ctypeslib.as_array(pointer, shape=(self.vocabulary_size,))
 
+    def share(self, source: int, target: int, start: int, end: int) -> None:
+        """Append tokens of one sequence to another; only their marks change, not the cells."""
+        if not (0 <= source < self.sequences and 0 <= target < self.sequences and source != target):
+            raise ValueError(f"sequences {source} and {target} of {self.sequences}")
+        if self._filled[target] != start or not start < end <= self._filled[source]:
+            raise ValueError(f"tokens {start} to {end} of {self._filled[source]}, after {self._filled[target]}")
+        native.llama_memory_seq_cp(self._memory, source, target, start, end)
+        self._filled[target] = end
+
     def clear(self, slot: int) -> None:
-        """Forget all tokens of a slot."""
+        """Forget all tokens of a sequence."""
         native.llama_memory_seq_rm(self._memory, slot, -1, -1)
         self._filled[slot] = 0
 

@@ -1,7 +1,8 @@
 """The seam to native inference: what the scheduler asks of a runtime.
 
-A runtime holds one loaded model with a fixed number of slots, each with its own context.
-It is used by one thread. ``tests/conformance`` is what every entry of RUNTIMES passes.
+A runtime holds one loaded model and a fixed number of sequences of tokens. The first ones are
+slots, one for each running request; the others hold beginnings of prompts for all. Tokens that
+sequences share take their room once. It is used by one thread. ``tests/conformance`` is what every entry of RUNTIMES passes.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ class Runtime(Protocol):
     """One loaded model."""
 
     name: str  # with version
-    slots: int
+    slots: int  # sequences 0 to slots - 1: those that are decoded
+    sequences: int  # all; as many as slots where the model cannot share a beginning
     context_tokens: int  # of one slot
+    cells: int  # tokens that all sequences hold together, shared ones counted once
     batch_tokens: int  # most tokens in one decode
     vocabulary_size: int  # length of a row
 
@@ -62,12 +65,20 @@ class Runtime(Protocol):
 
         The rows keep the order of the chunks and hold until the next decode. Raises
         ValueError, with nothing changed, for chunks that break the rules of Chunk or the
-        limits above, and RuntimeBroken when the native layer fails.
+        limits above (other than ``cells``), and RuntimeBroken when the native layer fails.
+        """
+        ...
+
+    def share(self, source: int, target: int, start: int, end: int) -> None:
+        """Append the tokens ``start`` to ``end`` of one sequence to another, which holds ``start``.
+
+        Nothing is computed and no room is taken. Raises ValueError, with nothing changed, for
+        what the sequences do not hold.
         """
         ...
 
     def clear(self, slot: int) -> None:
-        """Forget all tokens of a slot."""
+        """Forget all tokens of a sequence; what others share with it stays theirs."""
         ...
 
     def piece(self, token: int) -> bytes:

@@ -1,7 +1,7 @@
 """Continuous batching: one step decodes one token of every running request together.
 
-Requests wait in line for a slot, are prefilled in pieces beside those that already decode,
-and leave their slot the moment they end. All of it happens in one thread, between two
+Requests wait in line for a slot, take what is cached of their prompt, are prefilled in pieces
+beside those that already decode, and leave their slot the moment they end. All of it happens in one thread, between two
 decodes, so a cancel or a deadline takes effect within one step.
 """
 
@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from agent.engine import frames
+from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, Run, agreeing
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
 from agent.engine.sampling import NoDistribution, Observer, generator
 from agent.engine.text_stream import TextStream
@@ -41,8 +42,24 @@ class Sequence:
         self.slot = -1
         self.decoded = 0  # tokens that the slot holds
         self.last_token = -1  # generated, not decoded yet
-        self.generated = 0
+        self.answer: list[int] = []  # all tokens generated
+        self.standing: Run | None = None  # the cached beginning of what the slot holds
+        self.cached = 0  # prompt tokens that were not computed for this request
         self.cancelled = False
+
+    @property
+    def generated(self) -> int:
+        return len(self.answer)
+
+    @property
+    def reserve(self) -> int:
+        """Most tokens that the slot will hold."""
+        return len(self.prompt) + self.limit
+
+    @property
+    def own_cells(self) -> int:
+        """Tokens that the slot holds and the cache does not."""
+        return self.decoded - (self.standing.end if self.standing else 0)
 
     @property
     def prompt_left(self) -> int:
@@ -62,6 +79,7 @@ class Scheduler:
     def __init__(self, runtime: Runtime, *, waiting_line: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._runtime = runtime
         self._observer = Observer(runtime.vocabulary_size)
+        self._prefixes = PrefixCache(runtime)
         self._waiting_line = waiting_line
         self._clock = clock
         self._free = list(reversed(range(runtime.slots)))
@@ -101,13 +119,11 @@ class Scheduler:
     def step(self) -> frames.Step:
         """Drop what is over, admit, decode once; return what came of it."""
         self._drop_overdue()
-        while self._free and self._waiting:
-            sequence = self._waiting.popleft()
-            sequence.slot = self._free.pop()
-            self._running.append(sequence)
+        self._admit()
         pieces: list[frames.Piece] = []
         chunks, sequences = self._plan()
         if chunks:
+            self._make_room(sum(len(chunk.tokens) for chunk in chunks))
             rows = iter(self._runtime.decode(chunks))
             for chunk, sequence in zip(chunks, sequences, strict=True):
                 sequence.decoded += len(chunk.tokens)
@@ -124,6 +140,20 @@ class Scheduler:
             elif sequence.deadline is not None and now >= sequence.deadline:
                 self._end(sequence, failure=Failure(FailureKind.TIMEOUT, "the deadline passed"))
 
+    def _admit(self) -> None:
+        """Give slots to those at the head of the line, as long as their whole answers fit the memory."""
+        reserved = sum(sequence.reserve for sequence in self._running)
+        while self._free and self._waiting and reserved + self._waiting[0].reserve <= self._runtime.cells:
+            sequence = self._waiting.popleft()
+            sequence.slot = self._free.pop()
+            self._running.append(sequence)
+            reserved += sequence.reserve
+
+    def _make_room(self, tokens: int) -> None:
+        """Drop cached beginnings that this step needs the cells of. Admission sees to it that it is enough."""
+        own = sum(sequence.own_cells for sequence in self._running)
+        self._prefixes.shrink(self._runtime.cells - own - tokens)
+
     def _plan(self) -> tuple[list[Chunk], list[Sequence]]:
         """Choose the chunks of this step: every decoding request, then prompts in order of arrival."""
         decoding = [sequence for sequence in self._running if not sequence.prompt_left]
@@ -136,11 +166,32 @@ class Scheduler:
         for sequence in prefilling:
             if room <= 0:
                 break
+            if not sequence.decoded:
+                if self._computed_by_another(sequence, prefilling):
+                    continue
+                self._take_cached(sequence)
             chunk = sequence.next_chunk(room)
             room -= len(chunk.tokens)
             chunks.append(chunk)
             sequences.append(sequence)
         return chunks, sequences
+
+    def _computed_by_another(self, sequence: Sequence, prefilling: list[Sequence]) -> bool:
+        """Return whether somebody ahead is computing more of this prompt than is cached: worth the wait."""
+        known = max(self._prefixes.reach(sequence.prompt), SHORTEST_TOKENS - 1)
+        ahead = prefilling[: prefilling.index(sequence)]
+        return any(agreeing(other.prompt, sequence.prompt, 0) > known for other in ahead)
+
+    def _take_cached(self, sequence: Sequence) -> None:
+        # The last token of the prompt is always computed: its row gives the first of the answer.
+        sequence.standing = self._prefixes.enter(sequence.slot, sequence.prompt[:-1])
+        if sequence.standing:
+            sequence.decoded = sequence.cached = sequence.standing.end
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Cache what the slot holds, for others and for the next turn of the same conversation."""
+        held = (sequence.prompt + sequence.answer)[: sequence.decoded]
+        sequence.standing = self._prefixes.store(sequence.slot, held, sequence.standing)
 
     def _advance(self, sequence: Sequence, row: Row) -> frames.Piece | None:
         """Draw the next token of a sequence and see whether that ends it."""
@@ -148,14 +199,16 @@ class Scheduler:
             self._observer.read(row)
         except NoDistribution:
             failure = Failure(FailureKind.CRASH, "the model computed no numbers (NaN); its file may be damaged")
-            self._end(sequence, failure=failure)
+            self._end(sequence, failure=failure, keep=False)
             return None
+        if not sequence.generated:
+            self._keep(sequence)
         drawn = self._observer.draw(sequence.sampling, sequence.rng)
         if self._runtime.ends(drawn):
             self._end(sequence, finish_reason="stop")
             return None
         sequence.last_token = drawn
-        sequence.generated += 1
+        sequence.answer.append(drawn)
         text, tokens = sequence.text.push(self._describe(sequence, drawn))
         if sequence.text.stopped or sequence.generated >= sequence.limit:
             self._end(sequence, text, tokens, finish_reason="stop" if sequence.text.stopped else "length")
@@ -177,8 +230,12 @@ class Scheduler:
         *,
         finish_reason: str | None = None,
         failure: Failure | None = None,
+        keep: bool = True,
     ) -> None:
         if sequence.slot >= 0:
+            if keep:
+                self._keep(sequence)
+            self._prefixes.leave(sequence.standing)
             self._running.remove(sequence)
             self._runtime.clear(sequence.slot)
             self._free.append(sequence.slot)
@@ -192,6 +249,7 @@ class Scheduler:
                 tokens=tokens + rest_tokens,
                 finish_reason=finish_reason,
                 prompt_tokens=len(sequence.prompt),
+                cached_tokens=sequence.cached,
                 output_tokens=sequence.generated,
                 failure=failure,
             )

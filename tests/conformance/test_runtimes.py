@@ -48,8 +48,8 @@ def loaded(request):
 @pytest.fixture
 def runtime(loaded):
     yield loaded
-    for slot in range(loaded.slots):
-        loaded.clear(slot)
+    for sequence in range(loaded.sequences):
+        loaded.clear(sequence)
 
 
 def prompt(runtime, text):
@@ -74,6 +74,8 @@ def test_it_names_itself_and_its_limits(runtime):
     assert runtime.slots == 3
     assert runtime.context_tokens == CONTEXT
     assert runtime.batch_tokens >= runtime.slots
+    assert runtime.sequences >= runtime.slots
+    assert runtime.cells >= runtime.context_tokens
 
 
 def test_a_prompt_is_tokens_of_the_vocabulary(runtime):
@@ -142,6 +144,62 @@ def test_rows_come_for_those_who_want_one_in_the_order_of_the_chunks(runtime):
     rows = runtime.decode([Chunk(0, 0, first, wants_row=False), Chunk(1, 0, second, wants_row=True)])
     assert len(rows) == 1
     assert int(rows[0].argmax()) == int(wanted.argmax())
+
+
+def test_a_shared_beginning_answers_as_a_computed_one(runtime):
+    """The same tokens come out; the figures may differ in the last places."""
+    tokens = prompt(runtime, "What is the capital of France?")
+    cold = prefill(runtime, 0, tokens)
+    answer = greedy(runtime, 0, cold, len(tokens), 6)
+    held = runtime.slots  # the first sequence that is no slot
+    runtime.share(0, held, 0, len(tokens) - 4)
+    runtime.clear(0)
+    for slot in (1, 2):
+        runtime.share(held, slot, 0, len(tokens) - 4)
+    for slot in (1, 2):
+        (row,) = runtime.decode([Chunk(slot, len(tokens) - 4, tokens[-4:], wants_row=True)])
+        assert np.abs(row - cold).max() < 1.5
+        assert greedy(runtime, slot, row, len(tokens), 6) == answer
+
+
+def test_who_shares_a_beginning_does_not_see_what_others_add(runtime):
+    tokens = prompt(runtime, "What is the capital of France?")
+    runtime.decode([Chunk(0, 0, tokens[:-1], wants_row=False)])
+    runtime.share(0, 1, 0, len(tokens) - 1)
+    runtime.decode([Chunk(0, len(tokens) - 1, prompt(runtime, "hello"), wants_row=False)])
+    (row,) = runtime.decode([Chunk(1, len(tokens) - 1, tokens[-1:], wants_row=True)])
+    runtime.share(1, runtime.slots, 0, len(tokens))
+    runtime.clear(0)
+    runtime.clear(1)
+    assert int(row.argmax()) == int(prefill(runtime, 0, tokens).argmax())
+
+
+def test_a_beginning_can_be_continued_from_another_sequence(runtime):
+    tokens = prompt(runtime, "What is the capital of France?")
+    cold = prefill(runtime, 0, tokens)
+    runtime.decode([Chunk(1, 0, tokens[:5], wants_row=False)])
+    runtime.share(0, 1, 5, len(tokens) - 1)
+    (row,) = runtime.decode([Chunk(1, len(tokens) - 1, tokens[-1:], wants_row=True)])
+    assert int(row.argmax()) == int(cold.argmax())
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda runtime, held: runtime.share(0, 0, 0, held),
+        lambda runtime, held: runtime.share(0, 1, 0, held + 1),
+        lambda runtime, held: runtime.share(0, 1, 1, held),
+        lambda runtime, held: runtime.share(0, 1, 0, 0),
+        lambda runtime, held: runtime.share(0, runtime.sequences, 0, held),
+        lambda runtime, held: runtime.share(-1, 1, 0, held),
+    ],
+)
+def test_what_is_not_held_cannot_be_shared(runtime, broken):
+    tokens = prompt(runtime, "hello")
+    prefill(runtime, 0, tokens)
+    with pytest.raises(ValueError):
+        broken(runtime, len(tokens))
+    assert prefill(runtime, 1, tokens).shape == (runtime.vocabulary_size,)
 
 
 def test_a_slot_can_be_filled_to_the_last_token_and_no_further(runtime):

@@ -21,11 +21,15 @@ class FakeRuntime:
     name = "fake"
     vocabulary_size = VOCABULARY
 
-    def __init__(self, load=None, *, slots=3, context_tokens=64, batch_tokens=16):
+    def __init__(self, load=None, *, slots=3, context_tokens=64, batch_tokens=16, prefixes=4, cells=None):
         self.slots = load.parallel if load else slots
         self.context_tokens = load.context_tokens if load else context_tokens
         self.batch_tokens = batch_tokens
-        self.content = [[] for _ in range(self.slots)]
+        self.sequences = self.slots + prefixes
+        self.cells = cells or self.slots * self.context_tokens
+        # Of each sequence its tokens, each as (token, the cell that it takes).
+        self.held = [[] for _ in range(self.sequences)]
+        self.computed = 0
         self.decodes = 0
 
     def prompt_tokens(self, messages):
@@ -51,11 +55,28 @@ class FakeRuntime:
                 raise ValueError("no such token")
         self.decodes += 1
         for chunk in chunks:
-            self.content[chunk.slot] += chunk.tokens
+            for token in chunk.tokens:
+                self.computed += 1
+                self.held[chunk.slot].append((token, self.computed))
+        assert self.cells_used() <= self.cells, "the native layer would be out of room"
         return [row(self.content[chunk.slot]) for chunk in chunks if chunk.wants_row]
 
+    def share(self, source, target, start, end):
+        if not (0 <= source < self.sequences and 0 <= target < self.sequences and source != target):
+            raise ValueError(f"sequences {source} and {target} of {self.sequences}")
+        if len(self.held[target]) != start or not start < end <= len(self.held[source]):
+            raise ValueError(f"tokens {start} to {end} of sequence {source} for {target}")
+        self.held[target] += self.held[source][start:end]
+
     def clear(self, slot):
-        self.content[slot] = []
+        self.held[slot] = []
+
+    def cells_used(self):
+        return len({cell for held in self.held for _, cell in held})
+
+    @property
+    def content(self):
+        return [[token for token, _ in held] for held in self.held]
 
     def piece(self, token):
         return b"" if token == END else bytes([token])

@@ -9,6 +9,8 @@ from agent.engine import frames
 from agent.engine.scheduler import Scheduler
 from agent.types import FailureKind, Message, Sampling
 
+COMMON = ["x" * 40, "x" * 36 + "y" * 8, "y" * 33]  # beginnings that several prompts share
+
 
 def ask(request_id, text, deadline_ms=None, **sampling):
     return frames.Generate(
@@ -17,10 +19,16 @@ def ask(request_id, text, deadline_ms=None, **sampling):
 
 
 class Line(RuleBasedStateMachine):
-    @initialize(slots=st.integers(1, 4), batch=st.integers(4, 32), waiting=st.integers(0, 3))
-    def begin(self, slots, batch, waiting):
+    @initialize(
+        slots=st.integers(1, 4),
+        batch=st.integers(4, 32),
+        waiting=st.integers(0, 3),
+        prefixes=st.integers(0, 5),
+        cells=st.none() | st.integers(64, 200),
+    )
+    def begin(self, slots, batch, waiting, prefixes, cells):
         self.now = 0.0
-        self.runtime = FakeRuntime(slots=slots, batch_tokens=batch)
+        self.runtime = FakeRuntime(slots=slots, batch_tokens=batch, prefixes=prefixes, cells=cells)
         self.room = slots + waiting
         self.scheduler = Scheduler(self.runtime, waiting_line=waiting, clock=lambda: self.now)
         self.asked = {}
@@ -32,7 +40,7 @@ class Line(RuleBasedStateMachine):
         self.tokens = {}
 
     @rule(
-        text=st.text("xyzé", max_size=70),
+        text=st.text("xyzé", max_size=70) | st.builds(str.__add__, st.sampled_from(COMMON), st.text("xy", max_size=20)),
         max_tokens=st.none() | st.integers(1, 20),
         deadline=st.none() | st.integers(0, 30),
     )
@@ -86,6 +94,7 @@ class Line(RuleBasedStateMachine):
             assert (got, ended.finish_reason) == (answer, reason)
             assert b"".join(token.text_bytes for token in self.tokens[ended.id]).decode() == answer
             assert ended.output_tokens == len(answer)
+            assert 0 <= ended.cached_tokens < ended.prompt_tokens
             assert ended.id not in self.refused
         else:
             assert ended.finish_reason is None
@@ -104,7 +113,14 @@ class Line(RuleBasedStateMachine):
     @invariant()
     def a_slot_holds_at_most_one_request(self):
         if hasattr(self, "scheduler"):
-            assert sum(1 for content in self.runtime.content if content) <= len(self.open)
+            slots = self.runtime.content[: self.runtime.slots]
+            assert sum(1 for content in slots if content) <= len(self.open)
+
+    @invariant()
+    def the_books_of_the_cells_are_right(self):
+        if hasattr(self, "scheduler"):
+            own = sum(sequence.own_cells for sequence in self.scheduler._running)
+            assert self.runtime.cells_used() == self.scheduler._prefixes.cells + own <= self.runtime.cells
 
     def teardown(self):
         if not hasattr(self, "scheduler"):
@@ -114,7 +130,10 @@ class Line(RuleBasedStateMachine):
                 break
             self.take(self.scheduler.step())
         assert not self.open, "a request was lost"
-        assert not any(self.runtime.content), "a slot was not cleared"
+        assert not any(self.runtime.content[: self.runtime.slots]), "a slot was not cleared"
+        self.scheduler._prefixes.shrink(0)
+        assert not any(self.runtime.content), "a cached beginning is still held"
+        assert self.runtime.cells_used() == 0
 
 
 Line.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
