@@ -66,7 +66,12 @@ class EngineSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     waiting_line: Annotated[
         int, Meta(ge=0, le=10_000, description="Requests that wait for a place; one more is refused (429).")
     ] = 32
-    threads: Annotated[int, Meta(ge=0, le=256, description="Threads for decoding; 0 takes the physical cores.")] = 0
+    threads: Annotated[
+        int,
+        Meta(
+            ge=0, le=256, description="Threads of the engine, always; 0: as many as the machine has free, step by step."
+        ),
+    ] = 0
     load_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Longest load of a model, seconds.")] = 120.0
     crashes_to_quarantine: Annotated[
         int, Meta(ge=1, le=100, description="Crashes of one model in crash_window_s after which it is not started.")

@@ -32,7 +32,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="loa
     context_tokens: int  # of one request, prompt and answer
     parallel: int  # requests decoded at the same time
     waiting_line: int  # requests that may wait beyond those
-    threads: int  # 0: physical cores
+    threads: int  # 0: what the machine has free, step by step
     confine: bool
 
 

@@ -7,7 +7,6 @@ sampler on a row without output), so everything is checked here before it gets t
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import secrets
 import sys
@@ -18,12 +17,12 @@ from typing import Any
 
 import llama_cpp.llama_cpp as native
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from agent.engine import frames
 from agent.engine.chat_template import ChatTemplate
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
+from agent.engine.threads import StepThreads
 from agent.types import Message
 
 BATCH_TOKENS = 256
@@ -93,19 +92,18 @@ class LlamaCppRuntime:
         self.batch_tokens: int = native.llama_n_batch(self._context)
         self._filled = [0] * self.sequences
         self._batch = _Batch(self.batch_tokens)
+        self._threads = StepThreads(load.threads)
         self.piece = lru_cache(maxsize=65536)(self._piece)
         self._template = self._chat_template(load)
         self._control_texts = self._control_token_texts()
         self._warm_up()
 
     def _context_parameters(self, load: frames.Load) -> Any:
-        threads = load.threads or min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
         parameters = native.llama_context_default_params()
         parameters.n_ctx = load.parallel * load.context_tokens
         parameters.n_batch = parameters.n_ubatch = max(BATCH_TOKENS, load.parallel)
         # llama.cpp aborts when there are fewer outputs than sequences.
         parameters.n_seq_max = parameters.n_outputs_max = self.sequences
-        parameters.n_threads = parameters.n_threads_batch = threads
         # One pool of cells: a beginning can be shared without a copy, and prompts of unequal
         # lengths go through the model in one batch. The scheduler sees to it that it suffices.
         parameters.kv_unified = True
@@ -187,7 +185,10 @@ class LlamaCppRuntime:
         """Append the chunks and return the rows asked for, in one native call."""
         self._check(chunks)
         rows_at = self._batch.fill(chunks)
-        status = native.llama_decode(self._context, self._batch.native)
+        with self._threads.step(chunks) as threads:
+            # Which of the two numbers counts depends on the size of the batch; the choice does not.
+            native.llama_set_n_threads(self._context, threads, threads)
+            status = native.llama_decode(self._context, self._batch.native)
         if status != 0:
             raise RuntimeBroken(f"llama_decode returned {status}")
         for chunk in chunks:
