@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from agent.errors import ConfigError
-from agent.types import EgressPolicy, Handoff, OnLowConfidence, RouteMode
+from agent.types import EgressPolicy, Handoff, KvType, OnLowConfidence, RouteMode
 
 ENV_PREFIX = "OUTRIDER_"
 # Read by the CLI or the environment itself; not settings.
@@ -63,6 +63,13 @@ class EngineSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=256, le=1 << 20, description="Context of one request (prompt and answer), tokens.")
     ] = 4096
     parallel: Annotated[int, Meta(ge=1, le=64, description="Requests decoded at the same time.")] = 4
+    kv_type: Annotated[
+        KvType, Meta(description="Keys and values of the context: f16, or q8_0 for half the memory.")
+    ] = KvType.F16
+    idle_unload_s: Annotated[
+        float,
+        Meta(ge=0, le=31_536_000, description="A model unused for so long leaves the memory, seconds; 0: never."),
+    ] = 0.0
     waiting_line: Annotated[
         int, Meta(ge=0, le=10_000, description="Requests that wait for a place; one more is refused (429).")
     ] = 32

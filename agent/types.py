@@ -53,6 +53,13 @@ class Handoff(StrEnum):
     VERIFY = "verify"  # the target judges the draft; the verdict is kept as a label
 
 
+class KvType(StrEnum):
+    """How the keys and values of a context are kept."""
+
+    F16 = "f16"
+    Q8_0 = "q8_0"  # half the memory, a little less exact
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One chat message. ``content`` is text; other parts are refused at the edge."""
 

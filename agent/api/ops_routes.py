@@ -17,6 +17,8 @@ from agent.telemetry import METRICS, sample
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+ABLE = {WorkerState.READY, WorkerState.IDLE}  # an idle model is loaded by the next request
+
 
 async def healthz(request: Request) -> Response:
     """``GET /healthz``: the process answers. Needs no token and reveals nothing."""
@@ -28,7 +30,7 @@ async def readyz(request: Request) -> Response:
     deps = deps_of(request)
     workers = deps.engine.status()
     default = workers.get(deps.settings.engine.model)
-    ready = default is not None and default.state == WorkerState.READY
+    ready = default is not None and default.state in ABLE
     targets = deps.dispatcher.status()
     body: dict[str, Any] = {
         "ready": ready,
@@ -47,7 +49,7 @@ def _problems(deps: ApiDeps) -> Iterator[str]:
     if name not in workers:
         yield f"model {name} is not loaded yet"
     for model, status in sorted(workers.items()):
-        if status.state != WorkerState.READY:
+        if status.state not in ABLE:
             yield f"model {model} is {status.state}" + (f": {status.last_error}" if status.last_error else "")
     for target in deps.dispatcher.status():
         if target.state not in {"unknown", "online"}:

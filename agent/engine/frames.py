@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from agent.types import Failure, Message, ModelFile, Sampling, Token
+from agent.types import Failure, KvType, Message, ModelFile, Sampling, Token
 
 PROTOCOL = 1
 MAX_FRAME_BYTES = 64 << 20
@@ -34,6 +34,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="loa
     waiting_line: int  # requests that may wait beyond those
     threads: int  # 0: what the machine has free, step by step
     confine: bool
+    kv_type: KvType = KvType.F16
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="generate"):
@@ -63,6 +64,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="re
 
     runtime: str  # name and version
     context_tokens: int  # of one request; may be less than asked for
+    kv_tokens: int = 0  # of all requests and cached beginnings together
     confinement: tuple[str, ...]  # what is in force, by name
     load_ms: float
 

@@ -7,6 +7,7 @@ sampler on a row without output), so everything is checked here before it gets t
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import secrets
 import sys
@@ -19,17 +20,20 @@ import llama_cpp.llama_cpp as native
 import numpy as np
 from numpy.typing import NDArray
 
+from agent import device
 from agent.engine import frames
 from agent.engine.chat_template import ChatTemplate
+from agent.engine.kv_cache import BYTES_PER_VALUE, cell_count
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
 from agent.engine.threads import StepThreads
-from agent.types import Message
+from agent.types import KvType, Message
 
 BATCH_TOKENS = 256
 PREFIX_SEQUENCES = 32
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 # Before a prompt is tokenized it is known to be too long above this many bytes per token of context.
 BYTES_PER_TOKEN = 64
+KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
 _LOG_LEVEL_ERROR = 4
 # Stands for a control token's text inside a message while the template is rendered; nobody can guess it.
 _MARK = f"\ue000{secrets.token_hex(8)}:"
@@ -78,17 +82,19 @@ class LlamaCppRuntime:
             raise ModelUnloadable("llama.cpp refuses the file")
         if not (native.llama_model_is_recurrent(self._model) or native.llama_model_is_hybrid(self._model)):
             self.sequences += min(PREFIX_SEQUENCES, MOST_SEQUENCES - self.slots)
-        self._context = native.llama_init_from_model(self._model, self._context_parameters(load))
+        parameters = self._context_parameters(load)
+        self._context = native.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise ModelUnloadable(
-                f"no context of {load.parallel} x {load.context_tokens} tokens: memory is short; "
-                "lower engine.context_tokens or engine.parallel"
+                f"no context of {parameters.n_ctx} tokens with a cache of {load.kv_type}: the model cannot use that type, "
+                "or memory is short; see engine.kv_type, engine.context_tokens and engine.parallel"
             )
         self._memory = native.llama_get_memory(self._context)
         self._vocabulary = native.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
         self.cells: int = native.llama_n_ctx(self._context)
-        self.context_tokens: int = min(load.context_tokens, native.llama_n_ctx_seq(self._context))
+        self.context_tokens: int = min(load.context_tokens, self.cells)
+        self._shortage = "" if self.context_tokens == load.context_tokens else ", all that the free memory holds"
         self.batch_tokens: int = native.llama_n_batch(self._context)
         self._filled = [0] * self.sequences
         self._batch = _Batch(self.batch_tokens)
@@ -100,7 +106,13 @@ class LlamaCppRuntime:
 
     def _context_parameters(self, load: frames.Load) -> Any:
         parameters = native.llama_context_default_params()
-        parameters.n_ctx = load.parallel * load.context_tokens
+        parameters.type_k = parameters.type_v = KV_TYPES[load.kv_type]
+        parameters.n_ctx = cell_count(
+            load.parallel * load.context_tokens,
+            cell_bytes=self._cell_bytes(load.kv_type),
+            free_bytes=device.profile().memory_usable,
+            weight_bytes=native.llama_model_size(self._model),
+        )
         parameters.n_batch = parameters.n_ubatch = max(BATCH_TOKENS, load.parallel)
         # llama.cpp aborts when there are fewer outputs than sequences.
         parameters.n_seq_max = parameters.n_outputs_max = self.sequences
@@ -109,6 +121,21 @@ class LlamaCppRuntime:
         parameters.kv_unified = True
         parameters.no_perf = True
         return parameters
+
+    def _cell_bytes(self, kv_type: KvType) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        heads: int = native.llama_model_n_head_kv(self._model)
+        layers: int = native.llama_model_n_layer(self._model)
+        architecture = self._metadata("general.architecture")
+        usual = native.llama_model_n_embd(self._model) // max(1, native.llama_model_n_head(self._model))
+        widths = (self._metadata(f"{architecture}.attention.{part}_length") for part in ("key", "value"))
+        values = sum(int(width or usual) for width in widths) * heads * layers
+        return max(1, math.ceil(values * BYTES_PER_VALUE[kv_type]))
+
+    def _metadata(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        count = native.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count > 0 else ""
 
     def _chat_template(self, load: frames.Load) -> ChatTemplate:
         source = load.model.chat_template
@@ -144,7 +171,7 @@ class LlamaCppRuntime:
         size = sum(len(message.content) for message in messages)
         if size > limit:
             raise PromptTooLong(
-                f"the prompt has {size} characters, far more than fit the context of {self.context_tokens} tokens"
+                f"the prompt has {size} characters, far more than fit the context of {self.context_tokens} tokens{self._shortage}"
             )
         marked, hidden = self._hide_control_texts(messages)
         first, *others = self._template.render(marked).split(_MARK)
@@ -158,7 +185,9 @@ class LlamaCppRuntime:
         if not tokens:
             raise PromptRejected("the chat template makes an empty prompt of these messages")
         if len(tokens) + 1 > self.context_tokens:
-            raise PromptTooLong(f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}")
+            raise PromptTooLong(
+                f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}{self._shortage}"
+            )
         return tokens
 
     def _hide_control_texts(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:

@@ -1,7 +1,8 @@
 """Keeps the worker of one model alive, and turns every way to fail into a value.
 
     starting -> ready -> backoff -> starting ...     a crash; the first restart is at once
-                     '-> quarantined                 too many crashes of one model digest
+                     |-> quarantined                 too many crashes of one model digest
+                     '-> idle -> starting ...        unused for engine.idle_unload_s; the next request
     any      -> stopped                              the daemon stops, or the file is gone
 
 The request in flight at a crash is never retried: a prompt that kills the worker would kill
@@ -16,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 import psutil
@@ -32,6 +34,7 @@ class WorkerState(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    IDLE = "idle"  # not in memory; comes back with the next request
     BACKOFF = "backoff"
     QUARANTINED = "quarantined"
     STOPPED = "stopped"
@@ -44,7 +47,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     model_digest: str = ""
     runtime: str = ""
-    context_tokens: int = 0  # of one request; 0 until the model is loaded
+    context_tokens: int = 0  # of one request, as far as memory allows; 0 until the model is loaded
+    kv_tokens: int = 0  # of all requests and cached beginnings together
     confinement: tuple[str, ...] = ()
     crashes: int = 0  # since the daemon started
     last_error: str = ""  # reason and tail of stderr
@@ -88,6 +92,8 @@ class ModelSupervisor:
         self._last_error = ""
         self._in_flight = 0
         self._stopping = False
+        self._unused = asyncio.Event()
+        self._unused_timer: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -106,6 +112,7 @@ class ModelSupervisor:
             model_digest=self._file.sha256,
             runtime=self._ready.runtime if self._ready else "",
             context_tokens=self._ready.context_tokens if self._ready else 0,
+            kv_tokens=self._ready.kv_tokens if self._ready else 0,
             confinement=self._ready.confinement if self._ready else (),
             crashes=self._crashes,
             last_error=self._last_error,
@@ -141,6 +148,8 @@ class ModelSupervisor:
             yield self._failure(FailureKind.BUSY, f"{room} requests are running or waiting; try again shortly")
             return
         self._in_flight += 1
+        self._watch_use()
+        self._notify()
         answer = _Answer(started)
         try:
             try:
@@ -155,6 +164,7 @@ class ModelSupervisor:
                     yield event
         finally:
             self._in_flight -= 1
+            self._watch_use()
             self._notify()
 
     async def _converse(
@@ -249,6 +259,10 @@ class ModelSupervisor:
                 self._enter(WorkerState.STOPPED)
                 return
             failures_in_a_row = 1 if served else failures_in_a_row + 1
+            if self.state is WorkerState.IDLE:
+                failures_in_a_row = 0
+                while not self._in_flight:
+                    await self._next_change()
         LOG.error("model %s is quarantined: its worker crashed too often", self._file.name)
         self._enter(WorkerState.QUARANTINED)
 
@@ -266,13 +280,42 @@ class ModelSupervisor:
             self._ready = await worker.load(self._load_order(), self._settings.load_timeout_s)
             served = True
             self._enter(WorkerState.READY)
-            self._record_crash(await asyncio.shield(worker.lost))
+            if lost := await self._lost_or_unused(worker):
+                self._record_crash(lost)
         except Lost as lost:
             self._record_crash(lost)
         finally:
             self._worker = None
             await worker.close(self._patience.leave_s)
         return served
+
+    async def _lost_or_unused(self, worker: WorkerProcess) -> Lost | None:
+        """Wait for the end of a life; None: nobody has needed it for long, and the state is idle."""
+        self._unused.clear()
+        self._watch_use()
+        unused = asyncio.create_task(self._unused.wait())
+        ends: list[asyncio.Future[Any]] = [worker.lost, unused]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            unused.cancel()
+        return worker.lost.result() if worker.lost.done() and not self._unused.is_set() else None
+
+    def _watch_use(self) -> None:
+        """Have the worker leave when nothing comes for a while from now on."""
+        if self._unused_timer is not None:
+            self._unused_timer.cancel()
+            self._unused_timer = None
+        if self._settings.idle_unload_s and not self._in_flight and self.state is WorkerState.READY:
+            loop = asyncio.get_running_loop()
+            self._unused_timer = loop.call_later(self._settings.idle_unload_s, self._unload)
+
+    def _unload(self) -> None:
+        if self.state is WorkerState.READY and not self._in_flight:
+            LOG.info("model %s leaves the memory: nobody has used it for a while", self._file.name)
+            # At once, so that a request that comes now waits for the next life.
+            self._enter(WorkerState.IDLE)
+            self._unused.set()
 
     def _load_order(self) -> frames.Load:
         settings = self._settings
@@ -283,6 +326,7 @@ class ModelSupervisor:
             waiting_line=settings.waiting_line,
             threads=settings.threads,
             confine=settings.confine,
+            kv_type=settings.kv_type,
         )
 
     def _record_crash(self, lost: Lost) -> None:

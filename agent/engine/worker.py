@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     ready = frames.Ready(
         runtime=runtime.name,
         context_tokens=runtime.context_tokens,
+        kv_tokens=runtime.cells,
         confinement=in_force,
         load_ms=(time.monotonic() - started) * 1000,
     )

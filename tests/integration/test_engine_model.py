@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 
+import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -12,7 +13,7 @@ from fakes import smollm2
 from agent.engine import frames
 from agent.engine.supervisor import EnginePool
 from agent.settings import EngineSettings
-from agent.types import FailureKind, Generation, InferenceRequest, Message, Sampling
+from agent.types import FailureKind, Generation, InferenceRequest, KvType, Message, Sampling
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
 CAPITAL = "What is the capital of France?"
@@ -181,6 +182,47 @@ async def test_a_file_that_is_no_model_is_refused_with_the_reason(engine):
     assert answer.failure.kind is FailureKind.QUARANTINED
     assert "llama.cpp refuses the file" in answer.failure.message
     assert (await ask(engine, CAPITAL)).failure is None
+
+
+async def answer_of(runtime):
+    from agent.engine.scheduler import Scheduler
+
+    scheduler = Scheduler(runtime, waiting_line=0)
+    scheduler.submit(frames.Generate(id=1, messages=(Message("user", CAPITAL),), sampling=Sampling(max_tokens=12)))
+    text = ""
+    while not scheduler.idle:
+        step = scheduler.step()
+        text += "".join(part.text for part in (*step.pieces, *step.ended))
+    return text
+
+
+def order(**changes):
+    given = {"context_tokens": 1024, "parallel": 2, "waiting_line": 0, "threads": 1, "confine": False}
+    return frames.Load(model=smollm2.model_file(), **(given | changes))
+
+
+async def test_keys_and_values_in_eight_bits_answer_as_well():
+    from agent.engine.llama_cpp_runtime import LlamaCppRuntime
+
+    runtime = LlamaCppRuntime(order(kv_type=KvType.Q8_0))
+    assert await answer_of(runtime) == "The capital of France is Paris."
+    runtime.close()
+
+
+async def test_with_little_memory_the_context_is_smaller_and_says_so(monkeypatch):
+    from agent import device
+    from agent.engine.llama_cpp_runtime import LlamaCppRuntime
+    from agent.engine.runtime import PromptTooLong
+
+    # The weights, and twice 600 tokens of 23,040 bytes: 30 layers, 3 heads of 64 keys and 64 values, 2 bytes each.
+    little = msgspec.structs.replace(device.profile(), memory_limit=98_000_000 + 2 * 600 * 23_040)
+    monkeypatch.setattr(device, "profile", lambda: little)
+    runtime = LlamaCppRuntime(order())
+    assert runtime.cells == runtime.context_tokens == 512
+    assert await answer_of(runtime) == "The capital of France is Paris."
+    with pytest.raises(PromptTooLong, match="all that the free memory holds"):
+        runtime.prompt_tokens([Message("user", "word " * 600)])
+    runtime.close()
 
 
 async def test_log_probabilities_agree_with_a_full_softmax():

@@ -218,6 +218,41 @@ async def test_failures_of_the_runtime_pass_through():
         assert kinds == [FailureKind.BUSY, FailureKind.CONTEXT_OVERFLOW, FailureKind.REJECTED]
 
 
+async def test_a_model_that_nobody_uses_leaves_the_memory_and_comes_back():
+    async with pool_of(idle_unload_s=0.05) as pool:
+        assert (await ask(pool, "hello")).text == "echo: hello"
+        pid = pool.status()["m"].pid
+        await until(lambda: pool.status()["m"].state is WorkerState.IDLE)
+        await until(lambda: not psutil.pid_exists(pid))
+        status = pool.status()["m"]
+        assert (status.crashes, status.pid) == (0, None)
+        assert (await ask(pool, "hello again")).text == "echo: hello again"
+        assert pool.status()["m"].pid != pid
+
+
+async def test_a_model_in_use_does_not_leave():
+    async with pool_of(idle_unload_s=0.05) as pool:
+        assert (await ask(pool, "slow")).finish_reason == "stop"
+        assert pool.status()["m"].crashes == 0
+
+
+async def test_many_comings_and_goings_lose_nothing():
+    async with pool_of(idle_unload_s=0.001, crashes_to_quarantine=1) as pool:
+        for number in range(15):
+            answers = await asyncio.gather(*(ask(pool, f"{number} {n}") for n in range(3)))
+            assert [answer.text for answer in answers] == [f"echo: {number} {n}" for n in range(3)]
+            await asyncio.sleep(0.0005 * (number % 4))
+        assert pool.status()["m"].crashes == 0
+
+
+async def test_an_idle_model_can_be_stopped():
+    async with pool_of(idle_unload_s=0.001) as pool:
+        await ask(pool, "hello")
+        await until(lambda: pool.status()["m"].state is WorkerState.IDLE)
+        await pool.stop(1)
+        assert (await ask(pool, "hello")).failure.kind is FailureKind.CRASH
+
+
 async def test_an_unknown_model_is_a_failure_and_never_another_model():
     async with pool_of(preload=("unknown",)) as pool:
         assert (await ask(pool, "hello", model="unknown")).failure.kind is FailureKind.REJECTED
