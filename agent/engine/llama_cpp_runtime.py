@@ -24,13 +24,12 @@ from agent import device
 from agent.engine import frames
 from agent.engine.chat_template import ChatTemplate
 from agent.engine.kv_cache import BYTES_PER_VALUE, cell_count
-from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
+from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken, Saved
 from agent.engine.threads import StepThreads
 from agent.types import KvType, Message
 
 BATCH_TOKENS = 256
-PREFIX_SEQUENCES = 32
-MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
+SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
 # Before a prompt is tokenized it is known to be too long above this many bytes per token of context.
 BYTES_PER_TOKEN = 64
 KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
@@ -74,14 +73,15 @@ class LlamaCppRuntime:
         """Load the model. Raises ModelUnloadable."""
         load_backends()
         self.name = f"llama.cpp {native.llama_version().decode()}"
-        self.slots = self.sequences = load.parallel
+        self.slots = load.parallel
         parameters = native.llama_model_default_params()
         parameters.n_gpu_layers = 0
         self._model = native.llama_model_load_from_file(load.model.path.encode(), parameters)
         if not self._model:
             raise ModelUnloadable("llama.cpp refuses the file")
-        if not (native.llama_model_is_recurrent(self._model) or native.llama_model_is_hybrid(self._model)):
-            self.sequences += min(PREFIX_SEQUENCES, MOST_SEQUENCES - self.slots)
+        # The state of a recurrent model is one for all tokens: no beginning can be cut from it.
+        shares = not (native.llama_model_is_recurrent(self._model) or native.llama_model_is_hybrid(self._model))
+        self._scratch = self.slots  # a sequence beside the slots, empty between calls
         parameters = self._context_parameters(load)
         self._context = native.llama_init_from_model(self._model, parameters)
         if not self._context:
@@ -94,9 +94,10 @@ class LlamaCppRuntime:
         self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
         self.cells: int = native.llama_n_ctx(self._context)
         self.context_tokens: int = min(load.context_tokens, self.cells)
+        self.saved_tokens = int(self.cells * SAVED_SHARE) if shares else 0
         self._shortage = "" if self.context_tokens == load.context_tokens else ", all that the free memory holds"
         self.batch_tokens: int = native.llama_n_batch(self._context)
-        self._filled = [0] * self.sequences
+        self._filled = [0] * self.slots
         self._batch = _Batch(self.batch_tokens)
         self._threads = StepThreads(load.threads)
         self.piece = lru_cache(maxsize=65536)(self._piece)
@@ -109,13 +110,13 @@ class LlamaCppRuntime:
         parameters.type_k = parameters.type_v = KV_TYPES[load.kv_type]
         parameters.n_ctx = cell_count(
             load.parallel * load.context_tokens,
-            cell_bytes=self._cell_bytes(load.kv_type),
+            cell_bytes=math.ceil(self._cell_bytes(load.kv_type) * (1 + SAVED_SHARE)),
             free_bytes=device.profile().memory_usable,
             weight_bytes=native.llama_model_size(self._model),
         )
         parameters.n_batch = parameters.n_ubatch = max(BATCH_TOKENS, load.parallel)
         # llama.cpp aborts when there are fewer outputs than sequences.
-        parameters.n_seq_max = parameters.n_outputs_max = self.sequences
+        parameters.n_seq_max = parameters.n_outputs_max = self.slots + 1
         # One pool of cells: a beginning can be shared without a copy, and prompts of unequal
         # lengths go through the model in one batch. The scheduler sees to it that it suffices.
         parameters.kv_unified = True
@@ -247,16 +248,73 @@ class LlamaCppRuntime:
         return np.ctypeslib.as_array(pointer, shape=(self.vocabulary_size,))
 
     def share(self, source: int, target: int, start: int, end: int) -> None:
-        """Append tokens of one sequence to another; only their marks change, not the cells."""
-        if not (0 <= source < self.sequences and 0 <= target < self.sequences and source != target):
-            raise ValueError(f"sequences {source} and {target} of {self.sequences}")
-        if self._filled[target] != start or not start < end <= self._filled[source]:
-            raise ValueError(f"tokens {start} to {end} of {self._filled[source]}, after {self._filled[target]}")
+        """Append tokens of one slot to another; only marks change, not the cells."""
+        self._check_span(source, start, end)
+        if not 0 <= target < self.slots or source == target or self._filled[target] != start:
+            raise ValueError(f"slot {target} cannot take tokens from {start} on")
         native.llama_memory_seq_cp(self._memory, source, target, start, end)
         self._filled[target] = end
 
+    def save(self, slot: int, start: int, end: int) -> Saved:
+        """Copy what was computed for some tokens."""
+        self._check_span(slot, start, end)
+        native.llama_memory_seq_cp(self._memory, slot, self._scratch, start, end)
+        try:
+            return self._saved(start, end)
+        finally:
+            self._clear_scratch()
+
+    def restore(self, saved: Saved, slot: int, end: int) -> bool:
+        """Append saved tokens to a slot."""
+        if not 0 <= slot < self.slots or self._filled[slot] != saved.start or not saved.start < end <= saved.end:
+            raise ValueError(f"slot {slot} cannot take tokens {saved.start} to {end}")
+        try:
+            if not self._load_scratch(saved):
+                return False
+            native.llama_memory_seq_cp(self._memory, self._scratch, slot, saved.start, end)
+        finally:
+            self._clear_scratch()
+        self._filled[slot] = end
+        return True
+
+    def divide(self, saved: Saved, at: int) -> tuple[Saved, Saved] | None:
+        """Cut what was saved in two."""
+        if not saved.start < at < saved.end:
+            raise ValueError(f"{at} is not inside of {saved.start} to {saved.end}")
+        parts = []
+        for start, end in ((saved.start, at), (at, saved.end)):
+            try:
+                if not self._load_scratch(saved):
+                    return None
+                native.llama_memory_seq_rm(self._memory, self._scratch, -1, start)
+                native.llama_memory_seq_rm(self._memory, self._scratch, end, -1)
+                parts.append(self._saved(start, end))
+            finally:
+                self._clear_scratch()
+        return parts[0], parts[1]
+
+    def _check_span(self, slot: int, start: int, end: int) -> None:
+        if not 0 <= slot < self.slots or not 0 <= start < end <= self._filled[slot]:
+            raise ValueError(f"slot {slot} does not hold tokens {start} to {end}")
+
+    def _saved(self, start: int, end: int) -> Saved:
+        size = native.llama_state_seq_get_size(self._context, self._scratch)
+        data = np.empty(size, np.uint8)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if native.llama_state_seq_get_data(self._context, pointer, size, self._scratch) != size:
+            raise RuntimeBroken(f"tokens {start} to {end} cannot be saved")
+        return Saved(start, end, data)
+
+    def _load_scratch(self, saved: Saved) -> bool:
+        pointer = saved.data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        read = native.llama_state_seq_set_data(self._context, pointer, saved.data.nbytes, self._scratch)
+        return bool(read == saved.data.nbytes)
+
+    def _clear_scratch(self) -> None:
+        native.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+
     def clear(self, slot: int) -> None:
-        """Forget all tokens of a sequence."""
+        """Forget all tokens of a slot."""
         native.llama_memory_seq_rm(self._memory, slot, -1, -1)
         self._filled[slot] = 0
 

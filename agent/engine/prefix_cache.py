@@ -1,15 +1,17 @@
-"""One cached copy of each common beginning of prompts, shared by all who begin with it.
+"""One kept copy of each common beginning of prompts, shared by all who begin with it.
 
-A tree of runs of tokens. Each run has a sequence of the runtime that holds all tokens from
-the first to the run's last; what two sequences share, the runtime keeps once. So the cells
-that the tree takes are the sum over its runs, and dropping a leaf gives back its own cells.
-Runs that somebody stands on stay; the others go leaf by leaf, least recently used first.
+A tree of runs of tokens. Running requests that begin alike share the cells of the context,
+without a copy. What nobody uses at the moment is kept outside of the context, since a step
+has to look at every cell that is taken, and comes back in about a hundredth of the time that
+computing it takes. When the tree is full, leaves go, the least recently used one first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Protocol
+
+from agent.engine.runtime import Saved
 
 # A shorter beginning costs more in book-keeping than it saves.
 SHORTEST_TOKENS = 32
@@ -18,28 +20,32 @@ SHORTEST_TOKENS = 32
 class Memory(Protocol):
     """What of a runtime the cache uses; see ``agent.engine.runtime``."""
 
-    slots: int
-    sequences: int
+    saved_tokens: int
 
     def share(self, source: int, target: int, start: int, end: int) -> None: ...
-    def clear(self, slot: int) -> None: ...
+    def save(self, slot: int, start: int, end: int) -> Saved: ...
+    def restore(self, saved: Saved, slot: int, end: int) -> bool: ...
+    def divide(self, saved: Saved, at: int) -> tuple[Saved, Saved] | None: ...
 
 
 class Run:
-    """Tokens ``start`` to ``end`` of a cached beginning; what comes before is in the parents."""
+    """Tokens of a kept beginning; what comes before them is in the parents."""
 
-    def __init__(self, sequence: int, start: int, tokens: list[int], parent: Run | None) -> None:
-        self.sequence = sequence
-        self.start = start
+    def __init__(self, tokens: list[int], saved: Saved, parent: Run | None) -> None:
         self.tokens = tokens
+        self.saved = saved
         self.parent = parent
         self.children: dict[int, Run] = {}
-        self.users = 0  # running requests that stand on it
+        self.slots: set[int] = set()  # those that hold all tokens up to the last of this run
         self.used = 0  # moment of the last use, on the cache's own count
 
     @property
+    def start(self) -> int:
+        return self.saved.start
+
+    @property
     def end(self) -> int:
-        return self.start + len(self.tokens)
+        return self.saved.end
 
 
 class PrefixCache:
@@ -47,147 +53,101 @@ class PrefixCache:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._root = Run(-1, 0, [], None)
-        self._free = list(reversed(range(memory.slots, memory.sequences)))
+        self._root = Run([], Saved(0, 0, b""), None)
+        self._standing: dict[int, Run] = {}  # the deepest run that a slot holds
         self._moment = 0
-        self.cells = 0  # cells that the tree takes
+        self.tokens = 0  # that are kept
 
     def reach(self, tokens: list[int]) -> int:
         """Return how many of these tokens ``enter`` would find. Changes nothing."""
-        run, inside = self._find(tokens)
-        return _worth(run.start + inside)
+        return self._find(tokens)[1]
 
-    def enter(self, slot: int, tokens: list[int]) -> Run | None:
-        """Give an empty slot the longest cached beginning of these tokens.
+    def enter(self, slot: int, tokens: list[int]) -> int:
+        """Give an empty slot the longest kept beginning of these tokens; return its length, or 0."""
+        last, reached = self._find(tokens)
+        if reached < SHORTEST_TOKENS:
+            return 0
+        held = 0
+        for run in _path(last):
+            end = min(run.end, reached)
+            if run.slots:
+                self._memory.share(next(iter(run.slots)), slot, held, end)
+            elif not self._memory.restore(run.saved, slot, end):
+                break  # the context is full for the moment
+            held = end
+            if held == run.end:
+                self._stand(slot, run)
+        return held
 
-        Returns the run that it stands on, until ``leave``: the slot holds ``run.end`` tokens.
-        None: nothing is cached that is worth it.
-        """
-        run, inside = self._find(tokens)
-        if not _worth(run.start + inside):
-            return None
-        if inside < len(run.tokens):
-            run = self._split(run, inside)
-            if not _worth(run.end):
-                return None
-        self._memory.share(run.sequence, slot, 0, run.end)
-        return self._stand(run)
+    def store(self, slot: int, tokens: list[int]) -> None:
+        """Keep the tokens that a slot holds, all of them."""
+        if len(tokens) < SHORTEST_TOKENS or len(tokens) > self._memory.saved_tokens:
+            return
+        run, reached = self._find(tokens)
+        if reached < run.end:
+            first = self._divide(run, reached)
+            if first is None:
+                return
+            run = first
+        if reached < len(tokens):
+            leaf = Run(tokens[reached:], self._memory.save(slot, reached, len(tokens)), run)
+            run.children[leaf.tokens[0]] = leaf
+            self.tokens += len(leaf.tokens)
+            run = leaf
+        for held in _path(run):
+            self._stand(slot, held)
+        self.shrink(self._memory.saved_tokens)
 
-    def store(self, slot: int, tokens: list[int], standing: Run | None) -> Run | None:
-        """Keep all that a slot holds; return the run that it stands on from now on.
+    def leave(self, slot: int) -> None:
+        """Say that a slot is about to be cleared."""
+        for run in _path(self._standing.pop(slot, self._root)):
+            run.slots.discard(slot)
 
-        Where others cached the same tokens meanwhile, the slot gives its own copy back.
-        Without a sequence to spare nothing changes.
-        """
-        if len(tokens) < SHORTEST_TOKENS or (standing is not None and standing.end == len(tokens)):
-            return standing
-        run, inside = self._find(tokens)
-        if run is standing and not run.children and run.users == 1:
-            self._grow(run, slot, tokens)
-            return run
-        if inside < len(run.tokens):
-            run = self._split(run, inside)
-        if run.end < len(tokens):
-            run = self._branch(run, slot, tokens) or run
-        if run.end < len(tokens):
-            return standing
-        self.leave(standing)
-        self._memory.clear(slot)
-        self._memory.share(run.sequence, slot, 0, run.end)
-        return self._stand(run)
-
-    def leave(self, run: Run | None) -> None:
-        """End what ``enter`` or ``store`` returned."""
-        if run is not None:
-            run.users -= 1
-
-    def shrink(self, cells: int) -> None:
-        """Drop leaves until the tree takes at most ``cells``, or all that is left is in use."""
-        while self.cells > cells and self._drop_one():
-            pass
+    def shrink(self, tokens: int) -> None:
+        """Drop leaves until at most ``tokens`` are kept, or all that is left is in use."""
+        while self.tokens > tokens:
+            leaf = min((run for run in self._leaves(self._root) if not run.slots), key=_last_use, default=None)
+            if leaf is None or leaf.parent is None:
+                return
+            del leaf.parent.children[leaf.tokens[0]]
+            self.tokens -= len(leaf.tokens)
 
     def _find(self, tokens: list[int]) -> tuple[Run, int]:
-        """Return the deepest run on the way along ``tokens``, and how much of it agrees."""
-        run, inside = self._root, 0
-        while inside == len(run.tokens) and run.end < len(tokens):
-            child = run.children.get(tokens[run.end])
+        """Return the deepest run on the way along ``tokens``, and how many tokens agree in all."""
+        run, reached = self._root, 0
+        while reached == run.end and reached < len(tokens):
+            child = run.children.get(tokens[reached])
             if child is None:
                 break
-            run, inside = child, agreeing(child.tokens, tokens, child.start)
-        return run, inside
+            run, reached = child, reached + agreeing(child.tokens, tokens, reached)
+        return run, reached
 
-    def _split(self, run: Run, inside: int) -> Run:
-        """Cut a run in two, so that another may begin inside; return the first part.
-
-        Without a sequence to spare it is the run's parent, and nothing changes.
-        """
-        run.users += 1  # not to be dropped for its own first part
-        sequence = self._take_sequence()
-        run.users -= 1
-        parent = run.parent or self._root
-        if sequence is None:
-            return parent
-        first = Run(sequence, run.start, run.tokens[:inside], parent)
-        self._memory.share(run.sequence, sequence, 0, first.end)
-        parent.children[first.tokens[0]] = first
-        first.children[run.tokens[inside]] = run
-        first.used = run.used
-        run.parent, run.start, run.tokens = first, first.end, run.tokens[inside:]
+    def _divide(self, run: Run, at: int) -> Run | None:
+        """Cut a run in two, so that another may begin inside; return the first part."""
+        saved = self._memory.divide(run.saved, at)
+        if saved is None or run.parent is None:
+            return None
+        inside = at - run.start
+        first = Run(run.tokens[:inside], saved[0], run.parent)
+        first.slots, first.used = set(run.slots), run.used
+        run.parent.children[first.tokens[0]] = first
+        run.tokens, run.saved, run.parent = run.tokens[inside:], saved[1], first
+        first.children[run.tokens[0]] = run
         return first
 
-    def _branch(self, run: Run, slot: int, tokens: list[int]) -> Run | None:
-        run.users += 1
-        sequence = self._take_sequence()
-        run.users -= 1
-        if sequence is None:
-            return None
-        leaf = Run(sequence, run.end, tokens[run.end :], run)
-        if run.end:
-            self._memory.share(run.sequence, sequence, 0, run.end)
-        self._memory.share(slot, sequence, run.end, leaf.end)
-        run.children[leaf.tokens[0]] = leaf
-        self.cells += len(leaf.tokens)
-        return leaf
-
-    def _grow(self, run: Run, slot: int, tokens: list[int]) -> None:
-        self._memory.share(slot, run.sequence, run.end, len(tokens))
-        self.cells += len(tokens) - run.end
-        run.tokens += tokens[run.end :]
-
-    def _stand(self, run: Run) -> Run:
-        run.users += 1
+    def _stand(self, slot: int, run: Run) -> None:
         self._moment += 1
-        above: Run | None = run
-        while above is not None:
-            above.used = self._moment
-            above = above.parent
-        return run
-
-    def _take_sequence(self) -> int | None:
-        if self._free or self._drop_one():
-            return self._free.pop()
-        return None
-
-    def _drop_one(self) -> bool:
-        """Drop the leaf that was not used for longest. False: every leaf is in use."""
-        leaf = min((run for run in self._leaves(self._root) if not run.users), key=lambda run: run.used, default=None)
-        if leaf is None or leaf.parent is None:
-            return False
-        del leaf.parent.children[leaf.tokens[0]]
-        self._memory.clear(leaf.sequence)
-        self._free.append(leaf.sequence)
-        self.cells -= len(leaf.tokens)
-        return True
+        run.slots.add(slot)
+        run.used = self._moment
+        self._standing[slot] = run
 
     def _leaves(self, run: Run) -> Iterator[Run]:
-        if not run.children and run is not self._root:
-            yield run
-        for child in run.children.values():
-            yield from self._leaves(child)
-
-
-def _worth(length: int) -> int:
-    return length if length >= SHORTEST_TOKENS else 0
+        unseen = list(run.children.values())
+        while unseen:
+            run = unseen.pop()
+            unseen += run.children.values()
+            if not run.children:
+                yield run
 
 
 def agreeing(run: list[int], tokens: list[int], start: int) -> int:
@@ -196,3 +156,17 @@ def agreeing(run: list[int], tokens: list[int], start: int) -> int:
     if run[:most] == tokens[start : start + most]:
         return most
     return next(index for index in range(most) if run[index] != tokens[start + index])
+
+
+def _path(run: Run) -> list[Run]:
+    """Return the runs from the first token to this one."""
+    path = []
+    above: Run | None = run
+    while above is not None and above.parent is not None:
+        path.append(above)
+        above = above.parent
+    return path[::-1]
+
+
+def _last_use(run: Run) -> int:
+    return run.used

@@ -1,14 +1,13 @@
 """The seam to native inference: what the scheduler asks of a runtime.
 
-A runtime holds one loaded model and a fixed number of sequences of tokens. The first ones are
-slots, one for each running request; the others hold beginnings of prompts for all. Tokens that
-sequences share take their room once. It is used by one thread. ``tests/conformance`` is what every entry of RUNTIMES passes.
+A runtime holds one loaded model and a fixed number of slots, each with the tokens of one request.
+Tokens that slots share take their room once. It is used by one thread. ``tests/conformance`` is what every entry of RUNTIMES passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,14 +44,22 @@ class Chunk(NamedTuple):
     wants_row: bool  # whether the logits after the last token are needed
 
 
+class Saved(NamedTuple):
+    """What was computed for some tokens of a slot; only the runtime that made it can read it."""
+
+    start: int  # position of the first token
+    end: int  # position after the last
+    data: Any
+
+
 class Runtime(Protocol):
     """One loaded model."""
 
     name: str  # with version
-    slots: int  # sequences 0 to slots - 1: those that are decoded
-    sequences: int  # all; as many as slots where the model cannot share a beginning
+    slots: int
     context_tokens: int  # of one slot
-    cells: int  # tokens that all sequences hold together, shared ones counted once
+    cells: int  # tokens that all slots hold together, shared ones counted once
+    saved_tokens: int  # most tokens to keep outside of the slots; 0 where the model cannot share a beginning
     batch_tokens: int  # most tokens in one decode
     vocabulary_size: int  # length of a row
 
@@ -70,15 +77,30 @@ class Runtime(Protocol):
         ...
 
     def share(self, source: int, target: int, start: int, end: int) -> None:
-        """Append the tokens ``start`` to ``end`` of one sequence to another, which holds ``start``.
+        """Append the tokens ``start`` to ``end`` of one slot to another, which holds ``start``.
 
         Nothing is computed and no room is taken. Raises ValueError, with nothing changed, for
-        what the sequences do not hold.
+        what the slots do not hold.
         """
         ...
 
+    def save(self, slot: int, start: int, end: int) -> Saved:
+        """Copy what was computed for these tokens of a slot. Raises ValueError as above."""
+        ...
+
+    def restore(self, saved: Saved, slot: int, end: int) -> bool:
+        """Append saved tokens up to ``end`` to a slot, which holds ``saved.start``.
+
+        False, with nothing changed: there is no room at the moment. Raises ValueError as above.
+        """
+        ...
+
+    def divide(self, saved: Saved, at: int) -> tuple[Saved, Saved] | None:
+        """Cut what was saved in two at a position inside; None: no room to do that at the moment."""
+        ...
+
     def clear(self, slot: int) -> None:
-        """Forget all tokens of a sequence; what others share with it stays theirs."""
+        """Forget all tokens of a slot; what others share with it stays theirs."""
         ...
 
     def piece(self, token: int) -> bytes:

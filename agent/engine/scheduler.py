@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from agent.engine import frames
-from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, Run, agreeing
+from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, agreeing
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
 from agent.engine.sampling import NoDistribution, Observer, generator
 from agent.engine.text_stream import TextStream
@@ -43,7 +43,6 @@ class Sequence:
         self.decoded = 0  # tokens that the slot holds
         self.last_token = -1  # generated, not decoded yet
         self.answer: list[int] = []  # all tokens generated
-        self.standing: Run | None = None  # the cached beginning of what the slot holds
         self.cached = 0  # prompt tokens that were not computed for this request
         self.cancelled = False
 
@@ -55,11 +54,6 @@ class Sequence:
     def reserve(self) -> int:
         """Most tokens that the slot will hold."""
         return len(self.prompt) + self.limit
-
-    @property
-    def own_cells(self) -> int:
-        """Tokens that the slot holds and the cache does not."""
-        return self.decoded - (self.standing.end if self.standing else 0)
 
     @property
     def prompt_left(self) -> int:
@@ -123,7 +117,6 @@ class Scheduler:
         pieces: list[frames.Piece] = []
         chunks, sequences = self._plan()
         if chunks:
-            self._make_room(sum(len(chunk.tokens) for chunk in chunks))
             rows = iter(self._runtime.decode(chunks))
             for chunk, sequence in zip(chunks, sequences, strict=True):
                 sequence.decoded += len(chunk.tokens)
@@ -148,11 +141,6 @@ class Scheduler:
             sequence.slot = self._free.pop()
             self._running.append(sequence)
             reserved += sequence.reserve
-
-    def _make_room(self, tokens: int) -> None:
-        """Drop cached beginnings that this step needs the cells of. Admission sees to it that it is enough."""
-        own = sum(sequence.own_cells for sequence in self._running)
-        self._prefixes.shrink(self._runtime.cells - own - tokens)
 
     def _plan(self) -> tuple[list[Chunk], list[Sequence]]:
         """Choose the chunks of this step: every decoding request, then prompts in order of arrival."""
@@ -184,14 +172,12 @@ class Scheduler:
 
     def _take_cached(self, sequence: Sequence) -> None:
         # The last token of the prompt is always computed: its row gives the first of the answer.
-        sequence.standing = self._prefixes.enter(sequence.slot, sequence.prompt[:-1])
-        if sequence.standing:
-            sequence.decoded = sequence.cached = sequence.standing.end
+        sequence.decoded = sequence.cached = self._prefixes.enter(sequence.slot, sequence.prompt[:-1])
 
     def _keep(self, sequence: Sequence) -> None:
         """Cache what the slot holds, for others and for the next turn of the same conversation."""
         held = (sequence.prompt + sequence.answer)[: sequence.decoded]
-        sequence.standing = self._prefixes.store(sequence.slot, held, sequence.standing)
+        self._prefixes.store(sequence.slot, held)
 
     def _advance(self, sequence: Sequence, row: Row) -> frames.Piece | None:
         """Draw the next token of a sequence and see whether that ends it."""
@@ -235,7 +221,7 @@ class Scheduler:
         if sequence.slot >= 0:
             if keep:
                 self._keep(sequence)
-            self._prefixes.leave(sequence.standing)
+            self._prefixes.leave(sequence.slot)
             self._running.remove(sequence)
             self._runtime.clear(sequence.slot)
             self._free.append(sequence.slot)

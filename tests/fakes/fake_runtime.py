@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 
-from agent.engine.runtime import PromptRejected, PromptTooLong
+from agent.engine.runtime import PromptRejected, PromptTooLong, Saved
 
 END = 256
 VOCABULARY = 257
@@ -21,14 +21,14 @@ class FakeRuntime:
     name = "fake"
     vocabulary_size = VOCABULARY
 
-    def __init__(self, load=None, *, slots=3, context_tokens=64, batch_tokens=16, prefixes=4, cells=None):
+    def __init__(self, load=None, *, slots=3, context_tokens=64, batch_tokens=16, saved_tokens=80, cells=None):
         self.slots = load.parallel if load else slots
         self.context_tokens = load.context_tokens if load else context_tokens
         self.batch_tokens = batch_tokens
-        self.sequences = self.slots + prefixes
+        self.saved_tokens = saved_tokens
         self.cells = cells or self.slots * self.context_tokens
-        # Of each sequence its tokens, each as (token, the cell that it takes).
-        self.held = [[] for _ in range(self.sequences)]
+        # Of each slot its tokens, each as (token, the cell that it takes).
+        self.held = [[] for _ in range(self.slots)]
         self.computed = 0
         self.decodes = 0
 
@@ -61,12 +61,35 @@ class FakeRuntime:
         assert self.cells_used() <= self.cells, "the native layer would be out of room"
         return [row(self.content[chunk.slot]) for chunk in chunks if chunk.wants_row]
 
+    def span(self, slot, start, end):
+        if not 0 <= slot < self.slots or not 0 <= start < end <= len(self.held[slot]):
+            raise ValueError(f"slot {slot} does not hold tokens {start} to {end}")
+        return self.held[slot][start:end]
+
     def share(self, source, target, start, end):
-        if not (0 <= source < self.sequences and 0 <= target < self.sequences and source != target):
-            raise ValueError(f"sequences {source} and {target} of {self.sequences}")
-        if len(self.held[target]) != start or not start < end <= len(self.held[source]):
-            raise ValueError(f"tokens {start} to {end} of sequence {source} for {target}")
-        self.held[target] += self.held[source][start:end]
+        span = self.span(source, start, end)
+        if not 0 <= target < self.slots or source == target or len(self.held[target]) != start:
+            raise ValueError(f"slot {target} cannot take tokens from {start} on")
+        self.held[target] += span
+
+    def save(self, slot, start, end):
+        return Saved(start, end, [token for token, _ in self.span(slot, start, end)])
+
+    def restore(self, saved, slot, end):
+        if not 0 <= slot < self.slots or len(self.held[slot]) != saved.start or not saved.start < end <= saved.end:
+            raise ValueError(f"slot {slot} cannot take tokens {saved.start} to {end}")
+        if self.cells_used() + len(saved.data) > self.cells:
+            return False
+        self.held[slot] += [(token, object()) for token in saved.data[: end - saved.start]]
+        return True
+
+    def divide(self, saved, at):
+        if not saved.start < at < saved.end:
+            raise ValueError(f"{at} is not inside of {saved.start} to {saved.end}")
+        if self.cells_used() + len(saved.data) > self.cells:
+            return None
+        inside = at - saved.start
+        return Saved(saved.start, at, saved.data[:inside]), Saved(at, saved.end, saved.data[inside:])
 
     def clear(self, slot):
         self.held[slot] = []

@@ -214,8 +214,9 @@ async def test_with_little_memory_the_context_is_smaller_and_says_so(monkeypatch
     from agent.engine.llama_cpp_runtime import LlamaCppRuntime
     from agent.engine.runtime import PromptTooLong
 
-    # The weights, and twice 600 tokens of 23,040 bytes: 30 layers, 3 heads of 64 keys and 64 values, 2 bytes each.
-    little = msgspec.structs.replace(device.profile(), memory_limit=98_000_000 + 2 * 600 * 23_040)
+    # The weights, and twice 600 tokens of 23,040 bytes (30 layers, 3 heads of 64 keys and 64 values, 2 bytes each)
+    # with half as many for kept beginnings.
+    little = msgspec.structs.replace(device.profile(), memory_limit=98_000_000 + 2 * 600 * 23_040 * 3 // 2)
     monkeypatch.setattr(device, "profile", lambda: little)
     runtime = LlamaCppRuntime(order())
     assert runtime.cells == runtime.context_tokens == 512

@@ -23,12 +23,12 @@ class Line(RuleBasedStateMachine):
         slots=st.integers(1, 4),
         batch=st.integers(4, 32),
         waiting=st.integers(0, 3),
-        prefixes=st.integers(0, 5),
+        saved=st.sampled_from([0, 50, 90, 400]),
         cells=st.none() | st.integers(64, 200),
     )
-    def begin(self, slots, batch, waiting, prefixes, cells):
+    def begin(self, slots, batch, waiting, saved, cells):
         self.now = 0.0
-        self.runtime = FakeRuntime(slots=slots, batch_tokens=batch, prefixes=prefixes, cells=cells)
+        self.runtime = FakeRuntime(slots=slots, batch_tokens=batch, saved_tokens=saved, cells=cells)
         self.room = slots + waiting
         self.scheduler = Scheduler(self.runtime, waiting_line=waiting, clock=lambda: self.now)
         self.asked = {}
@@ -113,14 +113,24 @@ class Line(RuleBasedStateMachine):
     @invariant()
     def a_slot_holds_at_most_one_request(self):
         if hasattr(self, "scheduler"):
-            slots = self.runtime.content[: self.runtime.slots]
-            assert sum(1 for content in slots if content) <= len(self.open)
+            assert sum(1 for content in self.runtime.content if content) <= len(self.open)
 
     @invariant()
-    def the_books_of_the_cells_are_right(self):
-        if hasattr(self, "scheduler"):
-            own = sum(sequence.own_cells for sequence in self.scheduler._running)
-            assert self.runtime.cells_used() == self.scheduler._prefixes.cells + own <= self.runtime.cells
+    def the_books_of_the_cache_are_right(self):
+        if not hasattr(self, "scheduler"):
+            return
+        cache, kept = self.scheduler._prefixes, 0
+        unseen = [(cache._root, [])]
+        while unseen:
+            run, before = unseen.pop()
+            content = before + run.tokens
+            kept += len(run.tokens)
+            assert run is cache._root or run.saved.data == run.tokens
+            assert (run.start, run.end) == (len(before), len(content))
+            for slot in run.slots:
+                assert self.runtime.content[slot][: run.end] == content
+            unseen += [(child, content) for child in run.children.values()]
+        assert kept == cache.tokens
 
     def teardown(self):
         if not hasattr(self, "scheduler"):
@@ -130,10 +140,10 @@ class Line(RuleBasedStateMachine):
                 break
             self.take(self.scheduler.step())
         assert not self.open, "a request was lost"
-        assert not any(self.runtime.content[: self.runtime.slots]), "a slot was not cleared"
+        assert not any(self.runtime.content), "a slot was not cleared"
+        assert self.scheduler._prefixes.tokens <= self.runtime.saved_tokens
         self.scheduler._prefixes.shrink(0)
-        assert not any(self.runtime.content), "a cached beginning is still held"
-        assert self.runtime.cells_used() == 0
+        assert self.scheduler._prefixes.tokens == 0, "a slot that is gone still holds a run"
 
 
 Line.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -13,7 +13,7 @@ SECOND = COMMON + list(b" second")
 
 @pytest.fixture
 def memory():
-    return FakeRuntime(slots=2, context_tokens=128, batch_tokens=128, prefixes=4)
+    return FakeRuntime(slots=2, context_tokens=128, batch_tokens=128, saved_tokens=160)
 
 
 @pytest.fixture
@@ -21,85 +21,104 @@ def cache(memory):
     return PrefixCache(memory)
 
 
-def keep(memory, cache, tokens):
-    """Compute tokens in slot 0, keep them, leave."""
-    standing = cache.enter(0, tokens)
-    start = standing.end if standing else 0
+def hold(memory, cache, slot, tokens):
+    """Have a slot hold tokens, computed as far as they are not kept, and keep them."""
+    start = cache.enter(slot, tokens)
     if start < len(tokens):
-        memory.decode([Chunk(0, start, tokens[start:], wants_row=False)])
-    standing = cache.store(0, tokens, standing)
-    cache.leave(standing)
+        memory.decode([Chunk(slot, start, tokens[start:], wants_row=False)])
+    assert memory.content[slot] == tokens
+    cache.store(slot, tokens)
+
+
+def keep(memory, cache, tokens):
+    hold(memory, cache, 0, tokens)
+    cache.leave(0)
     memory.clear(0)
 
 
-def test_what_two_prompts_share_is_held_once(memory, cache):
+def test_what_two_prompts_share_is_computed_and_kept_once(memory, cache):
     keep(memory, cache, FIRST)
     keep(memory, cache, SECOND)
     assert memory.computed == len(FIRST) + len(SECOND) - len(COMMON) - 1  # " " is common, too
-    assert cache.cells == memory.cells_used() == memory.computed
+    assert cache.tokens == memory.computed
 
 
-def test_the_longest_cached_beginning_is_found(memory, cache):
+def test_what_nobody_uses_takes_no_room_in_the_context(memory, cache):
+    keep(memory, cache, FIRST)
+    assert memory.cells_used() == 0
+
+
+def test_two_at_once_share_the_room(memory, cache):
+    keep(memory, cache, FIRST)
+    hold(memory, cache, 0, FIRST)
+    hold(memory, cache, 1, SECOND)
+    assert memory.cells_used() == len(FIRST) + len(SECOND) - len(COMMON) - 1
+
+
+def test_who_leaves_takes_nothing_from_the_other(memory, cache):
+    hold(memory, cache, 0, FIRST)
+    hold(memory, cache, 1, SECOND)
+    cache.leave(0)
+    memory.clear(0)
+    assert memory.content[1] == SECOND
+    hold(memory, cache, 0, COMMON)
+    assert memory.computed == len(FIRST) + len(SECOND) - len(COMMON) - 1
+
+
+def test_the_longest_kept_beginning_is_found(memory, cache):
     keep(memory, cache, FIRST)
     assert cache.reach(FIRST) == len(FIRST)
     assert cache.reach(SECOND) == len(COMMON) + 1
     assert cache.reach(list(b"something else")) == 0
-    assert cache.reach(COMMON[:10]) == 0, "too short to be worth it"
 
 
-def test_a_slot_gets_exactly_the_tokens_of_its_beginning(memory, cache):
+def test_a_short_beginning_is_not_worth_it(memory, cache):
     keep(memory, cache, FIRST)
-    standing = cache.enter(1, SECOND)
-    assert memory.content[1] == SECOND[: standing.end]
+    assert cache.enter(0, [*COMMON[:31], 0]) == 0
+    assert cache.enter(0, [*COMMON[:32], 0]) == 32
 
 
 def test_the_least_recently_used_leaf_goes_first_and_what_it_stands_on_stays(memory, cache):
     keep(memory, cache, FIRST)
     keep(memory, cache, SECOND)
     keep(memory, cache, FIRST)
-    cache.shrink(cache.cells - 1)
+    cache.shrink(cache.tokens - 1)
     assert cache.reach(FIRST) == len(FIRST)
     assert cache.reach(SECOND) == len(COMMON) + 1
 
 
 def test_what_is_in_use_stays(memory, cache):
     keep(memory, cache, FIRST)
-    standing = cache.enter(1, FIRST)
+    cache.enter(1, FIRST)
     cache.shrink(0)
-    assert cache.cells == standing.end == len(FIRST)
-    cache.leave(standing)
-    memory.clear(1)
+    assert cache.tokens == len(FIRST)
+    cache.leave(1)
     cache.shrink(0)
-    assert cache.cells == memory.cells_used() == 0
+    assert cache.tokens == 0
 
 
-def test_without_a_sequence_to_spare_the_oldest_makes_room(memory, cache):
+def test_the_oldest_make_room(memory, cache):
     for number in range(20):
         keep(memory, cache, [number] * 40)
     assert [number for number in range(20) if cache.reach([number] * 40)] == [16, 17, 18, 19]
 
 
-def test_two_who_computed_the_same_hold_it_once_afterwards(memory, cache):
-    for slot in (0, 1):
-        memory.decode([Chunk(slot, 0, FIRST, wants_row=False)])
-    first = cache.store(0, FIRST, None)
-    assert memory.cells_used() == 2 * len(FIRST)
-    second = cache.store(1, FIRST, None)
-    assert first is second
-    assert memory.cells_used() == cache.cells == len(FIRST)
-
-
-def test_a_conversation_grows_in_place(memory, cache):
+def test_a_conversation_grows(memory, cache):
     keep(memory, cache, FIRST)
-    standing = cache.enter(0, FIRST)
-    memory.decode([Chunk(0, len(FIRST), list(b" and on"), wants_row=False)])
-    longer = FIRST + list(b" and on")
-    assert cache.store(0, longer, standing) is standing
-    assert cache.reach(longer) == len(longer)
+    longer = FIRST + list(b" and on and on")
+    keep(memory, cache, longer)
+    assert memory.computed == cache.tokens == cache.reach(longer) == len(longer)
 
 
-def test_a_runtime_that_cannot_share_caches_nothing():
-    memory = FakeRuntime(slots=2, context_tokens=128, batch_tokens=128, prefixes=0)
+def test_when_the_context_is_full_it_is_computed(memory, cache):
+    keep(memory, cache, FIRST)
+    memory.cells = 10
+    assert cache.enter(0, FIRST) == 0
+    assert memory.content[0] == []
+
+
+def test_a_runtime_that_cannot_share_keeps_nothing():
+    memory = FakeRuntime(slots=2, context_tokens=128, batch_tokens=128, saved_tokens=0)
     cache = PrefixCache(memory)
     keep(memory, cache, FIRST)
-    assert cache.reach(FIRST) == memory.cells_used() == 0
+    assert cache.reach(FIRST) == 0
