@@ -59,15 +59,11 @@ class EngineSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """The local model and its worker process."""
 
     model: Annotated[str, Meta(description="Default model, a name in the manifest.")] = "smollm2-135m-instruct"
-    context_tokens: Annotated[
-        int, Meta(ge=256, le=1 << 20, description="Context of one request (prompt and answer), tokens.")
-    ] = 4096
+    context_tokens: Annotated[int, Meta(ge=256, le=1 << 20, description="Prompt and answer together, tokens.")] = 4096
     parallel: Annotated[int, Meta(ge=1, le=64, description="Requests decoded at the same time.")] = 4
     kv_type: Annotated[KvType, Meta(description="Keys and values: f16, or q8_0 for half the memory.")] = KvType.F16
     idle_unload_s: Annotated[float, Meta(ge=0, description="Seconds unused until a model unloads; 0: never.")] = 0.0
-    waiting_line: Annotated[
-        int, Meta(ge=0, le=10_000, description="Requests that wait for a place; one more is refused (429).")
-    ] = 32
+    waiting_line: Annotated[int, Meta(ge=0, le=10_000, description="Waiting requests; one more is a 429.")] = 32
     threads: Annotated[int, Meta(ge=0, le=256, description="Threads; 0: as the machine has free, step by step.")] = 0
     load_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Longest load of a model, seconds.")] = 120.0
     crashes_to_quarantine: Annotated[
