@@ -14,7 +14,8 @@ from typing import Protocol
 import msgspec
 
 from agent.confidence import labels as label_confidence
-from agent.types import Failure, FailureKind, Generation, InferenceRequest, LabelScores, Message, Scores
+from agent.scores import Scores
+from agent.types import Failure, FailureKind, Generation, InferenceRequest, LabelScores, Message
 
 MOST_KEPT = 1024  # sets of content-free scores
 

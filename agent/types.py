@@ -209,22 +209,6 @@ class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
     content_free: tuple[tuple[float, ...], ...] = ()
 
 
-class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine says of some labels, in their order, before anything is corrected."""
-
-    logprobs: tuple[float | None, ...] = ()  # nats; None where only the best was asked for
-    token_counts: tuple[int, ...] = ()
-    mass: float | None = None  # probability that an answer begins with any of the labels
-    best: int | None = None
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    duration_ms: float = 0.0
-    model: str = ""
-    model_digest: str = ""
-    runtime: str = ""
-    failure: Failure | None = None
-
-
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What the local model did. On a failure ``text`` is what there was until then."""
 

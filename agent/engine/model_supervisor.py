@@ -16,7 +16,6 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -25,37 +24,10 @@ import psutil
 from agent.engine import frames
 from agent.engine.partial_answer import PartialAnswer
 from agent.engine.worker_process import Lost, WorkerProcess
+from agent.engine.worker_status import WorkerState, WorkerStatus
 from agent.settings import EngineSettings
 from agent.telemetry import LOG, METRICS
 from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, ModelFile
-
-
-class WorkerState(StrEnum):
-    """Life of the worker of one model."""
-
-    STARTING = "starting"
-    READY = "ready"
-    IDLE = "idle"  # not in memory; comes back with the next request
-    BACKOFF = "backoff"
-    QUARANTINED = "quarantined"
-    STOPPED = "stopped"
-
-
-class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator sees of one model's worker."""
-
-    state: WorkerState
-    pid: int | None = None
-    model_digest: str = ""
-    runtime: str = ""
-    context_tokens: int = 0  # of one request, as far as memory allows; 0 until the model is loaded
-    kv_tokens: int = 0  # of all requests and cached beginnings together
-    confinement: tuple[str, ...] = ()
-    crashes: int = 0  # since the daemon started
-    last_error: str = ""  # reason and tail of stderr
-    active: int = 0
-    waiting: int = 0
-    rss_bytes: int | None = None
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,11 +11,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from agent import executable
 from agent.engine import frames
 from agent.engine.choices import generate_choices
-from agent.engine.model_supervisor import ModelSupervisor, Patience, WorkerState, WorkerStatus
+from agent.engine.model_supervisor import ModelSupervisor, Patience
+from agent.engine.worker_status import WorkerState, WorkerStatus
 from agent.errors import OutriderError
+from agent.scores import Scores
 from agent.settings import EngineSettings
 from agent.telemetry import LOG
-from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, Message, ModelFile, Scores
+from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, Message, ModelFile
 
 __all__ = ["EnginePool", "Patience", "WorkerState", "WorkerStatus"]
 

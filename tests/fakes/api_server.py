@@ -32,9 +32,10 @@ from agent.engine.supervisor import WorkerState, WorkerStatus
 from agent.escalation.dispatcher import Dispatcher
 from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
+from agent.scores import Scores
 from agent.settings import ConnectivitySettings, Settings, TargetSettings
 from agent.storage import open_storage
-from agent.types import Delta, EgressPolicy, Failure, FailureKind, Generation, Scores, Token, TopToken
+from agent.types import Delta, EgressPolicy, Failure, FailureKind, Generation, Token, TopToken
 
 MODEL = "small"
 USER, ADMIN = "user-token-" + "u" * 32, "admin-token-" + "a" * 32

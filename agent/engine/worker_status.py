@@ -1,0 +1,35 @@
+"""What an operator sees of the worker of one model."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class WorkerState(StrEnum):
+    """Life of the worker of one model."""
+
+    STARTING = "starting"
+    READY = "ready"
+    IDLE = "idle"  # not in memory; comes back with the next request
+    BACKOFF = "backoff"
+    QUARANTINED = "quarantined"
+    STOPPED = "stopped"
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator sees of one model's worker."""
+
+    state: WorkerState
+    pid: int | None = None
+    model_digest: str = ""
+    runtime: str = ""
+    context_tokens: int = 0  # of one request, as far as memory allows; 0 until the model is loaded
+    kv_tokens: int = 0  # of all requests and cached beginnings together
+    confinement: tuple[str, ...] = ()
+    crashes: int = 0  # since the daemon started
+    last_error: str = ""  # reason and tail of stderr
+    active: int = 0
+    waiting: int = 0
+    rss_bytes: int | None = None

@@ -1,0 +1,23 @@
+"""What the engine answers when it is asked how likely given labels are."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.types import Failure
+
+
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine says of some labels, in their order, before anything is corrected."""
+
+    logprobs: tuple[float | None, ...] = ()  # nats; None where only the best was asked for
+    token_counts: tuple[int, ...] = ()
+    mass: float | None = None  # probability that an answer begins with any of the labels
+    best: int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    duration_ms: float = 0.0
+    model: str = ""
+    model_digest: str = ""
+    runtime: str = ""
+    failure: Failure | None = None
