@@ -102,6 +102,8 @@ class PrefixCache:
         """Say that a slot is about to be cleared."""
         for run in _path(self._standing.pop(slot, self._root)):
             run.slots.discard(slot)
+        # What was in use could not be dropped when there was too much.
+        self.shrink(self._memory.saved_tokens)
 
     def shrink(self, tokens: int) -> None:
         """Drop leaves until at most ``tokens`` are kept, or all that is left is in use."""
