@@ -160,13 +160,14 @@ def _warn_about_egress(config: Settings) -> None:
 
 
 def _listen(config: Settings) -> socket.socket:
-    """Bind before anything slow, so that a taken port is told at once."""
+    """Take the port before anything slow: a taken one is told at once, an early caller waits and is not refused."""
     host, port = config.server.host, config.server.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(2048)
     except OSError as error:
         listener.close()
         raise AddressInUse(
