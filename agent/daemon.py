@@ -22,18 +22,18 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from agent import __version__, device, executable
-from agent import settings as settings_module
+from agent import __version__, configuration, device, executable
 from agent.api.app import ApiDeps, ApiServer, check_tls, create_app, uvicorn_config
 from agent.api.auth import load_tokens
 from agent.confidence.estimators import estimator
+from agent.configuration import LoadedSettings
 from agent.engine.supervisor import EnginePool
 from agent.errors import AddressInUse, OutriderError
 from agent.escalation.dispatcher import Dispatcher
 from agent.models.store import open_store
 from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
-from agent.settings import LoadedSettings, Settings, TargetSettings
+from agent.settings import Settings, TargetSettings
 from agent.storage import Storage, open_storage
 from agent.telemetry import LOG, configure_logging
 from agent.types import EgressPolicy, ModelFile
@@ -148,7 +148,7 @@ def _read_targets(path: Path, *, needed: bool) -> tuple[TargetSettings, ...]:
     """Return the targets of this file and of no other. Raises ConfigError when it was there once and is gone."""
     if not path.exists() and not needed:
         return ()
-    return settings_module.load(path).settings.targets
+    return configuration.load(path).settings.targets
 
 
 def _warn_about_egress(config: Settings) -> None:

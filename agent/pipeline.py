@@ -28,9 +28,9 @@ from agent.errors import (
     OutriderError,
     QueueFull,
 )
+from agent.records import Accepted, RequestRecord, RequestState
 from agent.telemetry import LOG, METRICS
 from agent.types import (
-    Accepted,
     Action,
     Confidence,
     Decision,
@@ -42,8 +42,6 @@ from agent.types import (
     OnLowConfidence,
     Reason,
     RequestKind,
-    RequestRecord,
-    RequestState,
 )
 
 MOST_RECORDS_UNDER_WAY = 1000

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import msgspec
 
 from agent.errors import InvalidRequest
+from agent.records import Accepted
 from agent.types import (
-    Accepted,
     Action,
     Confidence,
     Decision,

@@ -32,7 +32,7 @@ from way_out import WayOut, relay, stand_in
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from agent import settings  # noqa: E402 - works without an installed package
+from agent import configuration, settings  # noqa: E402 - works without an installed package
 from agent.errors import ConfigError  # noqa: E402
 from agent.settings import TargetSettings  # noqa: E402
 from agent.types import EgressPolicy, Handoff  # noqa: E402
@@ -189,7 +189,7 @@ class Daemon:
     @contextlib.contextmanager
     def running(self) -> Iterator[Api]:
         """Start, wait until the model can answer, and stop at the end."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(settings.ENV_PREFIX)}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(configuration.ENV_PREFIX)}
         with (self._folder / "daemon.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent", "serve"],
@@ -320,7 +320,7 @@ class Api:
 def own_target() -> TargetSettings | None:
     """Return the user's target, when there is one that may be sent to without asking."""
     try:
-        configured = settings.load().settings.targets
+        configured = configuration.load().settings.targets
     except ConfigError as error:
         say(f"Your configuration is left aside: {escape(str(error))}")
         return None

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import msgspec
 
-from agent import errors, settings
+from agent import configuration, errors, settings
 from agent.cli.ask import NO_TEXT
 from agent.cli.doctor import PROBLEM_FOUND
 from agent.cli.main import COMMANDS, INTERRUPTED, cli
@@ -76,7 +76,7 @@ def settings_tables() -> str:
         "## data_dir\n",
         _table([field for field in msgspec.structs.fields(settings.Settings) if field.name == "data_dir"], ""),
     ]
-    for name, section in settings.sections().items():
+    for name, section in configuration.sections().items():
         parts += [
             f"\n## [{name}]\n",
             f"{inspect.getdoc(section)}\n",

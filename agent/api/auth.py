@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 from starlette.datastructures import Headers
 
+from agent.configuration import LOOPBACK_HOSTS
 from agent.errors import Forbidden, KeyProblem, Unauthorized
-from agent.settings import LOOPBACK_HOSTS, ServerSettings
+from agent.settings import ServerSettings
 
 TOKEN_FILE = "token"  # noqa: S105 - a file name
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file name

@@ -13,8 +13,9 @@ import msgspec
 
 from agent.errors import OutriderError, QueueFull, StillRunning, Unresolved
 from agent.pipeline import refusal
+from agent.records import RequestRecord, RequestState
 from agent.structure import CallPiece, ToolCall
-from agent.types import Action, Choice, OnLowConfidence, Reason, RequestRecord, RequestState, Token
+from agent.types import Action, Choice, OnLowConfidence, Reason, Token
 
 LOCAL = "local"
 IMPOSSIBLE = -9999.0  # the OpenAI API's logprob of a token that is not among the likely ones

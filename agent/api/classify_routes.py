@@ -19,7 +19,8 @@ from agent.api.wire import json_response, read_json
 from agent.confidence import labels as label_confidence
 from agent.errors import StillRunning
 from agent.pipeline import Verdict
-from agent.types import InferenceRequest, RequestRecord
+from agent.records import RequestRecord
+from agent.types import InferenceRequest
 
 
 async def classify(request: Request) -> Response:

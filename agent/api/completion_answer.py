@@ -7,7 +7,8 @@ from typing import Any
 
 from agent.api import chat_answer
 from agent.api.chat_answer import IMPOSSIBLE, LOCAL, Answer
-from agent.types import Generation, InferenceRequest, RequestRecord, Token
+from agent.records import RequestRecord
+from agent.types import Generation, InferenceRequest, Token
 
 
 def echoed_text(request: InferenceRequest, generation: Generation | None) -> str:

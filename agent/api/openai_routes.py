@@ -18,9 +18,10 @@ from agent.api.sse import EventStream, EventWriter, while_connected
 from agent.api.wire import json_response, read_json
 from agent.errors import AnswerCut, ModelNotFound, StillRunning
 from agent.pipeline import Verdict
+from agent.records import RequestRecord
 from agent.storage.retention import LATE
 from agent.telemetry import METRICS
-from agent.types import InferenceRequest, OnLowConfidence, RequestRecord, Token
+from agent.types import InferenceRequest, OnLowConfidence, Token
 
 MISSING = "missing"  # state of a model that is in the manifest and not on this device
 

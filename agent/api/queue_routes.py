@@ -15,8 +15,9 @@ from agent.api.wire import check_media_type, json_response, parse_json, query, r
 from agent.errors import InvalidRequest, NotFound
 from agent.escalation.consent import under
 from agent.escalation.target import make_target
+from agent.records import Escalation, EscalationState
 from agent.settings import TargetSettings
-from agent.types import EgressPolicy, Escalation, EscalationState
+from agent.types import EgressPolicy
 
 MOST_LISTED = 1000
 MOST_BODY_BYTES = 1 << 20

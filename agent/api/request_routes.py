@@ -15,8 +15,8 @@ from agent.api.deps import ApiDeps, deps_of
 from agent.api.sse import EventStream, EventWriter
 from agent.api.wire import json_response, query
 from agent.errors import NotFound, ShuttingDown
+from agent.records import RequestRecord, RequestState
 from agent.storage.retention import LATE
-from agent.types import RequestRecord, RequestState
 
 MOST_LISTED = 1000
 

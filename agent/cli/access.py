@@ -18,9 +18,9 @@ from agent.api.request_routes import record_object
 from agent.cli.client import DaemonClient, find_daemon
 from agent.errors import ConfigError, NotFound, StorageError
 from agent.escalation.consent import under
+from agent.records import Escalation, EscalationState, RequestRecord, RequestState
 from agent.settings import Settings
 from agent.storage import Storage, open_storage
-from agent.types import Escalation, EscalationState, RequestRecord, RequestState
 
 Result = TypeVar("Result")
 Row = dict[str, Any]

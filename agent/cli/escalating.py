@@ -12,9 +12,10 @@ from agent.cli.access import now_ms
 from agent.errors import ConfigError, InvalidRequest
 from agent.escalation.dispatcher import Dispatcher
 from agent.escalation.target import Blocked, Offline, Online, RateLimited, make_target
+from agent.records import Escalation, RequestRecord
 from agent.settings import Settings, TargetSettings
 from agent.storage import Storage
-from agent.types import EgressPolicy, Escalation, RequestRecord
+from agent.types import EgressPolicy
 
 POLL_S = 0.1
 UNREACHABLE = frozenset({"offline", "portal", "blocked"})

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from agent.settings import LoadedSettings, Settings
+    from agent.configuration import LoadedSettings
+    from agent.settings import Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -27,7 +28,7 @@ class Invocation:
 
     def load(self, **flags: object) -> LoadedSettings:
         """Return the settings with ``flags`` on top; ``server__port`` is ``server.port``."""
-        from agent.settings import load
+        from agent.configuration import load
 
         merged: dict[str, object] = {"data_dir": str(self._data_dir) if self._data_dir else None}
         merged |= dict(map(parse_assignment, self._assignments))
@@ -55,8 +56,8 @@ def parse_assignment(text: str) -> tuple[str, object]:
 
     Raises ConfigError for an unknown key, with the nearest known one.
     """
+    from agent.configuration import known_keys
     from agent.errors import ConfigError
-    from agent.settings import known_keys
 
     key, separator, value = text.partition("=")
     key = key.strip()

@@ -193,8 +193,9 @@ def _configured(invocation: Invocation, name: str) -> TargetSettings:
 def _checked(entry: dict[str, Any]) -> TargetSettings:
     import msgspec
 
+    from agent.configuration import check_target
     from agent.escalation.target import make_target
-    from agent.settings import ConnectivitySettings, TargetSettings, check_target
+    from agent.settings import ConnectivitySettings, TargetSettings
 
     try:
         found = msgspec.convert(entry, TargetSettings)
@@ -243,7 +244,7 @@ def _edit(path: Path, change: Any) -> None:
 
 def _replace(path: Path, text: str) -> None:
     """Put ``text`` in the file's place, if it loads; else the file stays and ConfigError is raised."""
-    from agent.settings import load
+    from agent.configuration import load
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

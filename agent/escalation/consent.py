@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from agent.records import Escalation, HoldReason, RequestRecord
 from agent.settings import TargetSettings
-from agent.types import EgressPolicy, Escalation, HoldReason, RequestRecord, RouteMode
+from agent.types import EgressPolicy, RouteMode
 
 
 def forbidden(record: RequestRecord, row: Escalation, target: TargetSettings) -> str | None:

@@ -10,10 +10,11 @@ from agent.escalation.connectivity import Circuit
 from agent.escalation.lane import Lane, TargetStatus
 from agent.escalation.netlink import LinkWatcher
 from agent.escalation.target import make_target
+from agent.records import EscalationState
 from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
 from agent.storage import Storage
 from agent.telemetry import LOG
-from agent.types import EgressPolicy, EscalationState
+from agent.types import EgressPolicy
 
 __all__ = ["Dispatcher", "TargetStatus"]
 

@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 
 from agent.errors import BodyGone
+from agent.records import Escalation, RequestRecord
 from agent.structure import FormatKind, OutputFormat, Tools
-from agent.types import Escalation, Handoff, InferenceRequest, Message, RequestKind, RequestRecord
+from agent.types import Handoff, InferenceRequest, Message, RequestKind
 
 REFINE = (
     "The answer above is a draft by a small model and may be wrong or incomplete. "

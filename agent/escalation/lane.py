@@ -28,10 +28,11 @@ from agent.escalation.target import (
     Retry,
     Target,
 )
+from agent.records import Escalation, RequestRecord
 from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
 from agent.storage.outbox import Outbox
 from agent.telemetry import LOG, METRICS
-from agent.types import EgressPolicy, Escalation, RequestRecord
+from agent.types import EgressPolicy
 
 RETRY_BASE_S = 2.0
 HELD_FLOOR_S = 15.0  # first look at an answer that a target has queued

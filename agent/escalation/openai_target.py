@@ -28,8 +28,8 @@ from agent.escalation.handoff import chat_body
 from agent.escalation.replies import HttpReply, read_probe, read_reply
 from agent.escalation.resolver import Resolver
 from agent.escalation.target import Blocked, Offline, Outcome, ProbeOutcome, Rejected, Retry
+from agent.records import Escalation, RequestRecord
 from agent.settings import ConnectivitySettings, TargetSettings
-from agent.types import Escalation, RequestRecord
 
 PROBE_TIMEOUT_S = 10.0  # from connect to the whole list of models
 ERROR_BODY_BYTES = 64 << 10  # an error's code stands at its beginning

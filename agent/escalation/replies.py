@@ -41,8 +41,9 @@ from agent.escalation.target import (
     Rejected,
     Retry,
 )
+from agent.records import CloudAnswer, Escalation, RequestRecord
 from agent.structure import FormatKind, OutputFormat, ToolCall, Tools
-from agent.types import CloudAnswer, Escalation, Handoff, RequestRecord
+from agent.types import Handoff
 
 LONGEST_RETRY_AFTER_MS = 24 * 3_600_000
 BLOCKING = {

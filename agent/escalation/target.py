@@ -12,8 +12,8 @@ from typing import Protocol, TypeAlias, cast
 
 import msgspec
 
+from agent.records import CloudAnswer, Escalation, RequestRecord
 from agent.settings import ConnectivitySettings, TargetSettings
-from agent.types import CloudAnswer, Escalation, RequestRecord
 
 
 class Online(msgspec.Struct, frozen=True):

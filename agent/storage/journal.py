@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from agent.errors import BodyGone, IdempotencyMismatch, NotFound, QueueFull, StillRunning, WrongState
 from agent.identifiers import uuid7
+from agent.records import Accepted, EscalationState, RequestRecord, RequestState
 from agent.settings import QueueSettings
 from agent.storage import rows
 from agent.storage import statements as sql
@@ -14,19 +15,15 @@ from agent.storage.connection import Connection
 from agent.storage.database import Database
 from agent.storage.retention import LATE, Retention, forget
 from agent.types import (
-    Accepted,
     Action,
     Confidence,
     Decision,
     EgressPolicy,
-    EscalationState,
     Failure,
     FailureKind,
     Generation,
     InferenceRequest,
     Reason,
-    RequestRecord,
-    RequestState,
 )
 
 TERMINAL = frozenset(RequestState) - {RequestState.RUNNING, RequestState.QUEUED}

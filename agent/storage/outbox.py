@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from agent.errors import BodyGone, WrongState
+from agent.records import CloudAnswer, Escalation, EscalationState, HoldReason, RequestRecord
 from agent.settings import QueueSettings
 from agent.storage import rows
 from agent.storage import statements as sql
@@ -35,7 +36,6 @@ from agent.storage.transitions import (
     known,
     wait_for_person,
 )
-from agent.types import CloudAnswer, Escalation, EscalationState, HoldReason, RequestRecord
 
 SNOOZES_PER_ATTEMPT = 8  # a row that is put off this often, each time by a reply, has cost an attempt
 Hold = Callable[[Escalation], HoldReason | None]  # why a row that was allowed or released waits for a person again

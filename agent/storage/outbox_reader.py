@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
+from agent.records import Escalation, EscalationState
 from agent.storage import rows
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 from agent.storage.database import Database
 from agent.storage.transitions import ENDED, find
-from agent.types import Escalation, EscalationState
 
 _Rows = list[Escalation]  # inside the class, `list` is the method
 

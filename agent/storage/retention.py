@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from agent.records import RequestState
 from agent.settings import RetentionSettings
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
-from agent.types import RequestState
 
 LATE = frozenset({RequestState.RESOLVED, RequestState.UNRESOLVED})
 _OPEN = frozenset({RequestState.RUNNING, RequestState.QUEUED})

@@ -6,22 +6,10 @@ from typing import Any
 
 import msgspec
 
+from agent.records import Accepted, CloudAnswer, Escalation, EscalationState, RequestRecord, RequestState
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
-from agent.types import (
-    Accepted,
-    CloudAnswer,
-    Confidence,
-    Decision,
-    EgressPolicy,
-    Escalation,
-    EscalationState,
-    Generation,
-    Handoff,
-    InferenceRequest,
-    RequestRecord,
-    RequestState,
-)
+from agent.types import Confidence, Decision, EgressPolicy, Generation, Handoff, InferenceRequest
 
 LOCAL, TARGET = "local", "target"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent import executable
 from agent.errors import DiskFull, ForeignDatabase, QueueFull, StorageError, WrongKey
+from agent.records import Accepted
 from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import keys
 from agent.storage.ballast import Ballast
@@ -20,7 +21,7 @@ from agent.storage.instance_lock import InstanceLock
 from agent.storage.journal import Journal, cut_short
 from agent.storage.outbox import Outbox
 from agent.storage.retention import Retention, purge_bodies, purge_rows
-from agent.types import Accepted, Action, Decision, Generation, InferenceRequest, Reason
+from agent.types import Action, Decision, Generation, InferenceRequest, Reason
 
 Decide = Callable[[InferenceRequest, Accepted, Generation], Decision]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from agent.errors import LeaseLost, NotFound, WrongState
+from agent.records import Escalation, EscalationState, HoldReason, RequestState
 from agent.storage import egress_log, rows
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 from agent.storage.retention import Retention, forget
-from agent.types import Escalation, EscalationState, HoldReason, OnLowConfidence, RequestState
+from agent.types import OnLowConfidence
 
 ENDED = (EscalationState.SUCCEEDED, EscalationState.DEAD, EscalationState.EXPIRED, EscalationState.CANCELLED)
 

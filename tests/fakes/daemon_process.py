@@ -120,13 +120,13 @@ class DaemonProcess:
 def main() -> None:
     from fakes import fake_worker
 
-    from agent import settings
+    from agent import configuration
     from agent.daemon import serve
     from agent.telemetry import configure_logging
     from agent.types import ModelFile
 
     configure_logging()
-    loaded = settings.load(Path(sys.argv[1]))
+    loaded = configuration.load(Path(sys.argv[1]))
 
     def resolve(name: str) -> ModelFile:
         return ModelFile(name=name, path="/dev/null", sha256="f" * 64, context_tokens=4096)

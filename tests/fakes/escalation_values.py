@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from agent.types import (
-    EgressPolicy,
-    Escalation,
-    EscalationState,
-    Generation,
-    Handoff,
-    InferenceRequest,
-    Message,
-    RequestRecord,
-    RequestState,
-    Sampling,
-)
+from agent.records import Escalation, EscalationState, RequestRecord, RequestState
+from agent.types import EgressPolicy, Generation, Handoff, InferenceRequest, Message, Sampling
 
 ASKED = (Message("system", "Be brief."), Message("user", "Capital of France?"))
 PLAIN = Sampling()

@@ -9,7 +9,8 @@ from fakes.api_server import ADMIN, USER, chat, served, target_at
 from fakes.cloud import cloud_in_thread
 
 from agent.engine.supervisor import WorkerState
-from agent.types import EgressPolicy, RequestRecord
+from agent.records import RequestRecord
+from agent.types import EgressPolicy
 
 
 @pytest.fixture(scope="module")

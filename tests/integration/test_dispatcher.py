@@ -14,8 +14,9 @@ from fakes.storage_values import enqueue, fast_folder, opened, queued
 from agent.errors import ConfigError, DiskFull
 from agent.escalation.consent import under
 from agent.escalation.dispatcher import Dispatcher
+from agent.records import EscalationState, RequestState
 from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
-from agent.types import EgressPolicy, EscalationState, Handoff, RequestState, RouteMode
+from agent.types import EgressPolicy, Handoff, RouteMode
 
 CONNECTIVITY = ConnectivitySettings(connect_timeout_s=1.0, probe_cap_s=1.0)
 QUEUE = QueueSettings(ballast_bytes=0)

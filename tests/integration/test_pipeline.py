@@ -11,10 +11,10 @@ from agent.confidence.estimators import estimator
 from agent.errors import Busy, ContextOverflow, DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull, WrongState
 from agent.identifiers import uuid7
 from agent.pipeline import Pipeline, Verdict
+from agent.records import CloudAnswer, RequestState
 from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import open_storage
 from agent.types import (
-    CloudAnswer,
     Delta,
     EgressPolicy,
     Failure,
@@ -23,7 +23,6 @@ from agent.types import (
     InferenceRequest,
     Message,
     OnLowConfidence,
-    RequestState,
     RouteMode,
     Token,
 )

@@ -9,10 +9,11 @@ from fakes.storage_values import KEEP, NOW, QUEUE
 
 from agent.cli.main import cli
 from agent.errors import ForeignDatabase, KeyProblem, StorageCorrupt, StorageError, WrongKey
+from agent.records import Accepted, CloudAnswer, EscalationState, RequestState
 from agent.storage import keys, open_storage
 from agent.storage.backup import backup, restore
 from agent.storage.connection import DATABASE_NAME, connect
-from agent.types import Accepted, CloudAnswer, EgressPolicy, EscalationState, RequestState
+from agent.types import EgressPolicy
 
 PASSPHRASE = "correct horse 'battery' staple"
 

@@ -183,7 +183,7 @@ FILL = textwrap.dedent("""
     from fakes.storage_values import NOW
     from agent.errors import DiskFull
     from agent.settings import QueueSettings
-    from agent.types import CloudAnswer
+    from agent.records import CloudAnswer
 
     def fill(path):
         with path.open("wb", buffering=0) as file:

@@ -3,7 +3,7 @@
 from fakes import storage_values as values
 from fakes.storage_values import DAY, NOW
 
-from agent.types import CloudAnswer
+from agent.records import CloudAnswer
 
 NEEDLE = "the needle of Outrider 7f3a"
 

@@ -24,7 +24,7 @@ CHILD = textwrap.dedent("""
     sys.path.insert(0, "tests")
     from fakes import storage_values as values
     from agent.storage import open_storage
-    from agent.types import CloudAnswer
+    from agent.records import CloudAnswer
 
     NOW = int(sys.argv[2])
 

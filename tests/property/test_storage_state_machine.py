@@ -17,10 +17,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from agent import identifiers
 from agent.errors import LeaseLost, QueueFull, WrongState
+from agent.records import CloudAnswer, HoldReason
 from agent.settings import QueueSettings
 from agent.storage import journal as journal_module
 from agent.storage import outbox as outbox_module
-from agent.types import CloudAnswer, EgressPolicy, HoldReason
+from agent.types import EgressPolicy
 
 TARGETS = ("near", "far")
 FINGERPRINTS = ("a1", "b2")

@@ -2,14 +2,14 @@
 
 import pytest
 
-from agent import settings
+from agent import configuration, settings
 from agent.errors import ConfigError
 
 
 def load(tmp_path, text="", environ=None, **flags):
     path = tmp_path / "outrider.toml"
     path.write_text(text)
-    return settings.load(path, environ={"HOME": str(tmp_path), **(environ or {})}, flags=flags)
+    return configuration.load(path, environ={"HOME": str(tmp_path), **(environ or {})}, flags=flags)
 
 
 def test_flag_beats_environment_beats_file(tmp_path):
@@ -85,7 +85,7 @@ def test_an_address_that_cannot_work_is_refused(tmp_path, address):
 
 def test_a_named_file_must_exist(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
-        settings.load(tmp_path / "none.toml", environ={})
+        configuration.load(tmp_path / "none.toml", environ={})
 
 
 def test_lists_from_the_environment_are_comma_separated(tmp_path):
@@ -94,7 +94,7 @@ def test_lists_from_the_environment_are_comma_separated(tmp_path):
 
 
 def test_every_setting_says_what_it_is():
-    for section in [*settings.sections().values(), settings.TargetSettings]:
+    for section in [*configuration.sections().values(), settings.TargetSettings]:
         import typing
 
         for name, hint in typing.get_type_hints(section, include_extras=True).items():

@@ -6,8 +6,9 @@ import pytest
 from fakes import storage_values as values
 from fakes.storage_values import DAY, NOW
 
+from agent.records import CloudAnswer
 from agent.storage.clock import JUMP_MS, uptime_ms
-from agent.types import CloudAnswer, EgressPolicy
+from agent.types import EgressPolicy
 
 HOUR = 3_600_000
 YEAR = 365 * DAY

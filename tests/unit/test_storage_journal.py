@@ -7,9 +7,10 @@ from fakes import storage_values as values
 from fakes.storage_values import DAY, NOW
 
 from agent.errors import BodyGone, IdempotencyMismatch, NotFound, QueueFull, StillRunning, StorageError, WrongState
+from agent.records import Accepted, CloudAnswer, RequestState
 from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import retention
-from agent.types import Accepted, Action, CloudAnswer, Decision, EgressPolicy, OnLowConfidence, Reason, RequestState
+from agent.types import Action, Decision, EgressPolicy, OnLowConfidence, Reason
 
 ACCEPTED = Accepted(egress=EgressPolicy.ALLOW, target="cloud", target_fingerprint="f1")
 LATE = CloudAnswer(text="Port Vila, on Efate", finish_reason="stop", model="big", prompt_tokens=9, output_tokens=5)

@@ -5,11 +5,12 @@ from fakes import storage_values as values
 from fakes.storage_values import DAY, NOW
 
 from agent.errors import BodyGone, LeaseLost, NotFound, StorageError, WrongState
+from agent.records import CloudAnswer, EscalationState
 from agent.settings import QueueSettings
 from agent.storage import outbox as outbox_module
 from agent.storage.connection import SQLITE_ERRORS
 from agent.storage.outbox import SNOOZES_PER_ATTEMPT
-from agent.types import CloudAnswer, EgressPolicy, EscalationState
+from agent.types import EgressPolicy
 
 ANSWER = CloudAnswer(text="late", finish_reason="stop", model="big")
 APPROVE = values.queued(egress=EgressPolicy.APPROVE)

@@ -1,0 +1,231 @@
+"""Reading the configuration: ``outrider.toml``, then ``OUTRIDER_*`` in the environment, then flags.
+
+Unknown keys are refused by name. Every value knows where it came from (``config show``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from agent.errors import ConfigError
+from agent.settings import Settings, TargetSettings
+from agent.types import EgressPolicy
+
+ENV_PREFIX = "OUTRIDER_"
+# Read by the CLI or the environment itself; not settings.
+ENV_RESERVED = frozenset({"OUTRIDER_CONFIG", "OUTRIDER_API_KEY", "OUTRIDER_ADMIN_KEY"})
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+LOOPBACK_IP = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
+
+
+class LoadedSettings(msgspec.Struct, frozen=True):
+    """Settings with the origin of each value: ``default``, a file, ``env NAME`` or ``flag``."""
+
+    settings: Settings
+    origins: dict[str, str]
+    path: Path
+
+
+def sections() -> dict[str, type[msgspec.Struct]]:
+    """Return the section types by name, in the order of the file (without ``targets``)."""
+    hints = typing.get_type_hints(Settings)
+    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, msgspec.Struct)}
+
+
+def default_config_path(environ: Mapping[str, str]) -> Path:
+    """``$OUTRIDER_CONFIG``, else ``$XDG_CONFIG_HOME/outrider/outrider.toml``."""
+    if named := environ.get("OUTRIDER_CONFIG"):
+        return Path(named)
+    base = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "/")) / ".config"
+    return Path(base) / "outrider" / "outrider.toml"
+
+
+def default_data_dir(environ: Mapping[str, str]) -> str:
+    """``$XDG_DATA_HOME/outrider``, else ``~/.local/share/outrider``."""
+    base = environ.get("XDG_DATA_HOME") or Path(environ.get("HOME", "/")) / ".local" / "share"
+    return str(Path(base) / "outrider")
+
+
+def load(
+    config_path: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> LoadedSettings:
+    """Read, merge and check the configuration.
+
+    ``flags`` maps dotted keys ("server.port") to values; None values are left out.
+    Raises ConfigError naming the file, the key and what is allowed.
+    """
+    environ = os.environ if environ is None else environ
+    path = config_path or default_config_path(environ)
+    explicit = config_path is not None or "OUTRIDER_CONFIG" in environ
+    tree: dict[str, Any] = _read_file(path, must_exist=explicit)
+    origins: dict[str, str] = {key: str(path) for key in _leaves(tree)}
+    _check_names(tree, str(path))
+    tree = _checked_convert_tree(tree, str(path))
+    for key, text, name in _environment(environ):
+        _put(tree, key, _from_text(key, text, f"environment variable {name}"))
+        origins[key] = f"env {name}"
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _put(tree, key, value)
+            origins[key] = "flag"
+    if not tree.get("data_dir"):
+        tree["data_dir"] = default_data_dir(environ)
+        origins.pop("data_dir", None)
+    tree["data_dir"] = str(Path(tree["data_dir"]).expanduser().absolute())
+    settings = _convert(tree, "flags")
+    _check(settings)
+    return LoadedSettings(settings, origins, path)
+
+
+def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"configuration file {path} does not exist; create it or leave --config out") from None
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}; correct that line") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in tree.items():
+        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
+    return found
+
+
+def known_keys() -> list[str]:
+    """All dotted keys except those of targets."""
+    keys = ["data_dir"]
+    for name, section in sections().items():
+        keys += [f"{name}.{field.name}" for field in msgspec.structs.fields(section)]
+    return keys
+
+
+def _nearest(name: str, candidates: list[str]) -> str:
+    close = difflib.get_close_matches(name, candidates, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(candidates))}"
+
+
+def _check_names(tree: Mapping[str, Any], where: str) -> None:
+    by_section = {name: [f.name for f in msgspec.structs.fields(s)] for name, s in sections().items()}
+    for key, value in tree.items():
+        if key in by_section:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}: {key} must be a table, written [{key}]")
+            for inner in value:
+                if inner not in by_section[key]:
+                    raise ConfigError(f"{where}: unknown key {key}.{inner}{_nearest(inner, by_section[key])}")
+        elif key == "targets":
+            names = [f.name for f in msgspec.structs.fields(TargetSettings)]
+            if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+                raise ConfigError(f"{where}: targets must be written as [[targets]] tables")
+            for index, target in enumerate(value):
+                for inner in target:
+                    if inner not in names:
+                        raise ConfigError(f"{where}: unknown key targets[{index}].{inner}{_nearest(inner, names)}")
+        elif key != "data_dir":
+            raise ConfigError(f"{where}: unknown key {key}{_nearest(key, [*by_section, 'targets', 'data_dir'])}")
+
+
+def _checked_convert_tree(tree: dict[str, Any], where: str) -> dict[str, Any]:
+    # The file is checked strictly by itself, so that an error names the file and not a variable.
+    _convert({**tree, "data_dir": tree.get("data_dir", "")}, where)
+    return {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _environment(environ: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    names = {f"{ENV_PREFIX}{key.replace('.', '_').upper()}": key for key in known_keys()}
+    found = []
+    for name, text in sorted(environ.items()):
+        if not name.startswith(ENV_PREFIX) or name in ENV_RESERVED:
+            continue
+        if name not in names:
+            raise ConfigError(f"unknown environment variable {name}{_nearest(name, [*names, *ENV_RESERVED])}")
+        found.append((names[name], text, name))
+    return found
+
+
+def _field_type(key: str) -> Any:
+    if key == "data_dir":
+        return str
+    section, _, field = key.partition(".")
+    return typing.get_type_hints(sections()[section], include_extras=True)[field]
+
+
+def _from_text(key: str, text: str, where: str) -> object:
+    kind = _field_type(key)
+    value: object = text
+    if typing.get_origin(typing.get_args(kind)[0] if typing.get_args(kind) else kind) is tuple:
+        value = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return msgspec.to_builtins(msgspec.convert(value, kind, strict=False))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {text!r} is not valid for {key}: {error}") from error
+
+
+def _put(tree: dict[str, Any], key: str, value: object) -> None:
+    section, _, field = key.partition(".")
+    place = tree.setdefault(section, {}) if field else tree
+    place[field or section] = value
+
+
+def _convert(tree: Mapping[str, Any], where: str) -> Settings:
+    try:
+        return msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        text, _, at = str(error).partition(" - at `$")
+        key = at.rstrip("`").lstrip(".") or "the file"
+        raise ConfigError(f"{where}: {key}: {text}") from error
+
+
+def _check(settings: Settings) -> None:
+    server = settings.server
+    if bool(server.tls_cert) != bool(server.tls_key):
+        raise ConfigError("server.tls_cert and server.tls_key go together: set both or none")
+    if server.host not in LOOPBACK_HOSTS and not server.tls_cert:
+        raise ConfigError(
+            f"server.host = {server.host!r} is not loopback and there is no TLS: "
+            "set server.tls_cert and server.tls_key, or listen on 127.0.0.1"
+        )
+    names = [target.name for target in settings.targets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"targets: the name {twice[0]} is used twice; names are unique")
+    for target in settings.targets:
+        check_target(target)
+
+
+def check_target(target: TargetSettings) -> None:
+    """Raise ConfigError if a target is not safe or not supported."""
+    where = f"target {target.name}"
+    if target.egress is EgressPolicy.REDACT:
+        raise ConfigError(f'{where}: egress = "redact" is not supported yet: use "approve" or "allow"')
+    try:
+        url = urlsplit(target.base_url)
+        host, port = url.hostname, url.port
+    except ValueError as error:
+        raise ConfigError(f"{where}: base_url {target.base_url!r} is not a URL: {error}") from error
+    if url.scheme not in {"http", "https"} or not host or port == 0:
+        raise ConfigError(f"{where}: base_url {target.base_url!r} is not an http(s) URL")
+    if url.username or url.password or url.query or url.fragment:
+        raise ConfigError(f"{where}: base_url must not carry a password, a query or a fragment; use api_key_file")
+    if url.scheme == "http" and host not in LOOPBACK_HOSTS and not LOOPBACK_IP.fullmatch(host):
+        raise ConfigError(f"{where}: plain http would send text readable by the network: use https")
+    if target.api_key_env and target.api_key_file:
+        raise ConfigError(f"{where}: api_key_env and api_key_file are both set: keep one")

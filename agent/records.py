@@ -1,0 +1,104 @@
+"""The values that storage keeps of a request and of its way to a target. Frozen, like all values."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from agent.structure import ToolCall
+from agent.types import Confidence, Decision, EgressPolicy, Generation, Handoff, InferenceRequest
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The route that a request came in under: what is decided later may be stricter, never looser."""
+
+    egress: EgressPolicy = EgressPolicy.APPROVE
+    target: str | None = None  # None: no target was configured
+    target_fingerprint: str | None = None
+
+
+class RequestState(StrEnum):
+    """Life of a request. See docs/state-machine.md."""
+
+    RUNNING = "running"
+    ANSWERED = "answered"
+    QUEUED = "queued"
+    RESOLVED = "resolved"
+    UNRESOLVED = "unresolved"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class EscalationState(StrEnum):
+    """Life of an outbox row. See docs/state-machine.md."""
+
+    AWAITING_APPROVAL = "awaiting_approval"
+    PENDING = "pending"
+    LEASED = "leased"
+    SUCCEEDED = "succeeded"
+    DEAD = "dead"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class HoldReason(StrEnum):
+    """Why a row that was allowed or released waits for a person again."""
+
+    POLICY_TIGHTENED = "policy_tightened"  # its target now wants a person's release
+    TARGET_CHANGED = "target_changed"  # the name now stands for another address or model
+    TARGET_REMOVED = "target_removed"
+
+
+class Escalation(msgspec.Struct, frozen=True, kw_only=True):
+    """One outbox row as a value."""
+
+    id: str  # UUIDv7; also the Idempotency-Key on every send
+    request_id: str
+    state: EscalationState
+    reason: str  # why it is in the outbox (Reason), or why it waits or died
+    target: str | None  # None: no target was configured when it was accepted
+    target_fingerprint: str | None = None  # the address and model that it was accepted or released for
+    released: bool = False  # by a person, to this target
+    egress: EgressPolicy  # the policy it was accepted under
+    handoff: Handoff
+    priority: int
+    attempts: int
+    max_attempts: int
+    created_at_ms: int
+    available_at_ms: int
+    expires_at_ms: int
+    lease: str | None = None  # random token; every settle is guarded by it
+    lease_expires_at_ms: int | None = None
+    last_error: str | None = None
+    bytes: int = 0
+
+
+class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A usable answer from a target."""
+
+    text: str
+    finish_reason: str | None
+    tool_calls: tuple[ToolCall, ...] = ()
+    model: str  # as the target names itself
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    verdict: str | None = None  # handoff verify: "right" or "wrong"
+    raw_sha256: str = ""
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as storage knows it: the join of request, results and outbox row."""
+
+    request: InferenceRequest | None  # None once the body's retention has passed
+    id: str
+    state: RequestState
+    model: str
+    received_at_ms: int
+    settled_at_ms: int | None = None
+    generation: Generation | None = None  # the local answer (kept beside the late one)
+    confidence: Confidence | None = None
+    decision: Decision | None = None
+    escalation: Escalation | None = None
+    cloud_answer: CloudAnswer | None = None
+    answered_by: str | None = None  # "local" or the target's name
