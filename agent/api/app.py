@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.api import (
     classify_routes,
-    completion_routes,
     openai_routes,
     ops_routes,
     queue_routes,
@@ -43,7 +42,6 @@ def create_app(deps: ApiDeps) -> Starlette:
         routes=[
             *openai_routes.ROUTES,
             *classify_routes.ROUTES,
-            *completion_routes.ROUTES,
             *request_routes.ROUTES,
             *queue_routes.ROUTES,
             *ops_routes.ROUTES,

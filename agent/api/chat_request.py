@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from starlette.datastructures import Headers
 
+from agent.api.call import Call
 from agent.api.envelope import Envelope
 from agent.api.fields import Fields
 from agent.api.sampling_request import parse_sampling
@@ -39,22 +39,10 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
-class ChatCall(msgspec.Struct, frozen=True):
-    """A validated call: the request, and how its answer is to be written."""
-
-    request: InferenceRequest
-    stream: bool
-    include_usage: bool
-
-
 def parse_chat(
     body: Mapping[str, Any], headers: Headers, *, server: ServerSettings, routing: RoutingSettings, now_ms: int
-) -> ChatCall:
-    """Check every parameter and return the call.
-
-    Raises InvalidRequest that names the parameter, TooManyHops for a loop. Whether the
-    model exists is not checked here.
-    """
+) -> Call:
+    """Check every parameter and return the call (see Parser)."""
     fields = Fields(body)
     call = Envelope(fields, body, headers)
     messages = parse_messages(fields, server.max_messages)
@@ -77,7 +65,7 @@ def parse_chat(
         tools=tools,
     )
     request = call.request(asked, server=server, routing=routing, now_ms=now_ms)
-    return ChatCall(request, stream, include_usage)
+    return Call((request,), stream, include_usage)
 
 
 def parse_messages(fields: Fields, most: int) -> tuple[Message, ...]:

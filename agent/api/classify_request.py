@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
+from agent.api.call import Call
 from agent.api.chat_request import parse_messages
 from agent.api.envelope import Envelope
 from agent.api.fields import Fields
@@ -20,11 +21,11 @@ INSTRUCTION = "Sort the text that the user sends. Reply with exactly one of thes
 
 def parse_classify(
     body: Mapping[str, Any], headers: Headers, *, server: ServerSettings, routing: RoutingSettings, now_ms: int
-) -> InferenceRequest:
-    """Check every parameter and return the request.
+) -> Call:
+    """Check every parameter and return the call (see Parser).
 
     ``input`` is a text to sort; ``messages`` are a prompt of the caller's own, whose last
-    message is what is sorted. Raises InvalidRequest that names the parameter.
+    message is what is sorted.
     """
     fields = Fields(body)
     call = Envelope(fields, body, headers)
@@ -43,7 +44,7 @@ def parse_classify(
     asked = InferenceRequest(
         id="", model="", received_at_ms=0, kind=RequestKind.CLASSIFY, messages=messages, labels=labels
     )
-    return call.request(asked, server=server, routing=routing, now_ms=now_ms)
+    return Call((call.request(asked, server=server, routing=routing, now_ms=now_ms),))
 
 
 def _labels(fields: Fields) -> tuple[str, ...]:

@@ -1,17 +1,86 @@
-"""From a stored record to a ``text_completion``: the older of the OpenAI API's two shapes."""
+"""From an answer to a ``text_completion``, whole or in chunks: the older of the OpenAI API's two shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from agent.api import chat_answer
-from agent.api.chat_answer import IMPOSSIBLE, LOCAL, Answer
+from agent.api.answer import IMPOSSIBLE, LOCAL, Answer, Given, outrider_object, usage
+from agent.api.call import Call
 from agent.records import RequestRecord
-from agent.types import Generation, InferenceRequest, Token
+from agent.types import Delta, Generation, InferenceRequest, Token
 
 
-def echoed_text(request: InferenceRequest, generation: Generation | None) -> str:
+class CompletionShape:
+    """Writes one answer. An echo is written whole, since its prompt is scored before anything is known."""
+
+    def __init__(self, call: Call) -> None:
+        self._request = call.request
+        self._sampling = call.request.sampling
+        self._include_usage = call.include_usage
+        self._head: dict[str, Any] = {}
+        self._waiting: list[Token] = []  # tokens whose text no chunk has had yet
+        self._offset = 0
+
+    def whole(self, given: Sequence[Given]) -> dict[str, Any]:
+        """Return the ``text_completion`` object."""
+        ((record, answer, _),) = given
+        return {
+            **_head(record.id, record.received_at_ms, answer.model),
+            "choices": [_whole_choice(record, answer, self._request)],
+            "usage": usage(answer),
+            "outrider": outrider_object(record, answer),
+        }
+
+    def pieces(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """Yield the chunk of a piece of text, once there is some."""
+        if self._sampling.logprobs:
+            self._waiting += delta.tokens
+        if delta.text:
+            if not self._head:
+                self._head = _head(self._request.id, self._request.received_at_ms, self._request.model)
+            yield {**self._head, "choices": [_choice(delta.text, self._logprobs())]}
+            self._offset += len(delta.text)
+
+    def rest(self, given: Given) -> Iterator[dict[str, Any]]:
+        """Yield the text if none was written yet, the verdict, the usage if it was asked for."""
+        record, answer, _ = given
+        if self._head:
+            last = _choice("", self._logprobs() if self._waiting else None, answer.finish_reason)
+        else:
+            self._head = _head(record.id, record.received_at_ms, answer.model)
+            last = _whole_choice(record, answer, self._request)
+        yield {**self._head, "choices": [last], "outrider": outrider_object(record, answer)}
+        if self._include_usage:
+            yield {**self._head, "choices": [], "usage": usage(answer)}
+
+    def _logprobs(self) -> dict[str, Any] | None:
+        tokens, self._waiting = self._waiting, []
+        if not self._sampling.logprobs:
+            return None
+        return _logprob_lists(tokens, self._sampling.top_logprobs, offset=self._offset)
+
+
+def _head(request_id: str, received_at_ms: int, model: str) -> dict[str, Any]:
+    return {
+        "id": f"cmpl-{request_id}",
+        "object": "text_completion",
+        "created": received_at_ms // 1000,
+        "model": model,
+    }
+
+
+def _whole_choice(record: RequestRecord, answer: Answer, request: InferenceRequest) -> dict[str, Any]:
+    local = answer.source == LOCAL
+    before = _echoed_text(request, record.generation) if local else ""
+    logprobs = None
+    if request.sampling.logprobs and local and record.generation is not None:
+        prompt = record.generation.prompt_logprobs if request.echo else ()
+        logprobs = _logprob_lists(answer.tokens, request.sampling.top_logprobs, prompt=prompt)
+    return _choice(before + (answer.text or ""), logprobs, answer.finish_reason)
+
+
+def _echoed_text(request: InferenceRequest, generation: Generation | None) -> str:
     """Return the prompt as it stands before the completion, empty when no echo was asked for."""
     if not request.echo:
         return ""
@@ -21,43 +90,11 @@ def echoed_text(request: InferenceRequest, generation: Generation | None) -> str
     return b"".join(token.text_bytes for token in tokens).decode("utf-8", "replace")
 
 
-def completion(record: RequestRecord, answer: Answer, request: InferenceRequest) -> dict[str, Any]:
-    """Return the ``text_completion`` object."""
-    return {
-        **head(record.id, record.received_at_ms, answer.model),
-        "choices": [whole_choice(record, answer, request)],
-        "usage": chat_answer.usage(answer),
-        "outrider": chat_answer.outrider_object(record, answer),
-    }
-
-
-def whole_choice(record: RequestRecord, answer: Answer, request: InferenceRequest) -> dict[str, Any]:
-    """Return the one choice with all of its text."""
-    local = answer.source == LOCAL
-    before = echoed_text(request, record.generation) if local else ""
-    logprobs = None
-    if request.sampling.logprobs and local and record.generation is not None:
-        prompt = record.generation.prompt_logprobs if request.echo else ()
-        logprobs = logprob_lists(answer.tokens, request.sampling.top_logprobs, prompt=prompt)
-    return choice(before + (answer.text or ""), logprobs, answer.finish_reason)
-
-
-def head(request_id: str, received_at_ms: int, model: str) -> dict[str, Any]:
-    """Return what the whole object and each chunk begin with."""
-    return {
-        "id": f"cmpl-{request_id}",
-        "object": "text_completion",
-        "created": received_at_ms // 1000,
-        "model": model,
-    }
-
-
-def choice(text: str, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None) -> dict[str, Any]:
-    """Return a choice, or a piece of it."""
+def _choice(text: str, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None) -> dict[str, Any]:
     return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def logprob_lists(
+def _logprob_lists(
     tokens: Sequence[Token], top: int, *, prompt: Sequence[Token] = (), offset: int = 0
 ) -> dict[str, Any]:
     """Return the ``logprobs`` object: lists side by side, the first of a prompt null.

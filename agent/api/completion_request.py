@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from starlette.datastructures import Headers
 
-from agent.api.chat_request import ChatCall, stream_options
+from agent.api.call import Call
+from agent.api.chat_request import stream_options
 from agent.api.envelope import Envelope
 from agent.api.fields import Fields
 from agent.api.sampling_request import parse_drawing
@@ -30,8 +31,8 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 
 def parse_completion(
     body: Mapping[str, Any], headers: Headers, *, server: ServerSettings, routing: RoutingSettings, now_ms: int
-) -> ChatCall:
-    """Check every parameter and return the call. Raises InvalidRequest that names the parameter.
+) -> Call:
+    """Check every parameter and return the call (see Parser).
 
     An echo, and a prompt of token ids, ask for this very model's numbers: such a request is
     ``local_only`` by itself, and another route is refused.
@@ -60,7 +61,7 @@ def parse_completion(
     request = call.request(asked, server=server, routing=routing, now_ms=now_ms)
     if echo or not isinstance(prompt, str):
         request = _kept_here(request, call)
-    return ChatCall(request, stream, include_usage)
+    return Call((request,), stream, include_usage)
 
 
 def _kept_here(request: InferenceRequest, call: Envelope) -> InferenceRequest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -168,11 +168,7 @@ def retry(invocation: Invocation, row_id: str, as_json: bool) -> None:
 
     Example:  outrider queue retry 0197c0de-...
     """
-    from agent.cli.access import open_access
-
-    with open_access(invocation.settings) as access:
-        row = access.retry(row_id)
-    _tell(row, as_json=as_json)
+    row = _change(invocation, lambda access: access.retry(row_id), as_json=as_json)
     if row["state"] == "awaiting_approval":
         notice(f"it waits for a person ({row['reason']}): outrider queue release {row['id']}")
 
@@ -186,11 +182,7 @@ def cancel(invocation: Invocation, row_id: str, as_json: bool) -> None:
 
     Example:  outrider queue cancel 0197c0de-...
     """
-    from agent.cli.access import open_access
-
-    with open_access(invocation.settings) as access:
-        row = access.cancel(row_id)
-    _tell(row, as_json=as_json)
+    _change(invocation, lambda access: access.cancel(row_id), as_json=as_json)
 
 
 @queue.command()
@@ -300,11 +292,17 @@ def _show_bodies(access: Access, rows: Sequence[dict[str, Any]], target: str, *,
         notice(f"--- outrider queue show ID --as-sent --target {target}")
 
 
-def _tell(row: dict[str, Any], *, as_json: bool) -> None:
+def _change(invocation: Invocation, change: Callable[[Access], dict[str, Any]], *, as_json: bool) -> dict[str, Any]:
+    """Change a row, tell its state, and return it."""
+    from agent.cli.access import open_access
+
+    with open_access(invocation.settings) as access:
+        row = change(access)
     if as_json:
         emit_json(row)
-        return
-    click.echo(f"{row['id']} is {row['state']}")
+    else:
+        click.echo(f"{row['id']} is {row['state']}")
+    return row
 
 
 def _rows_by_state(counts: dict[str, Any]) -> dict[str, int]:

@@ -42,6 +42,6 @@ def test_total(parse, base, changes):
     except RequestError as error:
         msgspec.json.encode(error_object(error))
         return
-    request = getattr(found, "request", found)
+    request = found.request
     assert request.messages
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=type(request)) == request

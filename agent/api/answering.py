@@ -1,0 +1,133 @@
+"""One handler for every endpoint that asks for an answer: only the parser and the shape differ."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from agent.api.answer import Given, answer_of, headers_of
+from agent.api.call import Call, Parser, Shape
+from agent.api.deps import ApiDeps, ModelCard, deps_of
+from agent.api.sse import EventStream, EventWriter, while_connected
+from agent.api.wire import json_response, read_json
+from agent.errors import AnswerCut, ModelNotFound, StillRunning
+from agent.pipeline import Verdict
+from agent.records import RequestRecord
+from agent.storage.retention import LATE
+from agent.telemetry import METRICS
+from agent.types import InferenceRequest, OnLowConfidence
+
+MISSING = "missing"  # state of a model that is in the manifest and not on this device
+
+
+Whole = Callable[[Sequence[Given]], dict[str, Any]]  # writes the body of a response
+
+
+async def answer_call(request: Request, parse: Parser, shape: Callable[[Call], Shape]) -> Response | ASGIApp:
+    """Answer a call whole or as a stream, as it asks."""
+    call = await _call(request, parse)
+    if call.stream:
+        return _stream(deps_of(request), call, shape(call))
+    return await _whole(request, call, shape(call).whole)
+
+
+async def answer_whole(request: Request, parse: Parser, whole: Whole) -> Response:
+    """Answer a call of a kind that has no stream."""
+    return await _whole(request, await _call(request, parse), whole)
+
+
+async def _call(request: Request, parse: Parser) -> Call:
+    deps = deps_of(request)
+    settings = deps.settings
+    body = await read_json(request, settings.server.max_body_bytes)
+    call = parse(body, request.headers, server=settings.server, routing=settings.routing, now_ms=deps.now_ms())
+    model_card(deps, call.request.model)
+    return call
+
+
+def model_card(deps: ApiDeps, name: str) -> ModelCard:
+    """Return the card of an installed model. Raises ModelNotFound."""
+    cards = {card.name: card for card in deps.models() if card.state != MISSING}
+    if name not in cards:
+        near = difflib.get_close_matches(name, cards, n=1)
+        known = f"did you mean {near[0]}?" if near else f"installed are {', '.join(sorted(cards)) or 'none'}"
+        raise ModelNotFound(f"model {name[:100]!r} is not installed; {known}", param="model")
+    return cards[name]
+
+
+async def _whole(request: Request, call: Call, whole: Whole) -> Response:
+    deps = deps_of(request)
+    given = await while_connected(request.receive, _run(deps, call.request))
+    return json_response(whole([given]), given.answer.status, headers_of(given))
+
+
+async def _run(deps: ApiDeps, request: InferenceRequest) -> Given:
+    async with aclosing(deps.pipeline.run(request)) as events:
+        async for event in events:
+            if isinstance(event, Verdict):
+                return await _given(deps, request, event)
+    raise StillRunning("the run ended without a verdict; ask again")
+
+
+async def _given(deps: ApiDeps, request: InferenceRequest, verdict: Verdict) -> Given:
+    """Return what the caller gets for a verdict; a late answer counts as fetched from now on."""
+    record = verdict.record
+    answer = answer_of(record, request.on_low_confidence)
+    if record.state in LATE:
+        await deps.storage.journal.get(record.id, now_ms=deps.now_ms(), fetched=True)
+    METRICS.count(
+        "answers", kind=request.kind.value, decision=record.decision.action.value if record.decision else "none"
+    )
+    return Given(record, answer, verdict.replayed)
+
+
+def _stream(deps: ApiDeps, call: Call, shape: Shape) -> EventStream:
+    """Stream an answer.
+
+    Text is written as it comes where the caller gets the draft whatever the verdict;
+    otherwise it is held until the verdict. Text that was written is never replaced.
+    """
+    request = call.request
+    held = request.on_low_confidence is not OnLowConfidence.DRAFT or request.echo
+
+    async def produce(writer: EventWriter) -> None:
+        begun = False
+        async with aclosing(deps.pipeline.run(request)) as events:
+            async for event in events:
+                if isinstance(event, Verdict):
+                    given = await _given(deps, request, event)
+                    if not begun:
+                        for name, value in headers_of(given).items():
+                            writer.set_header(name, value)
+                    for chunk in shape.rest(given):
+                        await writer.event(chunk)
+                    if begun:
+                        _refuse_a_cut(given.record)
+                    return
+                if held:
+                    continue
+                for chunk in shape.pieces(event):
+                    if not begun:
+                        writer.set_header("x-outrider-request-id", request.id)
+                        begun = True
+                    await writer.event(chunk)
+
+    return EventStream(produce, heartbeat_s=deps.heartbeat_s)
+
+
+def _refuse_a_cut(record: RequestRecord) -> None:
+    """Raise AnswerCut at the end of a stream of text that is not whole.
+
+    A client that knows nothing of "outrider" would take the beginning for the whole.
+    """
+    generation = record.generation
+    if generation is not None and generation.failure is not None:
+        raise AnswerCut(
+            f"the local answer was cut ({generation.failure.kind}); the whole one is to come: GET /v1/requests/{record.id}"
+        )
