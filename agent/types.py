@@ -84,7 +84,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     (0, 2] over prompt and answer, frequency_penalty and presence_penalty -2..2 over the
     answer, logit_bias pairs of token id and -100..100, seed any 32-bit integer or None
     (drawn anew), max_tokens >= 0 or None (up to the end of the context), stop at most 4
-    strings, top_logprobs 0..20, n answers to one prompt (each with a seed of its own).
+    strings, top_logprobs 0..20, n answers to one prompt (each with a seed of its own). Before
+    min_tokens the model's own end is not drawn; a stop string still ends the answer.
     """
 
     temperature: float = 0.0
@@ -98,6 +99,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     seed: int | None = None
     max_tokens: int | None = None
+    min_tokens: int = 0
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0

@@ -48,8 +48,10 @@ def parse_chat(
     messages = parse_messages(fields, server.max_messages)
     sampling = parse_sampling(fields)
     response_format, tools = parse_structure(fields)
-    if sampling.stop and (response_format or (tools and tools.callable)):
-        raise fields.wrong_value("stop", "cannot be combined with response_format or tools: they end the answer")
+    if response_format or (tools and tools.callable):
+        for name, given in (("stop", sampling.stop), ("min_tokens", sampling.min_tokens)):
+            if given:
+                raise fields.wrong_value(name, "cannot be combined with response_format or tools: they end the answer")
     stream = fields.flag("stream") or False
     include_usage = stream_options(fields, stream=stream)
     for name, defaults in UNSUPPORTED.items():

@@ -12,7 +12,7 @@ from agent.api.call import Call
 from agent.api.chat_request import stream_options
 from agent.api.envelope import Envelope
 from agent.api.fields import Fields
-from agent.api.sampling_request import parse_drawing
+from agent.api.sampling_request import MOST_TOKENS, parse_drawing
 from agent.errors import InvalidRequest
 from agent.settings import RoutingSettings, ServerSettings
 from agent.types import EgressPolicy, InferenceRequest, Message, Prompt, RequestKind, RouteMode, Sampling
@@ -99,11 +99,10 @@ def _prompt(fields: Fields, longest: int) -> Prompt:
 
 
 def _sampling(fields: Fields) -> Sampling:
-    max_tokens = fields.integer("max_tokens", 0, 1 << 31)
+    max_tokens = fields.integer("max_tokens", 0, MOST_TOKENS)
     logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
     return msgspec.structs.replace(
-        parse_drawing(fields),
-        max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+        parse_drawing(fields, max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens),
         logprobs=logprobs is not None,
         top_logprobs=logprobs or 0,
     )

@@ -1,7 +1,7 @@
 """The sampling parameters of a request: names of the OpenAI API, and of llama.cpp and vLLM beside them.
 
-``top_k``, ``min_p`` and ``repetition_penalty`` are no parameters of the OpenAI API; its
-clients send them as extra keys of the body.
+``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens`` and ``ignore_eos`` are no parameters
+of the OpenAI API; its clients send them as extra keys of the body.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ LONGEST_STOP = 1024  # characters
 MOST_BIASES = 1024
 MOST_CHOICES = 16
 LARGEST_TOP_K = 1 << 20
+MOST_TOKENS = 1 << 31
 
 
 def parse_sampling(fields: Fields) -> Sampling:
     """Take the sampling parameters of a chat. Raises InvalidRequest that names the one at fault."""
-    old = fields.integer("max_tokens", 1, 1 << 31)
-    new = fields.integer("max_completion_tokens", 1, 1 << 31)
+    old = fields.integer("max_tokens", 1, MOST_TOKENS)
+    new = fields.integer("max_completion_tokens", 1, MOST_TOKENS)
     if old is not None and new is not None and old != new:
         raise fields.wrong_value("max_tokens", "and max_completion_tokens differ: keep one")
     logprobs = fields.flag("logprobs") or False
@@ -31,15 +32,14 @@ def parse_sampling(fields: Fields) -> Sampling:
     if top is not None and not logprobs:
         raise fields.wrong_value("top_logprobs", "needs logprobs to be true")
     return msgspec.structs.replace(
-        parse_drawing(fields),
+        parse_drawing(fields, max_tokens=new if old is None else old),
         n=fields.integer("n", 1, MOST_CHOICES) or 1,
-        max_tokens=new if old is None else old,
         logprobs=logprobs,
         top_logprobs=top or 0,
     )
 
 
-def parse_drawing(fields: Fields) -> Sampling:
+def parse_drawing(fields: Fields, *, max_tokens: int | None) -> Sampling:
     """Take what says how tokens are drawn and where an answer stops: the same for chats and completions."""
     defaults = Sampling()
     seed = fields.integer("seed", -(1 << 31), (1 << 32) - 1)
@@ -56,8 +56,18 @@ def parse_drawing(fields: Fields) -> Sampling:
         presence_penalty=fields.number("presence_penalty", -2, 2) or 0.0,
         logit_bias=_logit_bias(fields),
         seed=None if seed is None else seed & 0xFFFF_FFFF,
+        max_tokens=max_tokens,
+        min_tokens=_min_tokens(fields, max_tokens),
         stop=_stops(fields),
     )
+
+
+def _min_tokens(fields: Fields, max_tokens: int | None) -> int:
+    most = MOST_TOKENS if max_tokens is None else max_tokens
+    wanted = fields.integer("min_tokens", 0, MOST_TOKENS) or 0
+    if wanted > most:
+        raise fields.wrong_value("min_tokens", f"must not be above max_tokens ({most})")
+    return most if fields.flag("ignore_eos") else wanted
 
 
 def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 
 import msgspec
+import numpy as np
 
 from agent.engine import frames
 from agent.engine.grammar import COMPILE_LIMIT_S, Compiling, Constraint, Grammars, RuleBroken, RuleRejected
@@ -255,7 +257,10 @@ class Scheduler:
             self._reject(sequence, f"the answer cannot go on within it: {error}")
             return None
         drawn = sequence.sampler.draw(self._observer, allowed)
-        if self._runtime.ends(drawn):
+        ends = self._runtime.ends(drawn)
+        if ends and not constraint and sequence.generated < sequence.sampling.min_tokens:
+            drawn, ends = sequence.sampler.draw(self._observer, self._going_on), False
+        if ends:
             self._end(sequence, finish_reason="stop")
             return None
         token = self._describe(sequence, drawn, allowed)
@@ -271,6 +276,11 @@ class Scheduler:
             self._end(sequence, text, tokens, finish_reason="stop" if stopped else "length")
             return None
         return frames.Piece(sequence.id, text, tokens) if text else None
+
+    @cached_property
+    def _going_on(self) -> Mask:
+        """The tokens that end no answer."""
+        return np.array([not self._runtime.ends(token) for token in range(self._runtime.vocabulary_size)])
 
     def _describe(self, sequence: Sequence, drawn: int, allowed: Mask | None) -> Token:
         # Before ``describe``, which uses the observer's figures up.

@@ -43,6 +43,17 @@ async def test_a_banned_token_never_comes(engine):
     assert paris not in {token.id for token in banned.tokens}
 
 
+async def test_an_answer_that_must_be_longer_goes_on_past_its_end(engine):
+    plain = await ask(engine, max_tokens=60)
+    assert plain.finish_reason == "stop"
+    length = len(plain.tokens)
+    longer = await ask(engine, max_tokens=length + 9, min_tokens=length + 5)
+    assert [token.id for token in longer.tokens[:length]] == [token.id for token in plain.tokens]
+    assert len(longer.tokens) >= length + 5
+    stopped = await ask(engine, max_tokens=60, min_tokens=60, stop=("Paris",))
+    assert (stopped.finish_reason, stopped.text) == ("stop", plain.text.partition("Paris")[0])
+
+
 async def test_a_token_that_does_not_exist_is_refused_by_parameter(engine):
     answer = await ask(engine, logit_bias=((900_000_000, 1.0),))
     assert (answer.failure.kind, answer.failure.param) == (FailureKind.REJECTED, "logit_bias")
