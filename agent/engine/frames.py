@@ -49,6 +49,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     tools: Tools | None = None
     deadline_ms: float | None = None  # span left, counted from the receipt
     prompt: Prompt | None = None  # continue this, instead of answering messages
+    scope: str = ""  # what is cached of it is found by requests of the same scope; "": by all that have none
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="score"):
@@ -63,6 +64,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="sc
     echo: bool = False  # the log-probabilities of the prompt's own tokens
     top_logprobs: int = 0  # of each of those
     deadline_ms: float | None = None
+    scope: str = ""  # as of Generate
 
 
 class Cancel(msgspec.Struct, frozen=True, tag_field="type", tag="cancel"):

@@ -17,7 +17,7 @@ import numpy as np
 
 from agent.engine import frames
 from agent.engine.grammar import COMPILE_LIMIT_S, Compiling, Constraint, Grammars, RuleBroken, RuleRejected
-from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, agreeing
+from agent.engine.prefix_cache import EVERYBODY, SHORTEST_TOKENS, PrefixCache, agreeing
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
 from agent.engine.sampling import Mask, NoDistribution, Observer, Sampler
 from agent.engine.text_stream import TextStream
@@ -57,6 +57,7 @@ class Sequence:
         self.rule_by = 0.0  # when it must be, on the scheduler's clock
         self.rule_param = ""  # the parameter that the rule came from
         self.constraint: Constraint | None = None
+        self.scope = EVERYBODY  # who may find what is cached of it
 
     @property
     def generated(self) -> int:
@@ -86,7 +87,7 @@ class Scheduler:
         self._runtime = runtime
         self._observer = Observer(runtime.vocabulary_size)
         self._grammars = Grammars(runtime.vocabulary, runtime.vocabulary_size)
-        self._prefixes = PrefixCache(runtime)
+        self.prefixes = PrefixCache(runtime)
         self._waiting_line = waiting_line
         self._clock = clock
         self._free = list(reversed(range(runtime.slots)))
@@ -135,6 +136,7 @@ class Scheduler:
         sequence = Sequence(ask.id, prompt, ask.sampling, sampler, limit, deadline)
         sequence.rule, sequence.rule_by = rule, self._clock() + COMPILE_LIMIT_S
         sequence.rule_param = _ruled_by(ask)
+        sequence.scope = ask.scope
         self._waiting.append(sequence)
 
     def cancel(self, request_id: int) -> None:
@@ -227,18 +229,22 @@ class Scheduler:
 
     def _computed_by_another(self, sequence: Sequence, prefilling: list[Sequence]) -> bool:
         """Return whether somebody ahead is computing more of this prompt than is cached: worth the wait."""
-        known = max(self._prefixes.reach(sequence.prompt), SHORTEST_TOKENS - 1)
-        ahead = prefilling[: prefilling.index(sequence)]
-        return any(agreeing(other.prompt, sequence.prompt, 0) > known for other in ahead)
+        known = max(self.prefixes.reach(sequence.prompt, sequence.scope), SHORTEST_TOKENS - 1)
+        named = self.prefixes.named(sequence.prompt)
+        for other in prefilling[: prefilling.index(sequence)]:
+            common = agreeing(other.prompt, sequence.prompt, 0)
+            if (common if other.scope == sequence.scope else min(common, named)) > known:
+                return True
+        return False
 
     def _take_cached(self, sequence: Sequence) -> None:
         # The last token of the prompt is always computed: its row gives the first of the answer.
-        sequence.decoded = sequence.cached = self._prefixes.enter(sequence.slot, sequence.prompt[:-1])
+        sequence.decoded = sequence.cached = self.prefixes.enter(sequence.slot, sequence.prompt[:-1], sequence.scope)
 
     def _keep(self, sequence: Sequence) -> None:
         """Cache what the slot holds, for others and for the next turn of the same conversation."""
         held = (sequence.prompt + sequence.answer)[: sequence.decoded]
-        self._prefixes.store(sequence.slot, held)
+        self.prefixes.store(sequence.slot, held, sequence.scope)
 
     def _advance(self, sequence: Sequence, row: Row) -> frames.Piece | None:
         """Draw the next token of a sequence and see whether that ends it."""
@@ -307,7 +313,7 @@ class Scheduler:
         if sequence.slot >= 0:
             if keep:
                 self._keep(sequence)
-            self._prefixes.leave(sequence.slot)
+            self.prefixes.leave(sequence.slot)
             self._running.remove(sequence)
             self._runtime.clear(sequence.slot)
             self._free.append(sequence.slot)

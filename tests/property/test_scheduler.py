@@ -12,10 +12,21 @@ from agent.types import FailureKind, Message, Sampling
 COMMON = ["x" * 40, "x" * 36 + "y" * 8, "y" * 33]  # beginnings that several prompts share
 
 
-def ask(request_id, text, deadline_ms=None, **sampling):
+NAMED = COMMON[1]
+
+
+def ask(request_id, text, deadline_ms=None, scope="", **sampling):
     return frames.Generate(
-        id=request_id, messages=(Message("user", text),), sampling=Sampling(**sampling), deadline_ms=deadline_ms
+        id=request_id,
+        messages=(Message("user", text),),
+        sampling=Sampling(**sampling),
+        deadline_ms=deadline_ms,
+        scope=scope,
     )
+
+
+def in_common(one, other):
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class Line(RuleBasedStateMachine):
@@ -31,7 +42,10 @@ class Line(RuleBasedStateMachine):
         self.runtime = FakeRuntime(slots=slots, batch_tokens=batch, saved_tokens=saved, cells=cells)
         self.room = slots + waiting
         self.scheduler = Scheduler(self.runtime, waiting_line=waiting, clock=lambda: self.now)
+        if saved >= len(NAMED):
+            self.scheduler.prefixes.name(list(NAMED.encode()))
         self.asked = {}
+        self.scopes = {}
         self.open = set()
         self.refused = set()
         self.cancelled = set()
@@ -43,9 +57,11 @@ class Line(RuleBasedStateMachine):
         text=st.text("xyzé", max_size=70) | st.builds(str.__add__, st.sampled_from(COMMON), st.text("xy", max_size=20)),
         max_tokens=st.none() | st.integers(1, 20),
         deadline=st.none() | st.integers(0, 30),
+        scope=st.sampled_from(["", "", "a", "b"]),
     )
-    def arrive(self, text, max_tokens, deadline):
+    def arrive(self, text, max_tokens, deadline, scope):
         request_id = len(self.asked) + 1
+        self.scopes[request_id] = scope
         self.asked[request_id] = (text, max_tokens)
         self.texts[request_id] = ""
         self.tokens[request_id] = []
@@ -58,7 +74,7 @@ class Line(RuleBasedStateMachine):
             self.refused.add(request_id)
         self.open.add(request_id)
         self.scheduler.submit(
-            ask(request_id, text, None if deadline is None else deadline * 1000, max_tokens=max_tokens)
+            ask(request_id, text, None if deadline is None else deadline * 1000, scope, max_tokens=max_tokens)
         )
 
     @rule(pick=st.integers(0, 100))
@@ -95,6 +111,7 @@ class Line(RuleBasedStateMachine):
             assert b"".join(token.text_bytes for token in self.tokens[ended.id]).decode() == answer
             assert ended.output_tokens == len(answer)
             assert 0 <= ended.cached_tokens < ended.prompt_tokens
+            assert ended.cached_tokens <= self.may_find(ended.id)
             assert ended.id not in self.refused
         else:
             assert ended.finish_reason is None
@@ -110,6 +127,15 @@ class Line(RuleBasedStateMachine):
                 case kind:
                     raise AssertionError(kind)
 
+    def may_find(self, request_id):
+        """How much of a prompt others of its scope have asked, with their answers, or is named."""
+        prompt, scope = self.asked[request_id][0].encode(), self.scopes[request_id]
+        known = [NAMED.encode()]
+        for other, (text, _) in self.asked.items():
+            if other != request_id and self.scopes[other] == scope and text:
+                known.append(text.encode() + expected_answer(text.encode())[0].encode())
+        return max((in_common(prompt, one) for one in known), default=0)
+
     @invariant()
     def a_slot_holds_at_most_one_request(self):
         if hasattr(self, "scheduler"):
@@ -119,7 +145,7 @@ class Line(RuleBasedStateMachine):
     def the_books_of_the_cache_are_right(self):
         if not hasattr(self, "scheduler"):
             return
-        cache, kept = self.scheduler._prefixes, 0
+        cache, kept = self.scheduler.prefixes, 0
         unseen = [(cache._root, [])]
         while unseen:
             run, before = unseen.pop()
@@ -141,9 +167,9 @@ class Line(RuleBasedStateMachine):
             self.take(self.scheduler.step())
         assert not self.open, "a request was lost"
         assert not any(self.runtime.content), "a slot was not cleared"
-        assert self.scheduler._prefixes.tokens <= self.runtime.saved_tokens
-        self.scheduler._prefixes.shrink(0)
-        assert self.scheduler._prefixes.tokens == 0, "a slot that is gone still holds a run"
+        assert self.scheduler.prefixes.tokens <= self.runtime.saved_tokens
+        self.scheduler.prefixes.shrink(0)
+        assert self.scheduler.prefixes.tokens == 0, "a slot that is gone still holds a run"
 
 
 Line.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -122,3 +122,77 @@ def test_a_runtime_that_cannot_share_keeps_nothing():
     cache = PrefixCache(memory)
     keep(memory, cache, FIRST)
     assert cache.reach(FIRST) == 0
+
+
+def named(memory, cache):
+    cache.name(COMMON)
+    hold(memory, cache, 0, FIRST)
+    cache.leave(0)
+    memory.clear(0)
+
+
+def test_what_is_pinned_leaves_after_all_else(memory, cache):
+    named(memory, cache)
+    for number in range(20):
+        keep(memory, cache, [number] * 40)
+    assert cache.reach(COMMON) == len(COMMON)
+    assert [number for number in range(20) if cache.reach([number] * 40)] == [17, 18, 19]
+    cache.shrink(0)
+    assert cache.tokens == 0
+
+
+def test_what_is_named_comes_out_in_parts_and_goes_into_another_cache(memory, cache):
+    keep(memory, cache, COMMON[:36] + [0] * 10)
+    assert cache.pin(COMMON) is None, "not whole"
+    named(memory, cache)
+    parts = cache.pin(COMMON)
+    assert [(part.start, part.end) for part in parts] == [(0, 36), (36, len(COMMON))]
+    later = PrefixCache(memory)
+    assert later.adopt(COMMON, parts)
+    assert later.tokens == later.reach(FIRST) == len(COMMON)
+    assert later.enter(1, FIRST) == len(COMMON)
+    assert memory.content[1] == COMMON
+
+
+def test_what_was_computed_meanwhile_is_not_adopted_twice(memory, cache):
+    named(memory, cache)
+    parts = cache.pin(COMMON)
+    before = cache.tokens
+    assert cache.adopt(COMMON, parts)
+    assert cache.tokens == before
+
+
+def keep_for(memory, cache, tokens, scope):
+    start = cache.enter(0, tokens, scope)
+    memory.decode([Chunk(0, start, tokens[start:], wants_row=False)])
+    cache.store(0, tokens, scope)
+    cache.leave(0)
+    memory.clear(0)
+    return start
+
+
+def test_scopes_do_not_find_what_others_asked(memory, cache):
+    assert keep_for(memory, cache, FIRST, "a") == 0
+    assert cache.reach(FIRST, "b") == cache.reach(FIRST) == 0
+    assert cache.reach(FIRST, "a") == len(FIRST)
+    assert keep_for(memory, cache, SECOND, "") == 0
+    assert cache.reach(SECOND, "a") == len(COMMON) + 1, "its own"
+
+
+def test_scopes_share_what_is_named_and_nothing_behind_it(memory, cache):
+    cache.name(COMMON)
+    assert keep_for(memory, cache, FIRST, "a") == 0
+    assert keep_for(memory, cache, FIRST, "b") == len(COMMON)
+    assert cache.tokens == 2 * len(FIRST) - len(COMMON)
+    assert cache.reach(FIRST) == len(COMMON)
+
+
+def test_who_entered_before_it_was_named_leaves_nothing_behind(memory, cache):
+    keep_for(memory, cache, FIRST, "a")
+    assert cache.enter(0, FIRST, "a") == len(FIRST)
+    cache.name(COMMON)
+    cache.store(0, FIRST, "a")
+    cache.leave(0)
+    memory.clear(0)
+    cache.shrink(0)
+    assert cache.tokens == 0
