@@ -18,12 +18,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.errors import ConfigError
-from agent.settings import Settings, TargetSettings
+from agent.settings import AdapterSettings, Settings, TargetSettings
 from agent.types import EgressPolicy
 
 ENV_PREFIX = "OUTRIDER_"
 # Read by the CLI or the environment itself; not settings.
 ENV_RESERVED = frozenset({"OUTRIDER_CONFIG", "OUTRIDER_API_KEY", "OUTRIDER_ADMIN_KEY"})
+# Lists of tables, written [[name]].
+LISTS: Mapping[str, type[msgspec.Struct]] = {"targets": TargetSettings, "adapters": AdapterSettings}
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 LOOPBACK_IP = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
 
@@ -37,7 +39,7 @@ class LoadedSettings(msgspec.Struct, frozen=True):
 
 
 def sections() -> dict[str, type[msgspec.Struct]]:
-    """Return the section types by name, in the order of the file (without ``targets``)."""
+    """Return the section types by name, in the order of the file (without LISTS)."""
     hints = typing.get_type_hints(Settings)
     return {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, msgspec.Struct)}
 
@@ -111,7 +113,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def known_keys() -> list[str]:
-    """All dotted keys except those of targets."""
+    """All dotted keys except those of LISTS."""
     keys = ["data_dir"]
     for name, section in sections().items():
         keys += [f"{name}.{field.name}" for field in msgspec.structs.fields(section)]
@@ -132,16 +134,16 @@ def _check_names(tree: Mapping[str, Any], where: str) -> None:
             for inner in value:
                 if inner not in by_section[key]:
                     raise ConfigError(f"{where}: unknown key {key}.{inner}{_nearest(inner, by_section[key])}")
-        elif key == "targets":
-            names = [f.name for f in msgspec.structs.fields(TargetSettings)]
+        elif key in LISTS:
+            names = [f.name for f in msgspec.structs.fields(LISTS[key])]
             if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-                raise ConfigError(f"{where}: targets must be written as [[targets]] tables")
-            for index, target in enumerate(value):
-                for inner in target:
+                raise ConfigError(f"{where}: {key} must be written as [[{key}]] tables")
+            for index, item in enumerate(value):
+                for inner in item:
                     if inner not in names:
-                        raise ConfigError(f"{where}: unknown key targets[{index}].{inner}{_nearest(inner, names)}")
+                        raise ConfigError(f"{where}: unknown key {key}[{index}].{inner}{_nearest(inner, names)}")
         elif key != "data_dir":
-            raise ConfigError(f"{where}: unknown key {key}{_nearest(key, [*by_section, 'targets', 'data_dir'])}")
+            raise ConfigError(f"{where}: unknown key {key}{_nearest(key, [*by_section, *LISTS, 'data_dir'])}")
 
 
 def _checked_convert_tree(tree: dict[str, Any], where: str) -> dict[str, Any]:
@@ -204,11 +206,15 @@ def _check(settings: Settings) -> None:
             f"server.host = {server.host!r} is not loopback and there is no TLS: "
             "set server.tls_cert and server.tls_key, or listen on 127.0.0.1"
         )
-    names = [target.name for target in settings.targets]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"targets: the name {twice[0]} is used twice; names are unique")
+    for key in LISTS:
+        names = [item.name for item in getattr(settings, key)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"{key}: the name {twice[0]} is used twice; names are unique")
     for target in settings.targets:
         check_target(target)
+    for adapter in settings.adapters:
+        if not Path(adapter.path).expanduser().is_absolute():
+            raise ConfigError(f"adapter {adapter.name}: path {adapter.path!r} is not absolute: begin it with / or ~")
 
 
 def check_target(target: TargetSettings) -> None:

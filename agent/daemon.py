@@ -30,6 +30,7 @@ from agent.configuration import LoadedSettings
 from agent.engine.supervisor import EnginePool
 from agent.errors import AddressInUse, OutriderError
 from agent.escalation.dispatcher import Dispatcher
+from agent.models.adapters import AdapterCatalog
 from agent.models.store import open_store
 from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
@@ -88,7 +89,8 @@ async def serve(
         stack.callback(listener.close)
         tokens = load_tokens(config.data_path)
         store = open_store(config.data_path)
-        engine = EnginePool(config.engine, resolve or store.resolve, worker_command=worker_command)
+        catalog = AdapterCatalog(config.adapters, resolve or store.resolve, store.list)
+        engine = EnginePool(config.engine, catalog.resolve, worker_command=worker_command)
         dispatcher = Dispatcher(
             storage,
             config.targets,
@@ -119,7 +121,7 @@ async def serve(
                 dispatcher=dispatcher,
                 settings=config,
                 targets=lambda: live.settings.targets,
-                models=store.list,
+                models=catalog.list,
                 tokens=tokens,
                 now_ms=now_ms,
                 version=__version__,
@@ -131,6 +133,7 @@ async def serve(
         stack.push_async_callback(dispatcher.stop)
         await dispatcher.start()
         await stack.enter_async_context(_task(_maintain(storage)))
+        await stack.enter_async_context(_task(asyncio.to_thread(catalog.check)))
         await stack.enter_async_context(_task(engine.start([config.engine.model])))
         stack.enter_context(_announced(config.data_path, listener, tls=bool(config.server.tls_cert)))
         _on_signals(server, reload)

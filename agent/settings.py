@@ -162,6 +162,20 @@ class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
         return hashlib.sha256(f"{self.base_url.rstrip('/')}\n{self.model}".encode()).hexdigest()
 
 
+class AdapterSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA adapter under a name of its own, one [[adapters]] table each. See docs/adapters.md."""
+
+    name: Annotated[
+        str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="What requests ask for as their model.")
+    ]
+    model: Annotated[str, Meta(min_length=1, description="Base model, a name in the manifest.")]
+    path: Annotated[str, Meta(min_length=1, description="The adapter as a GGUF file; absolute, or from ~ on.")]
+    scale: Annotated[float, Meta(gt=0, le=16, description="Factor of the adapter's effect.")] = 1.0
+    sha256: Annotated[
+        str, Meta(pattern=r"^([0-9a-f]{64})?$", description="What the file must be; empty: whatever it is.")
+    ] = ""
+
+
 class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration."""
 
@@ -176,6 +190,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retention: RetentionSettings = RetentionSettings()
     connectivity: ConnectivitySettings = ConnectivitySettings()
     targets: tuple[TargetSettings, ...] = ()
+    adapters: tuple[AdapterSettings, ...] = ()
 
     @property
     def data_path(self) -> Path:

@@ -288,12 +288,21 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     trace: tuple[str, ...] = ()
 
 
+class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified LoRA adapter (GGUF) for one base model."""
+
+    path: str
+    sha256: str  # of the file
+    scale: float  # factor of its effect
+
+
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     """A verified model file and how to speak to it."""
 
     name: str
     path: str
-    sha256: str  # the model digest: what a calibration and a quarantine are keyed by
+    sha256: str  # the model digest: what a calibration and a quarantine are keyed by; covers the adapter
     context_tokens: int  # most tokens the model was made for
     chat_template: str | None = None  # overrides the template in the file
     system_prompt: str | None = None  # used when a request has none; None: what the template does by itself
+    adapter: AdapterFile | None = None

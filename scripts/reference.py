@@ -90,6 +90,11 @@ def target_table() -> str:
     return _table(msgspec.structs.fields(settings.TargetSettings), "")
 
 
+def adapter_table() -> str:
+    """Return the table of an adapter's keys."""
+    return _table(msgspec.structs.fields(settings.AdapterSettings), "")
+
+
 def _table(fields: typing.Iterable[Any], prefix: str) -> str:
     lines = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
     for field in fields:

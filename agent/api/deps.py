@@ -35,6 +35,9 @@ class ModelCard(Protocol):
     @property
     def state(self) -> str: ...
 
+    @property
+    def parent(self) -> str | None: ...
+
 
 class ApiDeps(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the API is given. It owns nothing of it."""

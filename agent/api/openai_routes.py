@@ -47,6 +47,8 @@ def _model_object(deps: ApiDeps, card: ModelCard) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "outrider",
+        "root": card.parent or card.name,
+        "parent": card.parent,  # of an adapter: its base model
         "outrider": {"sha256": card.sha256, "context_tokens": _context_tokens(deps, card), "state": card.state},
     }
 

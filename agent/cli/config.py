@@ -9,6 +9,7 @@ import msgspec
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import emit_json, table
+from agent.configuration import LISTS
 
 
 @click.group()
@@ -67,12 +68,12 @@ def check(invocation: Invocation, as_json: bool) -> None:
 
 
 def _values(settings: msgspec.Struct) -> list[tuple[str, Any]]:
-    """Return dotted keys and values in the order of the file; targets are ``targets.NAME.key``."""
+    """Return dotted keys and values in the order of the file; targets are ``targets.NAME.key``, adapters likewise."""
     found: list[tuple[str, Any]] = []
     for name, value in msgspec.to_builtins(settings).items():
-        if name == "targets":
-            for target in value:
-                found += [(f"targets.{target['name']}.{key}", inner) for key, inner in target.items() if key != "name"]
+        if name in LISTS:
+            for item in value:
+                found += [(f"{name}.{item['name']}.{key}", inner) for key, inner in item.items() if key != "name"]
         elif isinstance(value, dict):
             found += [(f"{name}.{key}", inner) for key, inner in value.items()]
         else:
@@ -81,7 +82,8 @@ def _values(settings: msgspec.Struct) -> list[tuple[str, Any]]:
 
 
 def _origin(origins: dict[str, str], key: str) -> str:
-    return origins.get("targets" if key.startswith("targets.") else key, "default")
+    section = key.partition(".")[0]
+    return origins.get(section if section in LISTS else key, "default")
 
 
 def _toml(value: Any) -> str:

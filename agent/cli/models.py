@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,7 @@ from agent.cli.output import emit_json, notice, size, table
 from agent.errors import OutriderError
 
 if TYPE_CHECKING:
+    from agent.models.adapters import AdapterCatalog
     from agent.models.store import ModelStore
 
 
@@ -23,11 +25,11 @@ def models() -> None:
 @json_option
 @pass_invocation
 def list_models(invocation: Invocation, as_json: bool) -> None:
-    """Print every model of the manifest and its state here.
+    """Print every model of the manifest and its state here, then the adapters of the configuration.
 
     Example:  outrider models list
     """
-    entries = _store(invocation).list()
+    entries = _catalog(invocation).list()
     if as_json:
         emit_json(entries)
         return
@@ -51,6 +53,33 @@ def show(invocation: Invocation, name: str, as_json: bool) -> None:
         emit_json(entry)
         return
     table(["FIELD", "VALUE"], [(field, getattr(entry, field)) for field in entry.__struct_fields__])
+
+
+@models.command(name="convert-adapter")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--model", required=True, help="The base model, a name in the manifest.")
+@json_option
+@pass_invocation
+def convert_adapter(invocation: Invocation, folder: Path, file: Path, model: str, as_json: bool) -> None:
+    """Convert the PEFT LoRA adapter in FOLDER to a GGUF FILE.
+
+    FOLDER holds adapter_config.json and adapter_model.safetensors. What cannot be carried over
+    exactly is refused. Afterwards, name FILE in an [[adapters]] table of the configuration.
+
+    Example:  outrider models convert-adapter ./my-lora my-lora.gguf --model smollm2-135m-instruct
+    """
+    from agent.models.peft_conversion import convert
+
+    base = _store(invocation).resolve(model)
+    try:
+        made = convert(folder, Path(base.path), file)
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be written: {error.strerror}") from error
+    if as_json:
+        emit_json(made)
+        return
+    click.echo(f"{file}: {made.tensors // 2} matrices of rank {made.rank}, {size(made.bytes)}")
 
 
 @models.command()
@@ -85,6 +114,13 @@ def _verify_one(store: ModelStore, name: str) -> tuple[str, OutriderError | None
     except OutriderError as error:
         return name, error
     return name, None
+
+
+def _catalog(invocation: Invocation) -> AdapterCatalog:
+    from agent.models.adapters import AdapterCatalog
+
+    store = _store(invocation)
+    return AdapterCatalog(invocation.loaded.settings.adapters, store.resolve, store.list)
 
 
 def _store(invocation: Invocation) -> ModelStore:

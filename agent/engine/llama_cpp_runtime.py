@@ -23,6 +23,7 @@ from agent.engine.chat_template import ChatTemplate
 from agent.engine.control_texts import ControlTexts, parts
 from agent.engine.grammar import Vocabulary
 from agent.engine.kv_cache import BYTES_PER_VALUE, cell_count
+from agent.engine.llama_cpp_adapter import LlamaCppAdapter
 from agent.engine.llama_cpp_batch import Batch
 from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.llama_cpp_states import SequenceStates
@@ -80,6 +81,7 @@ class LlamaCppRuntime(SequenceStates):
         self._model = native.llama_model_load_from_file(load.model.path.encode(), parameters)
         if not self._model:
             raise ModelUnloadable("llama.cpp refuses the file")
+        self._adapter = LlamaCppAdapter(self._model, load.model.adapter) if load.model.adapter else None
         # The state of a recurrent model is one for all tokens: no beginning can be cut from it.
         shares = not (native.llama_model_is_recurrent(self._model) or native.llama_model_is_hybrid(self._model))
         self._scratch = self.slots  # a sequence beside the slots, empty between calls
@@ -90,6 +92,8 @@ class LlamaCppRuntime(SequenceStates):
                 f"no context of {parameters.n_ctx} tokens with a cache of {load.kv_type}: the model cannot use that type, "
                 "or memory is short; see engine.kv_type, engine.context_tokens and engine.parallel"
             )
+        if self._adapter:
+            self._adapter.put_on(self._context)
         self._memory = native.llama_get_memory(self._context)
         self._vocabulary = native.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
@@ -225,7 +229,8 @@ class LlamaCppRuntime(SequenceStates):
             if self._scoring is not None:
                 self._scoring.close()
                 self._scoring = None
-            self._scoring = LlamaCppScoring(self._model, cells=cells, threads=native.llama_n_threads(self._context))
+            threads = native.llama_n_threads(self._context)
+            self._scoring = LlamaCppScoring(self._model, cells=cells, threads=threads, adapter=self._adapter)
         return self._scoring
 
     def _tokenize(self, text: str, *, special: bool) -> list[int]:

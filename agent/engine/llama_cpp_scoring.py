@@ -16,6 +16,7 @@ import llama_cpp.llama_cpp as native
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.engine.llama_cpp_adapter import LlamaCppAdapter
 from agent.engine.runtime import ModelUnloadable, Node, Row, RuntimeBroken
 
 BATCH_TOKENS = 32
@@ -30,7 +31,7 @@ class LlamaCppScoring:
     batch_tokens = BATCH_TOKENS
     branches = BRANCHES - 1
 
-    def __init__(self, model: Any, *, cells: int, threads: int) -> None:
+    def __init__(self, model: Any, *, cells: int, threads: int, adapter: LlamaCppAdapter | None = None) -> None:
         """Make a context of at least ``cells`` tokens. Raises ModelUnloadable when memory is short."""
         self.cells = SMALLEST_CELLS
         while self.cells < cells + BATCH_TOKENS:
@@ -46,6 +47,8 @@ class LlamaCppScoring:
         self._context = native.llama_init_from_model(model, parameters)
         if not self._context:
             raise ModelUnloadable(f"no scoring context of {self.cells} tokens: memory is short")
+        if adapter:
+            adapter.put_on(self._context)
         self._memory = native.llama_get_memory(self._context)
         self._vocabulary_size: int = native.llama_vocab_n_tokens(native.llama_model_get_vocab(model))
         self._batch = _TreeBatch()

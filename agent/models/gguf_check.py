@@ -79,6 +79,9 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     tensors: int
     metadata: int
     has_chat_template: bool
+    keys: frozenset[str] = frozenset()  # of all metadata
+    scalars: dict[str, str | float | int] = {}  # metadata that are no arrays
+    shapes: dict[str, tuple[int, ...]] = {}  # of all tensors, the length of a row first
 
 
 class _Reader:
@@ -153,8 +156,8 @@ def check_gguf_bytes(data: mmap.mmap | bytes) -> GgufHeader:
     tensors = _count(reader, "tensors", _MAX_TENSORS)
     entries = _count(reader, "metadata entries", _MAX_METADATA)
     metadata = _metadata(reader, entries)
-    _tensor_table(reader, tensors, _alignment(metadata))
-    return _header(version, tensors, metadata)
+    shapes = _tensor_table(reader, tensors, _alignment(metadata))
+    return _header(version, shapes, metadata)
 
 
 def _count(reader: _Reader, what: str, limit: int) -> int:
@@ -211,16 +214,15 @@ def _alignment(metadata: dict[str, tuple[int, _Value]]) -> int:
     return value
 
 
-def _tensor_table(reader: _Reader, count: int, alignment: int) -> None:
+def _tensor_table(reader: _Reader, count: int, alignment: int) -> dict[str, tuple[int, ...]]:
     """Check names, shapes and types, and that the tensors fill the rest of the file, one after the other."""
-    names: set[str] = set()
+    found: dict[str, tuple[int, ...]] = {}
     expected = 0
     for _ in range(count):
         name = reader.string("a tensor name", _MAX_TENSOR_NAME)
-        if not name or name in names:
+        if not name or name in found:
             raise ModelRejected(f"GGUF: the tensor name {name!r} is empty or used twice")
-        names.add(name)
-        size = _tensor_bytes(reader, name)
+        found[name], size = _tensor(reader, name)
         offset = reader.uint64(f"the offset of {name!r}")
         if offset != expected:
             raise ModelRejected(f"GGUF: tensor {name!r} lies at offset {offset}; {expected} is where it must lie")
@@ -229,9 +231,11 @@ def _tensor_table(reader: _Reader, count: int, alignment: int) -> None:
     start = -(-reader.at // alignment) * alignment
     if count and start + last > reader.size:
         raise ModelRejected(f"GGUF: the tensors need {start + last} bytes and the file has {reader.size}: truncated")
+    return found
 
 
-def _tensor_bytes(reader: _Reader, name: str) -> int:
+def _tensor(reader: _Reader, name: str) -> tuple[tuple[int, ...], int]:
+    """Return shape and size in bytes."""
     dimensions = reader.uint32(f"the dimensions of {name!r}")
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
         raise ModelRejected(f"GGUF: tensor {name!r} has {dimensions} dimensions; 1 to {_MAX_DIMENSIONS} are allowed")
@@ -247,10 +251,10 @@ def _tensor_bytes(reader: _Reader, name: str) -> int:
         raise ModelRejected(f"GGUF: tensor {name!r} has an impossible shape {shape}")
     if shape[0] % block:
         raise ModelRejected(f"GGUF: rows of tensor {name!r} have {shape[0]} values, not a multiple of {block}")
-    return elements // block * block_bytes
+    return tuple(shape), elements // block * block_bytes
 
 
-def _header(version: int, tensors: int, metadata: dict[str, tuple[int, _Value]]) -> GgufHeader:
+def _header(version: int, shapes: dict[str, tuple[int, ...]], metadata: dict[str, tuple[int, _Value]]) -> GgufHeader:
     architecture = metadata.get("general.architecture", (0, 0))[1]
     if not isinstance(architecture, str) or not architecture:
         raise ModelRejected("GGUF: general.architecture is missing or not a text")
@@ -263,9 +267,12 @@ def _header(version: int, tensors: int, metadata: dict[str, tuple[int, _Value]])
         architecture=architecture,
         context_tokens=context if isinstance(context, int) else None,
         vocabulary=_vocabulary(metadata),
-        tensors=tensors,
+        tensors=len(shapes),
         metadata=len(metadata),
         has_chat_template=template is not None,
+        keys=frozenset(metadata),
+        scalars={key: value for key, (_, value) in metadata.items() if not isinstance(value, _Array)},
+        shapes=shapes,
     )
 
 

@@ -62,6 +62,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     path: str | None  # in the store, when it is there
     quarantined: str | None = None  # why a copy of this model was set aside, if one was
     remark: str = ""
+    parent: str | None = None  # of an adapter: its base model
 
 
 class _Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -54,6 +54,7 @@ class Card(msgspec.Struct):
     sha256: str = "d" * 64
     context_tokens: int = 8192
     state: str = "installed"
+    parent: str | None = None
 
 
 class ScriptedEngine:

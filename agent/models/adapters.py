@@ -1,0 +1,118 @@
+"""LoRA adapters by name: a request asks for one as for any model.
+
+A name stands for a base model, an adapter file and a scale, and has a digest made of all
+three. Whatever is bound to a model digest (a calibration, a quarantine, saved prefixes)
+therefore never carries over to another adapter, nor to the same one at another scale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from agent.errors import ModelNotFound, ModelRejected, OutriderError
+from agent.models.adapter_check import check_adapter
+from agent.models.gguf_check import check_gguf
+from agent.models.store import ModelEntry, ModelState
+from agent.settings import AdapterSettings
+from agent.telemetry import LOG
+from agent.types import AdapterFile, ModelFile
+
+PEFT_CONFIG = "adapter_config.json"
+
+
+class AdapterCatalog:
+    """The models of a store, and the adapters of the configuration beside them. Blocking."""
+
+    def __init__(
+        self,
+        adapters: Sequence[AdapterSettings],
+        resolve: Callable[[str], ModelFile],
+        entries: Callable[[], Sequence[ModelEntry]],
+    ) -> None:
+        """``resolve`` and ``entries`` are those of the store of base models."""
+        self._adapters = {adapter.name: adapter for adapter in adapters}
+        self._resolve = resolve
+        self._entries = entries
+        self._digests: dict[str, str] = {}  # of what was resolved last, by name
+
+    def check(self) -> None:
+        """Log every adapter that cannot be served, and why."""
+        models = {entry.name for entry in self._entries()}
+        for name in self._adapters:
+            if name in models:
+                LOG.error("adapter %s has the name of a model: the adapter is what requests get", name)
+            try:
+                self.resolve(name)
+            except OutriderError as error:
+                LOG.error("adapter %s cannot be served: %s", name, error)
+
+    def resolve(self, name: str) -> ModelFile:
+        """Return the verified files of a model or an adapter. Hashes the adapter: call it in a thread.
+
+        Raises ModelNotFound or ModelRejected with the reason.
+        """
+        adapter = self._adapters.get(name)
+        if adapter is None:
+            return self._resolve(name)
+        base = self._resolve(adapter.model)
+        file = verified(adapter, base)
+        digest = combined_digest(base.sha256, file)
+        self._digests[name] = digest
+        return msgspec.structs.replace(base, name=name, sha256=digest, adapter=file)
+
+    def list(self) -> tuple[ModelEntry, ...]:
+        """Return every model, then every adapter. Reads no file as a whole.
+
+        The digest of an adapter is empty before it was resolved for the first time.
+        """
+        models = {entry.name: entry for entry in self._entries() if entry.name not in self._adapters}
+        bases = {entry.name: entry for entry in self._entries()}
+        adapters = [self._entry(adapter, bases.get(adapter.model)) for adapter in self._adapters.values()]
+        return (*models.values(), *adapters)
+
+    def _entry(self, adapter: AdapterSettings, base: ModelEntry | None) -> ModelEntry:
+        path = Path(adapter.path).expanduser()
+        usable = path.is_file() and base is not None
+        return ModelEntry(
+            name=adapter.name,
+            title=f"LoRA adapter on {adapter.model}, scale {adapter.scale:g}",
+            licence="",
+            state=base.state if base is not None and usable else ModelState.MISSING,
+            bytes=path.stat().st_size if usable else 0,
+            sha256=self._digests.get(adapter.name, ""),
+            context_tokens=base.context_tokens if base else 0,
+            source=str(path),
+            path=str(path) if usable else None,
+            parent=adapter.model,
+        )
+
+
+def verified(adapter: AdapterSettings, base: ModelFile) -> AdapterFile:
+    """Return the adapter's file after its hash, its structure and its fit to the base model were checked."""
+    path = Path(adapter.path).expanduser()
+    what = f"adapter {adapter.name} ({path})"
+    if path.is_dir():
+        how = f"outrider models convert-adapter {path} FILE.gguf --model {adapter.model}"
+        peft = " a PEFT adapter" if (path / PEFT_CONFIG).exists() else " a folder"
+        raise ModelRejected(f"{what} is{peft}, not a GGUF file: convert it with: {how}")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelNotFound(f"{what} cannot be read: {error.strerror}", param="model") from error
+    if adapter.sha256 and digest != adapter.sha256:
+        raise ModelRejected(f"{what} is refused: its SHA-256 is {digest}, the configuration says {adapter.sha256}")
+    try:
+        check_adapter(check_gguf(path), check_gguf(Path(base.path)))
+    except ModelRejected as error:
+        raise ModelRejected(f"{what} is refused for {base.name}: {error}") from error
+    return AdapterFile(path=str(path), sha256=digest, scale=adapter.scale)
+
+
+def combined_digest(base_sha256: str, adapter: AdapterFile) -> str:
+    """Return what a base model with an adapter at a scale is known by, 64 hexadecimal digits."""
+    return hashlib.sha256(f"{base_sha256}\n{adapter.sha256}\n{adapter.scale!r}".encode()).hexdigest()
