@@ -142,7 +142,8 @@ class TopToken(msgspec.Struct, frozen=True):
 class Token(msgspec.Struct, frozen=True, omit_defaults=True):
     """One generated token with what the unconstrained distribution said of it.
 
-    Set by the runtime, before temperature, top_p or any other sampler acts.
+    Set by the runtime, before temperature, top_p or any other sampler acts. Of a forced token
+    the figures are measured only where the caller asked for log-probabilities, else 0.
     """
 
     id: int

@@ -30,6 +30,7 @@ COMPILE_LIMIT_S = 2.0
 QUICK_S = 0.05  # nearly all grammars are ready by then; others compile beside the running answers
 MOST_CALLS = 8
 MOST_KEPT = 32  # compiled grammars
+LONGEST_TOKEN = 64  # bytes
 LONGEST_REASON = 300  # characters
 # Upper bounds of llguidance on work and memory, tighter than its defaults.
 _LIMITS = llguidance.LLParserLimits(
@@ -74,6 +75,10 @@ class Constraint:
         self._size = size
         self._words: NDArray[np.uint8] = np.zeros((size + 31) // 32 * 4, np.uint8)
 
+    def fresh(self) -> Constraint:
+        """Return a copy that can be at work by itself."""
+        return Constraint(self._matcher.deep_copy(), self._size)
+
     def allowed(self) -> Mask:
         """Return which tokens may come next, those that end the answer among them. Raises RuleBroken."""
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
@@ -85,6 +90,13 @@ class Constraint:
     def forces(self, text_bytes: bytes) -> bool:
         """Return whether the rule leaves no choice about these bytes, however they are cut into tokens."""
         return bool(self._matcher.compute_ff_bytes().startswith(text_bytes))
+
+    def forced_tokens(self) -> list[int]:
+        """Return the tokens that must come next, spelled as the tokenizer spells them whatever follows.
+
+        None although bytes are forced: their last ones may share a token with the choice after them.
+        """
+        return self._matcher.compute_ff_tokens()
 
     def accept(self, token: int) -> bool:
         """Take the token that was drawn; False where ``error`` says why that cannot be."""
@@ -109,17 +121,16 @@ class Constraint:
 class Compiling:
     """A rule on its way to a Constraint, in a thread of its own."""
 
-    def __init__(self, compile_rule: Callable[[], llguidance.LLMatcher], size: int) -> None:
+    def __init__(self, compile_rule: Callable[[], Constraint]) -> None:
         self._compile = compile_rule
-        self._size = size
         self._over = threading.Event()
-        self._matcher: llguidance.LLMatcher | None = None
+        self._compiled: Constraint | None = None
         self._rejected: RuleRejected | None = None
         threading.Thread(target=self._run, name="grammar", daemon=True).start()
 
     def _run(self) -> None:
         try:
-            self._matcher = self._compile()
+            self._compiled = self._compile()
         except RuleRejected as error:
             self._rejected = error
         except Exception as error:
@@ -133,9 +144,9 @@ class Compiling:
 
     def constraint(self) -> Constraint:
         """Return a fresh Constraint, once ready. Raises RuleRejected."""
-        if self._matcher is None:
+        if self._compiled is None:
             raise self._rejected or RuleRejected("it is not compiled yet")
-        return Constraint(self._matcher.deep_copy(), self._size)
+        return self._compiled.fresh()
 
 
 class Grammars:
@@ -162,7 +173,7 @@ class Grammars:
         if known is None:
             if any(not kept.ready() for kept in self._kept.values()):
                 raise RuleRejected("another one is still being compiled; try again shortly")
-            known = Compiling(lambda: self._compile(output, tools), self._size)
+            known = Compiling(lambda: self._compile(output, tools))
             known.ready(QUICK_S)
             self._kept[key] = known
             while len(self._kept) > MOST_KEPT:
@@ -170,26 +181,26 @@ class Grammars:
         self._kept.move_to_end(key)
         return known
 
-    def _compile(self, output: OutputFormat | None, tools: Tools | None) -> llguidance.LLMatcher:
+    def _compile(self, output: OutputFormat | None, tools: Tools | None) -> Constraint:
         text = rule_text(output, tools)
         matcher = llguidance.LLMatcher(self._native_tokenizer(), text, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise RuleRejected(_reason(matcher))
-        probe = Constraint(matcher.deep_copy(), self._size)
+        compiled = Constraint(matcher, self._size)
         try:
-            probe.allowed()
+            compiled.fresh().allowed()
         except RuleBroken as error:
             raise RuleRejected(f"no answer can satisfy it: {error}") from error
-        return matcher
+        return compiled
 
     def _native_tokenizer(self) -> llguidance.LLTokenizer:
         with self._lock:
             if self._tokenizer is None:
-                wrapper = llguidance.TokenizerWrapper(_Tokenizer(self._vocabulary()))
+                vocabulary = self._vocabulary()
                 self._tokenizer = llguidance.LLTokenizer(
-                    wrapper,
+                    llguidance.TokenizerWrapper(_Tokenizer(vocabulary)),
                     n_vocab=self._size,
-                    eos_token=list(wrapper._gtokenizer.ends),  # noqa: SLF001
+                    eos_token=list(vocabulary.ends),
                     slices=llguidance.LLTokenizer.json_slices(),
                 )
             return self._tokenizer
@@ -200,15 +211,43 @@ class _Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.tokens = vocabulary.tokens
-        self.ends = vocabulary.ends
         self.eos_token_id = vocabulary.ends[0]
         self.bos_token_id = None
         self.special_token_ids = [index for index, token in enumerate(vocabulary.tokens) if token[:1] == b"\xff"]
+        self._vocabulary = vocabulary
+        self._by_bytes: dict[bytes, int] | None = None
         # Asked again and again for the same keys and punctuation.
-        self._tokenize = lru_cache(maxsize=4096)(vocabulary.tokenize)
+        self._tokenize = lru_cache(maxsize=4096)(self._exact)
 
     def __call__(self, text: bytes) -> list[int]:
         return self._tokenize(text)
+
+    def _exact(self, text: bytes) -> list[int]:
+        """Return tokens that spell exactly this text, a part of an answer.
+
+        Some tokenizers put a space before a text, hence the second try behind a byte that
+        nothing merges with. What changes a text otherwise (its case) does not say how it is spelled.
+        """
+        for before in (b"", b"\x02"):
+            tokens = self._vocabulary.tokenize(before + text)
+            while tokens and (said := b"".join(self.tokens[token] for token in tokens)) != text:
+                tokens = tokens[1:] if before and len(said) > len(text) else []
+            if tokens:
+                return tokens
+        return self._longest_matches(text)
+
+    def _longest_matches(self, text: bytes) -> list[int]:
+        if self._by_bytes is None:
+            self._by_bytes = {token: index for index, token in enumerate(self.tokens) if token[:1] != b"\xff"}
+        found, at = [], 0
+        while at < len(text):
+            pieces = (text[at : at + size] for size in range(min(LONGEST_TOKEN, len(text) - at), 0, -1))
+            piece = next((piece for piece in pieces if piece in self._by_bytes), None)
+            if piece is None:
+                return []
+            found.append(self._by_bytes[piece])
+            at += len(piece)
+        return found
 
 
 def rule_text(output: OutputFormat | None, tools: Tools | None) -> str:

@@ -1,5 +1,8 @@
 """Continuous batching: one step decodes one token of every running request together.
 
+What the rule of an answer forces is taken without a draw, as the tokenizer spells it, and goes
+through the model in one piece with the choice before it.
+
 Requests wait in line for a slot, take what is cached of their prompt, are prefilled in pieces
 beside those that already decode, and leave their slot the moment they end. All of it happens in one thread, between two
 decodes, so a cancel or a deadline takes effect within one step.
@@ -49,8 +52,9 @@ class Sequence:
         self.text = TextStream(sampling.stop)
         self.slot = -1
         self.decoded = 0  # tokens that the slot holds
-        self.last_token = -1  # generated, not decoded yet
-        self.answer: list[int] = []  # all tokens generated
+        self.answer: list[int] = []  # all tokens generated, the last ones not decoded yet
+        self.unsaid: list[Token] = []  # the answer's first tokens, forced before the prompt was decoded
+        self.begun = False  # the prompt is decoded
         self.cached = 0  # prompt tokens that were not computed for this request
         self.cancelled = False
         self.rule: Compiling | None = None  # what the answer must look like, until it is compiled
@@ -72,12 +76,18 @@ class Sequence:
     def prompt_left(self) -> int:
         return max(0, len(self.prompt) - self.decoded)
 
+    @property
+    def left(self) -> int:
+        """Tokens that are known and not decoded yet."""
+        return len(self.prompt) + len(self.answer) - self.decoded
+
     def next_chunk(self, room: int) -> Chunk:
         """Return what to decode next, at most ``room`` tokens."""
-        if not self.prompt_left:
-            return Chunk(self.slot, self.decoded, [self.last_token], wants_row=True)
         tokens = self.prompt[self.decoded : self.decoded + room]
-        return Chunk(self.slot, self.decoded, tokens, wants_row=len(tokens) == self.prompt_left)
+        room -= len(tokens)
+        begin = max(0, self.decoded - len(self.prompt))
+        tokens += self.answer[begin : begin + room]
+        return Chunk(self.slot, self.decoded, tokens, wants_row=len(tokens) == self.left)
 
 
 class Scheduler:
@@ -189,7 +199,8 @@ class Scheduler:
             return False
         try:
             sequence.constraint, sequence.rule = sequence.rule.constraint(), None
-        except RuleRejected as error:
+            sequence.unsaid = self._forced_run(sequence)
+        except (RuleRejected, RuleBroken) as error:
             self._reject(sequence, str(error))
             return False
         return True
@@ -210,10 +221,13 @@ class Scheduler:
         decoding = [sequence for sequence in self._running if not sequence.prompt_left]
         prefilling = [sequence for sequence in self._running if sequence.prompt_left]
         room = self._runtime.batch_tokens - len(decoding)
-        if decoding:
+        if decoding and len(self._running) > 1:
             room = min(room, PREFILL_BESIDE_DECODING)
         sequences = list(decoding)
-        chunks = [sequence.next_chunk(1) for sequence in decoding]
+        chunks = []
+        for sequence in decoding:
+            chunks.append(sequence.next_chunk(1 + room))
+            room -= len(chunks[-1].tokens) - 1
         for sequence in prefilling:
             if room <= 0:
                 break
@@ -254,34 +268,65 @@ class Scheduler:
             failure = Failure(FailureKind.CRASH, "the model computed no numbers (NaN); its file may be damaged")
             self._end(sequence, failure=failure, keep=False)
             return None
-        if not sequence.generated:
+        if not sequence.begun:
+            sequence.begun = True
             self._keep(sequence)
-        constraint = sequence.constraint
         try:
-            allowed = constraint.allowed() if constraint else None
+            said, finish_reason = self._next_tokens(sequence)
         except RuleBroken as error:
             self._reject(sequence, f"the answer cannot go on within it: {error}")
             return None
-        drawn = sequence.sampler.draw(self._observer, allowed)
-        ends = self._runtime.ends(drawn)
-        if ends and not constraint and sequence.generated < sequence.sampling.min_tokens:
-            drawn, ends = sequence.sampler.draw(self._observer, self._going_on), False
-        if ends:
-            self._end(sequence, finish_reason="stop")
-            return None
-        token = self._describe(sequence, drawn, allowed)
-        if constraint and not constraint.accept(drawn):
-            self._reject(sequence, f"the answer cannot go on within it: {constraint.error}")
-            return None
-        sequence.sampler.accept(drawn)
-        sequence.last_token = drawn
-        sequence.answer.append(drawn)
-        text, tokens = sequence.text.push(token)
-        stopped = sequence.text.stopped or (constraint is not None and constraint.complete)
-        if stopped or sequence.generated >= sequence.limit:
-            self._end(sequence, text, tokens, finish_reason="stop" if stopped else "length")
+        text = ""
+        tokens: tuple[Token, ...] = ()
+        for token in said:
+            more, final = sequence.text.push(token)
+            text, tokens = text + more, tokens + final
+            if sequence.text.stopped:
+                finish_reason = "stop"
+                break
+        if finish_reason:
+            self._end(sequence, text, tokens, finish_reason=finish_reason)
             return None
         return frames.Piece(sequence.id, text, tokens) if text else None
+
+    def _next_tokens(self, sequence: Sequence) -> tuple[list[Token], str | None]:
+        """Take a token, by the row that was read, and those that are forced after it; tell how the answer ends with them.
+
+        Raises RuleBroken.
+        """
+        said, sequence.unsaid = sequence.unsaid, []
+        if finish_reason := _finish_reason(sequence):
+            return said, finish_reason
+        constraint, allowed = sequence.constraint, None
+        if constraint and sequence.sampling.logprobs and (forced := constraint.forced_tokens()):
+            chosen = forced[0]  # each has a row of its own: its log-probability was asked for
+        else:
+            allowed = constraint.allowed() if constraint else None
+            chosen = sequence.sampler.draw(self._observer, allowed)
+        if self._runtime.ends(chosen):
+            if constraint or sequence.generated >= sequence.sampling.min_tokens:
+                return said, "stop"
+            chosen = sequence.sampler.draw(self._observer, self._going_on)
+        said.append(self._describe(sequence, chosen, allowed))
+        self._take(sequence, chosen)
+        said += self._forced_run(sequence)
+        return said, _finish_reason(sequence)
+
+    def _forced_run(self, sequence: Sequence) -> list[Token]:
+        """Take all tokens that the rule forces now: they are decoded in one piece. Raises RuleBroken."""
+        constraint = sequence.constraint
+        if constraint is None or sequence.sampling.logprobs:
+            return []
+        run = constraint.forced_tokens()[: sequence.limit - sequence.generated]
+        for token in run:
+            self._take(sequence, token)
+        return [Token(token, self._runtime.piece(token), 0.0, 0.0, 0.0, forced=True) for token in run]
+
+    def _take(self, sequence: Sequence, token: int) -> None:
+        if sequence.constraint and not sequence.constraint.accept(token):
+            raise RuleBroken(sequence.constraint.error)
+        sequence.sampler.accept(token)
+        sequence.answer.append(token)
 
     @cached_property
     def _going_on(self) -> Mask:
@@ -337,6 +382,13 @@ class Scheduler:
 
     def _refuse(self, request_id: int, kind: FailureKind, message: str, param: str = "messages") -> None:
         self._ended.append(frames.Ended(request_id, failure=Failure(kind, message, param)))
+
+
+def _finish_reason(sequence: Sequence) -> str | None:
+    """Return why the answer is over, if it is."""
+    if sequence.constraint is not None and sequence.constraint.complete:
+        return "stop"
+    return "length" if sequence.generated >= sequence.limit else None
 
 
 def _ruled_by(ask: frames.Generate) -> str:

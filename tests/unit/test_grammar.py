@@ -95,12 +95,16 @@ def test_forced_bytes_are_told_from_choices():
     city = json.loads(text)["city"]
     # The letter in which the two cities differ is the only choice in the second value.
     assert [token.text_bytes for token in tokens if not token.forced][-1] == city[1:2].encode()
-    assert all(token.allowed_mass == pytest.approx(1 / 257, rel=1e-3) for token in tokens if token.forced)
+    chosen = [token for token in tokens if not token.forced]
+    assert chosen[-1].allowed_mass == pytest.approx(2 / 257, rel=1e-3)
 
 
 def test_log_probabilities_are_those_of_the_whole_vocabulary():
-    _, tokens, _ = run(as_schema(**SCHEMA))
+    _, tokens, _ = run(as_schema(**SCHEMA), logprobs=True)
     assert [token.logprob for token in tokens] == pytest.approx([-np.log(257)] * len(tokens), rel=1e-3)
+    _, tokens, _ = run(as_schema(**SCHEMA))
+    chosen = [token.logprob for token in tokens if not token.forced]
+    assert chosen == pytest.approx([-np.log(257)] * len(chosen), rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -243,7 +247,7 @@ def test_a_fault_while_compiling_is_a_refusal():
     def fault():
         raise ZeroDivisionError
 
-    compiling = Compiling(fault, 257)
+    compiling = Compiling(fault)
     assert compiling.ready(10)
     with pytest.raises(RuleRejected, match="ZeroDivisionError"):
         compiling.constraint()
