@@ -1,11 +1,10 @@
 """Continuous batching: one step decodes one token of every running request together.
 
-What the rule of an answer forces is taken without a draw, as the tokenizer spells it, and goes
-through the model in one piece with the choice before it.
-
 Requests wait in line for a slot, take what is cached of their prompt, are prefilled in pieces
-beside those that already decode, and leave their slot the moment they end. All of it happens in one thread, between two
-decodes, so a cancel or a deadline takes effect within one step.
+beside those that already decode, and leave their slot the moment they end. What the rule of an
+answer forces is taken without a draw, as the tokenizer spells it, and goes through the model in
+one piece with the choice before it. All of it happens in one thread, between two decodes, so a
+cancel or a deadline takes effect within one step.
 """
 
 from __future__ import annotations
@@ -19,75 +18,15 @@ import msgspec
 import numpy as np
 
 from agent.engine import frames
-from agent.engine.grammar import COMPILE_LIMIT_S, Compiling, Constraint, Grammars, RuleBroken, RuleRejected
-from agent.engine.prefix_cache import EVERYBODY, SHORTEST_TOKENS, PrefixCache, agreeing
+from agent.engine.grammar import COMPILE_LIMIT_S, Grammars, RuleBroken, RuleRejected
+from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, agreeing
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
 from agent.engine.sampling import Mask, NoDistribution, Observer, Sampler
-from agent.engine.text_stream import TextStream
-from agent.types import Failure, FailureKind, Sampling, Token, TopToken
+from agent.engine.sequence import Sequence
+from agent.types import Failure, FailureKind, Token, TopToken
 
 # Prompt tokens in one step while others decode: they wait for this piece before their next token.
 PREFILL_BESIDE_DECODING = 64
-
-
-class Sequence:
-    """One request on its way: prompt tokens, then one token after another."""
-
-    def __init__(
-        self,
-        request_id: int,
-        prompt: list[int],
-        sampling: Sampling,
-        sampler: Sampler,
-        limit: int,
-        deadline: float | None,
-    ) -> None:
-        """``limit`` is the most tokens to generate; ``deadline`` is on the scheduler's clock."""
-        self.id = request_id
-        self.prompt = prompt
-        self.sampling = sampling
-        self.limit = limit
-        self.deadline = deadline
-        self.sampler = sampler
-        self.text = TextStream(sampling.stop)
-        self.slot = -1
-        self.decoded = 0  # tokens that the slot holds
-        self.answer: list[int] = []  # all tokens generated, the last ones not decoded yet
-        self.unsaid: list[Token] = []  # the answer's first tokens, forced before the prompt was decoded
-        self.begun = False  # the prompt is decoded
-        self.cached = 0  # prompt tokens that were not computed for this request
-        self.cancelled = False
-        self.rule: Compiling | None = None  # what the answer must look like, until it is compiled
-        self.rule_by = 0.0  # when it must be, on the scheduler's clock
-        self.rule_param = ""  # the parameter that the rule came from
-        self.constraint: Constraint | None = None
-        self.scope = EVERYBODY  # who may find what is cached of it
-
-    @property
-    def generated(self) -> int:
-        return len(self.answer)
-
-    @property
-    def reserve(self) -> int:
-        """Most tokens that the slot will hold."""
-        return len(self.prompt) + self.limit
-
-    @property
-    def prompt_left(self) -> int:
-        return max(0, len(self.prompt) - self.decoded)
-
-    @property
-    def left(self) -> int:
-        """Tokens that are known and not decoded yet."""
-        return len(self.prompt) + len(self.answer) - self.decoded
-
-    def next_chunk(self, room: int) -> Chunk:
-        """Return what to decode next, at most ``room`` tokens."""
-        tokens = self.prompt[self.decoded : self.decoded + room]
-        room -= len(tokens)
-        begin = max(0, self.decoded - len(self.prompt))
-        tokens += self.answer[begin : begin + room]
-        return Chunk(self.slot, self.decoded, tokens, wants_row=len(tokens) == self.left)
 
 
 class Scheduler:
@@ -295,7 +234,7 @@ class Scheduler:
         Raises RuleBroken.
         """
         said, sequence.unsaid = sequence.unsaid, []
-        if finish_reason := _finish_reason(sequence):
+        if finish_reason := sequence.finish_reason:
             return said, finish_reason
         constraint, allowed = sequence.constraint, None
         if constraint and sequence.sampling.logprobs and (forced := constraint.forced_tokens()):
@@ -310,7 +249,7 @@ class Scheduler:
         said.append(self._describe(sequence, chosen, allowed))
         self._take(sequence, chosen)
         said += self._forced_run(sequence)
-        return said, _finish_reason(sequence)
+        return said, sequence.finish_reason
 
     def _forced_run(self, sequence: Sequence) -> list[Token]:
         """Take all tokens that the rule forces now: they are decoded in one piece. Raises RuleBroken."""
@@ -382,13 +321,6 @@ class Scheduler:
 
     def _refuse(self, request_id: int, kind: FailureKind, message: str, param: str = "messages") -> None:
         self._ended.append(frames.Ended(request_id, failure=Failure(kind, message, param)))
-
-
-def _finish_reason(sequence: Sequence) -> str | None:
-    """Return why the answer is over, if it is."""
-    if sequence.constraint is not None and sequence.constraint.complete:
-        return "stop"
-    return "length" if sequence.generated >= sequence.limit else None
 
 
 def _ruled_by(ask: frames.Generate) -> str:
