@@ -42,6 +42,8 @@ class Classifier:
         labels = sorted(request.labels)
         scores = await self._engine.score(request, labels)
         if failure := scores.failure:
+            if failure.param == "messages":  # made of the caller's input
+                failure = msgspec.structs.replace(failure, param="")
             return _generation(scores, scores.duration_ms, failure)
         found = await self._without_content(request, labels, scores)
         if isinstance(found, Failure):

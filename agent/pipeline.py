@@ -353,13 +353,13 @@ def refusal(failure: Failure | None) -> OutriderError:
     message = failure.message
     match failure.kind:
         case FailureKind.CONTEXT_OVERFLOW:
-            return ContextOverflow(message, param="messages")
+            return ContextOverflow(message, param=failure.param or None)
         case FailureKind.BUSY:
             return Busy(message)
         case FailureKind.TIMEOUT:
             return DeadlineExceeded(message)
         case FailureKind.REJECTED:
-            return InvalidRequest(message, param=failure.param)
+            return InvalidRequest(message, param=failure.param or None)
         case FailureKind.QUARANTINED:
             return ModelQuarantined(message)
         case _:

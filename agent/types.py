@@ -84,7 +84,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     (0, 2] over prompt and answer, frequency_penalty and presence_penalty -2..2 over the
     answer, logit_bias pairs of token id and -100..100, seed any 32-bit integer or None
     (drawn anew), max_tokens >= 0 or None (up to the end of the context), stop at most 4
-    strings, top_logprobs 0..20, n answers to one prompt (each with a seed of its own). Before
+    strings, top_logprobs 0..20, n answers to one prompt (each with a seed of its own), the best of
+    best_of by their mean log-probability where that is more. Before
     min_tokens the model's own end is not drawn; a stop string still ends the answer.
     """
 
@@ -97,12 +98,18 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     n: int = 1
+    best_of: int = 1
     seed: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
+
+    @property
+    def drawn(self) -> int:
+        """How many answers are made."""
+        return max(self.n, self.best_of)
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +120,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str  # name in the manifest, never a silent substitute
     messages: tuple[Message, ...]  # of a completion: its prompt as one message, for a target that chats
     prompt: Prompt | None = None  # kind completion
+    suffix: str = ""  # kind completion: what comes after the answer, which fills the gap
     echo: bool = False  # kind completion: the prompt is a part of the answer
     labels: tuple[str, ...] = ()  # kind classify: distinct, in the caller's order
     sampling: Sampling = Sampling()

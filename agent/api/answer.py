@@ -150,13 +150,15 @@ def headers_of(given: Given) -> dict[str, str]:
     return found
 
 
-def usage(answer: Answer) -> dict[str, Any]:
-    """Return the ``usage`` object of the answer that is given."""
+def usage(*answers: Answer) -> dict[str, Any]:
+    """Return the ``usage`` object of the answers that are given."""
+    prompt = sum(answer.prompt_tokens for answer in answers)
+    output = sum(answer.output_tokens for answer in answers)
     return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.output_tokens,
-        "total_tokens": answer.prompt_tokens + answer.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": sum(answer.cached_tokens for answer in answers)},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -16,7 +17,7 @@ from agent.api.call import Call, Parser, Shape
 from agent.api.deps import ApiDeps, ModelCard, deps_of
 from agent.api.sse import EventStream, EventWriter, while_connected
 from agent.api.wire import json_response, read_json
-from agent.errors import AnswerCut, ModelNotFound, StillRunning
+from agent.errors import AnswerCut, ModelNotFound, OutriderError, StillRunning
 from agent.pipeline import Verdict
 from agent.records import RequestRecord
 from agent.storage.retention import LATE
@@ -63,8 +64,37 @@ def model_card(deps: ApiDeps, name: str) -> ModelCard:
 
 async def _whole(request: Request, call: Call, whole: Whole) -> Response:
     deps = deps_of(request)
-    given = await while_connected(request.receive, _run(deps, call.request))
-    return json_response(whole([given]), given.answer.status, headers_of(given))
+    given = await while_connected(request.receive, _run_all(deps, call.requests))
+    if len(given) > 1:
+        return json_response(whole(given))
+    return json_response(whole(given), given[0].answer.status, headers_of(given[0]))
+
+
+async def _run_all(deps: ApiDeps, requests: Sequence[InferenceRequest]) -> list[Given]:
+    """Answer all requests of a call, as many at a time as the engine decodes together.
+
+    The first that fails ends the others, and is named.
+    """
+    if len(requests) == 1:
+        return [await _run(deps, requests[0])]
+    places = asyncio.Semaphore(deps.settings.engine.parallel)
+
+    async def run(index: int, request: InferenceRequest) -> Given:
+        async with places:
+            try:
+                return await _run(deps, request)
+            except OutriderError as error:
+                error.param = f"{error.param}[{index}]" if error.param == "prompt" else error.param
+                error.args = (f"of prompt {index}: {error}",)
+                raise
+
+    tasks = [asyncio.create_task(run(index, request)) for index, request in enumerate(requests)]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _run(deps: ApiDeps, request: InferenceRequest) -> Given:

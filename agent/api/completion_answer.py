@@ -7,58 +7,70 @@ from typing import Any
 
 from agent.api.answer import IMPOSSIBLE, LOCAL, Answer, Given, outrider_object, usage
 from agent.api.call import Call
-from agent.records import RequestRecord
-from agent.types import Delta, Generation, InferenceRequest, Token
+from agent.types import Choice, Delta, Generation, InferenceRequest, Token
 
 
 class CompletionShape:
     """Writes one answer. An echo is written whole, since its prompt is scored before anything is known."""
 
     def __init__(self, call: Call) -> None:
-        self._request = call.request
+        self._call = call
         self._sampling = call.request.sampling
-        self._include_usage = call.include_usage
         self._head: dict[str, Any] = {}
-        self._waiting: list[Token] = []  # tokens whose text no chunk has had yet
-        self._offset = 0
+        self._waiting: dict[int, list[Token]] = {}  # by choice: tokens whose text no chunk has had yet
+        self._offsets: dict[int, int] = {}  # by choice: characters written
 
     def whole(self, given: Sequence[Given]) -> dict[str, Any]:
-        """Return the ``text_completion`` object."""
-        ((record, answer, _),) = given
+        """Return the ``text_completion`` object; the choices of several prompts follow each other."""
+        choices = [
+            choice for one, request in zip(given, self._call.requests, strict=True) for choice in _choices(one, request)
+        ]
+        verdicts = [outrider_object(one.record, one.answer) for one in given]
+        record, answer, _ = given[0]
         return {
             **_head(record.id, record.received_at_ms, answer.model),
-            "choices": [_whole_choice(record, answer, self._request)],
-            "usage": usage(answer),
-            "outrider": outrider_object(record, answer),
+            "choices": [{**choice, "index": index} for index, choice in enumerate(choices)],
+            "usage": usage(*(one.answer for one in given)),
+            "outrider": verdicts[0] if len(given) == 1 else {"requests": verdicts},
         }
 
     def pieces(self, delta: Delta) -> Iterator[dict[str, Any]]:
         """Yield the chunk of a piece of text, once there is some."""
+        index = delta.choice
         if self._sampling.logprobs:
-            self._waiting += delta.tokens
+            self._waiting.setdefault(index, []).extend(delta.tokens)
         if delta.text:
-            if not self._head:
-                self._head = _head(self._request.id, self._request.received_at_ms, self._request.model)
-            yield {**self._head, "choices": [_choice(delta.text, self._logprobs())]}
-            self._offset += len(delta.text)
+            request = self._call.request
+            self._head = self._head or _head(request.id, request.received_at_ms, request.model)
+            yield self._chunk(_choice(delta.text, self._logprobs(index), index=index))
+            self._offsets[index] = self._offsets.get(index, 0) + len(delta.text)
 
     def rest(self, given: Given) -> Iterator[dict[str, Any]]:
         """Yield the text if none was written yet, the verdict, the usage if it was asked for."""
         record, answer, _ = given
         if self._head:
-            last = _choice("", self._logprobs() if self._waiting else None, answer.finish_reason)
+            said: list[Answer | Choice] = [answer, *answer.others]
+            last = [
+                _choice("", self._logprobs(index) if self._waiting.get(index) else None, one.finish_reason, index)
+                for index, one in enumerate(said)
+            ]
         else:
             self._head = _head(record.id, record.received_at_ms, answer.model)
-            last = _whole_choice(record, answer, self._request)
-        yield {**self._head, "choices": [last], "outrider": outrider_object(record, answer)}
-        if self._include_usage:
+            last = _choices(given, self._call.request)
+        for choice in last[:-1]:
+            yield self._chunk(choice)
+        yield {**self._chunk(last[-1]), "outrider": outrider_object(record, answer)}
+        if self._call.include_usage:
             yield {**self._head, "choices": [], "usage": usage(answer)}
 
-    def _logprobs(self) -> dict[str, Any] | None:
-        tokens, self._waiting = self._waiting, []
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return {**self._head, "choices": [choice]}
+
+    def _logprobs(self, index: int) -> dict[str, Any] | None:
         if not self._sampling.logprobs:
             return None
-        return _logprob_lists(tokens, self._sampling.top_logprobs, offset=self._offset)
+        tokens = self._waiting.pop(index, [])
+        return _logprob_lists(tokens, self._sampling.top_logprobs, offset=self._offsets.get(index, 0))
 
 
 def _head(request_id: str, received_at_ms: int, model: str) -> dict[str, Any]:
@@ -70,28 +82,38 @@ def _head(request_id: str, received_at_ms: int, model: str) -> dict[str, Any]:
     }
 
 
-def _whole_choice(record: RequestRecord, answer: Answer, request: InferenceRequest) -> dict[str, Any]:
-    local = answer.source == LOCAL
-    before = _echoed_text(request, record.generation) if local else ""
-    logprobs = None
-    if request.sampling.logprobs and local and record.generation is not None:
-        prompt = record.generation.prompt_logprobs if request.echo else ()
-        logprobs = _logprob_lists(answer.tokens, request.sampling.top_logprobs, prompt=prompt)
-    return _choice(before + (answer.text or ""), logprobs, answer.finish_reason)
+def _choices(given: Given, request: InferenceRequest) -> list[dict[str, Any]]:
+    """Return the choices of one request with all of their text."""
+    record, answer, _ = given
+    generation = record.generation if answer.source == LOCAL else None
+    before = _echoed_text(request, generation)
+    prompt = generation.prompt_logprobs if generation and request.echo else ()
+    wanted = request.sampling.logprobs and generation is not None
+    said: list[Answer | Choice] = [answer, *answer.others]
+    return [
+        _choice(
+            before + (one.text or ""),
+            _logprob_lists(one.tokens, request.sampling.top_logprobs, prompt=prompt) if wanted else None,
+            one.finish_reason,
+            index,
+        )
+        for index, one in enumerate(said)
+    ]
 
 
 def _echoed_text(request: InferenceRequest, generation: Generation | None) -> str:
     """Return the prompt as it stands before the completion, empty when no echo was asked for."""
-    if not request.echo:
+    if not request.echo or generation is None:
         return ""
     if isinstance(request.prompt, str):
         return request.prompt
-    tokens = generation.prompt_logprobs if generation else ()
-    return b"".join(token.text_bytes for token in tokens).decode("utf-8", "replace")
+    return b"".join(token.text_bytes for token in generation.prompt_logprobs).decode("utf-8", "replace")
 
 
-def _choice(text: str, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+def _choice(
+    text: str, logprobs: dict[str, Any] | None, finish_reason: str | None = None, index: int = 0
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def _logprob_lists(

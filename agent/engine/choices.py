@@ -2,17 +2,20 @@
 
 The first goes ahead; the others follow with its first token, when the engine has its prompt
 ready to be shared. Answer ``i`` is drawn with seed + i, so that a seed repeats all of them.
+Where more are drawn than are wanted, those with the highest mean log-probability are told,
+best first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
-from agent.types import Choice, Delta, Generation, InferenceRequest
+from agent.types import Choice, Delta, Generation, InferenceRequest, Sampling
 
 Generate = Callable[[InferenceRequest], AsyncGenerator[Delta | Generation]]
 _Told = tuple[int, Delta | Generation | BaseException]
@@ -29,7 +32,7 @@ async def generate_choices(request: InferenceRequest, generate: Generate) -> Asy
     tasks = [asyncio.create_task(_follow(0, first, generate, told))]
     found: dict[int, Generation] = {}
     try:
-        while len(found) < request.sampling.n:
+        while len(found) < request.sampling.drawn:
             choice, event = await told.get()
             if isinstance(event, BaseException):
                 raise event
@@ -48,7 +51,7 @@ async def generate_choices(request: InferenceRequest, generate: Generate) -> Asy
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    yield _joined(found)
+    yield _joined(found, request.sampling)
 
 
 async def _follow(choice: int, request: InferenceRequest, generate: Generate, told: asyncio.Queue[_Told]) -> None:
@@ -62,20 +65,31 @@ async def _follow(choice: int, request: InferenceRequest, generate: Generate, to
 
 def _single_requests(request: InferenceRequest) -> list[InferenceRequest]:
     sampling = request.sampling
-    seeds = [None if sampling.seed is None else (sampling.seed + index) & 0xFFFF_FFFF for index in range(sampling.n)]
+    count = range(sampling.drawn)
+    seeds = [None if sampling.seed is None else (sampling.seed + index) & 0xFFFF_FFFF for index in count]
     return [
-        msgspec.structs.replace(request, sampling=msgspec.structs.replace(sampling, n=1, seed=seed)) for seed in seeds
+        msgspec.structs.replace(
+            request,
+            sampling=msgspec.structs.replace(sampling, n=1, best_of=1, seed=seed),
+            echo=request.echo and not index,  # the prompt's figures are the same for all
+        )
+        for index, seed in enumerate(seeds)
     ]
 
 
-def _joined(found: dict[int, Generation]) -> Generation:
+def _joined(found: dict[int, Generation], sampling: Sampling) -> Generation:
     """Put the answers into one value: the first, or the one that failed, with the others in it."""
     failed = next((generation for generation in found.values() if generation.failure), None)
     if failed is not None:
         return failed
-    first, *others = (found[choice] for choice in sorted(found))
+    told = [found[choice] for choice in sorted(found)]
+    echoed = told[0].prompt_logprobs
+    if sampling.best_of > sampling.n:
+        told = sorted(told, key=_mean_logprob, reverse=True)[: sampling.n]
+    first, *others = told
     return msgspec.structs.replace(
         first,
+        prompt_logprobs=echoed,
         others=tuple(
             Choice(
                 text=other.text,
@@ -89,3 +103,8 @@ def _joined(found: dict[int, Generation]) -> Generation:
         output_tokens=sum(generation.output_tokens for generation in found.values()),
         duration_ms=max(generation.duration_ms for generation in found.values()),
     )
+
+
+def _mean_logprob(generation: Generation) -> float:
+    tokens = generation.tokens
+    return math.fsum(token.logprob for token in tokens) / len(tokens) if tokens else -math.inf

@@ -50,6 +50,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     deadline_ms: float | None = None  # span left, counted from the receipt
     prompt: Prompt | None = None  # continue this, instead of answering messages
     scope: str = ""  # what is cached of it is found by requests of the same scope; "": by all that have none
+    suffix: str = ""  # what comes after the gap that the answer fills
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="score"):
@@ -65,6 +66,11 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="sc
     top_logprobs: int = 0  # of each of those
     deadline_ms: float | None = None
     scope: str = ""  # as of Generate
+
+
+def prompt_param(ask: Generate | Score) -> str:
+    """Return the parameter that the prompt of a request came from."""
+    return "messages" if ask.prompt is None else "prompt"
 
 
 class Cancel(msgspec.Struct, frozen=True, tag_field="type", tag="cancel"):

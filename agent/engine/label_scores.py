@@ -112,17 +112,17 @@ class LabelScorer:
             prompt = self._prompt(ask)
             labels = [tuple(self._runtime.label_tokens(label)) for label in ask.labels]
         except PromptRejected as error:
-            self._refuse(ask, FailureKind.REJECTED, str(error))
+            self._refuse(ask, FailureKind.REJECTED, str(error), frames.prompt_param(ask))
             return
         except PromptTooLong as error:
-            self._refuse(ask, FailureKind.CONTEXT_OVERFLOW, str(error))
+            self._refuse(ask, FailureKind.CONTEXT_OVERFLOW, str(error), frames.prompt_param(ask))
             return
         longest = max(map(len, labels), default=0)
         if not all(labels) or not (labels or ask.echo):
-            self._refuse(ask, FailureKind.REJECTED, "there is no label, or one without tokens")
+            self._refuse(ask, FailureKind.REJECTED, "there is no label, or one without tokens", "labels")
         elif len(prompt) + longest > self._runtime.context_tokens:
             text = f"prompt and longest label have {len(prompt) + longest} tokens, the context has {self._runtime.context_tokens}"
-            self._refuse(ask, FailureKind.CONTEXT_OVERFLOW, text)
+            self._refuse(ask, FailureKind.CONTEXT_OVERFLOW, text, frames.prompt_param(ask))
         else:
             deadline = None if ask.deadline_ms is None else self._clock() + ask.deadline_ms / 1000
             self._waiting.append(_Job(ask, prompt, labels, deadline))
@@ -172,8 +172,8 @@ class LabelScorer:
         self._waiting.remove(job)
         self._ended.append(scored)
 
-    def _refuse(self, ask: frames.Score, kind: FailureKind, message: str) -> None:
-        self._ended.append(_failed(ask, kind, message))
+    def _refuse(self, ask: frames.Score, kind: FailureKind, message: str, param: str = "") -> None:
+        self._ended.append(_failed(ask, kind, message, param))
 
     # One request: a generator that gives way after every decode.
 
@@ -310,8 +310,8 @@ class LabelScorer:
         return msgspec.structs.replace(told, top=alternatives)
 
 
-def _failed(ask: frames.Score, kind: FailureKind, message: str) -> frames.Scored:
-    return frames.Scored(id=ask.id, failure=Failure(kind, message))
+def _failed(ask: frames.Score, kind: FailureKind, message: str, param: str = "") -> frames.Scored:
+    return frames.Scored(id=ask.id, failure=Failure(kind, message, param))
 
 
 def _logprobs(row: Row, tokens: Sequence[int]) -> list[float]:

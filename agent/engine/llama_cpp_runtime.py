@@ -30,7 +30,7 @@ from agent.engine.llama_cpp_states import SequenceStates
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
 from agent.engine.threads import StepThreads
 from agent.structure import Tools
-from agent.types import KvType, Message
+from agent.types import KvType, Message, Prompt
 
 BATCH_TOKENS = 256
 SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
@@ -191,7 +191,7 @@ class LlamaCppRuntime(SequenceStates):
             raise PromptRejected("the chat template makes an empty prompt of these messages")
         return self._fitting(tokens)
 
-    def text_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+    def text_tokens(self, prompt: Prompt) -> list[int]:
         """Tokenize a prompt that is no chat: control tokens are read out of it, it is all the caller's own."""
         if isinstance(prompt, str):
             limit = self.context_tokens * BYTES_PER_TOKEN
@@ -205,6 +205,19 @@ class LlamaCppRuntime(SequenceStates):
                 raise PromptRejected(f"a token of the prompt is not in the vocabulary of {self.vocabulary_size}")
         if not tokens:
             raise PromptRejected("the prompt is empty")
+        return self._fitting(tokens)
+
+    def gap_tokens(self, prompt: Prompt, suffix: str) -> list[int]:
+        """Mark the two texts with the tokens that the model was trained on: beginning, end, then the gap."""
+        marks = (native.llama_vocab_fim_pre, native.llama_vocab_fim_suf, native.llama_vocab_fim_mid)
+        before, after, gap = (mark(self._vocabulary) for mark in marks)
+        if min(before, after, gap) < 0:
+            raise PromptRejected("this model cannot fill a gap: its file names no tokens for that", "suffix")
+        if len(prompt) + len(suffix) > self.context_tokens * BYTES_PER_TOKEN:
+            raise PromptTooLong("prompt and suffix are far longer than the context")
+        known = self._tokenize(prompt, special=False) if isinstance(prompt, str) else self.text_tokens(prompt)
+        tokens = [before, *known, after, *self._tokenize(suffix, special=False), gap]
+        self._put_bos(tokens)
         return self._fitting(tokens)
 
     def label_tokens(self, label: str) -> list[int]:

@@ -138,6 +138,7 @@ class ModelSupervisor:
                 id=0,
                 messages=request.messages,
                 prompt=request.prompt,
+                suffix=request.suffix,
                 sampling=request.sampling,
                 response_format=request.response_format,
                 tools=request.tools,

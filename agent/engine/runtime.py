@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agent.engine.grammar import Vocabulary
 from agent.structure import Tools
-from agent.types import Message
+from agent.types import Message, Prompt
 
 RUNTIMES = {"llama.cpp": "agent.engine.llama_cpp_runtime:LlamaCppRuntime"}
 
@@ -23,6 +23,11 @@ Row = NDArray[np.float32]  # logits, one per token of the vocabulary, before any
 
 class PromptRejected(Exception):
     """The messages cannot be turned into a prompt. ``str()`` never holds their text."""
+
+    def __init__(self, message: str, param: str = "") -> None:
+        """``param`` is at fault, where it is not the prompt itself."""
+        super().__init__(message)
+        self.param = param
 
 
 class PromptTooLong(Exception):
@@ -102,10 +107,17 @@ class Runtime(Protocol):
         """Render the chat template and tokenize. Raises PromptRejected or PromptTooLong."""
         ...
 
-    def text_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+    def text_tokens(self, prompt: Prompt) -> list[int]:
         """Tokenize a prompt that is no chat, or check one that is tokens already.
 
         Raises PromptRejected or PromptTooLong.
+        """
+        ...
+
+    def gap_tokens(self, prompt: Prompt, suffix: str) -> list[int]:
+        """Return the prompt that has the model write what belongs between these two texts.
+
+        Raises PromptRejected, also for a model that cannot, or PromptTooLong.
         """
         ...
 

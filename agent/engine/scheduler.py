@@ -56,18 +56,15 @@ class Scheduler:
             return
         try:
             rule = self._grammars.begin(ask.response_format, ask.tools)
-            if ask.prompt is None:
-                prompt = self._runtime.prompt_tokens(ask.messages, ask.tools)
-            else:
-                prompt = self._runtime.text_tokens(ask.prompt)
+            prompt = self._prompt(ask)
         except RuleRejected as error:
             self._refuse(ask.id, FailureKind.REJECTED, str(error), _ruled_by(ask))
             return
         except PromptRejected as error:
-            self._refuse(ask.id, FailureKind.REJECTED, str(error))
+            self._refuse(ask.id, FailureKind.REJECTED, str(error), error.param or frames.prompt_param(ask))
             return
         except PromptTooLong as error:
-            self._refuse(ask.id, FailureKind.CONTEXT_OVERFLOW, str(error))
+            self._refuse(ask.id, FailureKind.CONTEXT_OVERFLOW, str(error), frames.prompt_param(ask))
             return
         size = self._runtime.vocabulary_size
         if unknown := [token for token, _ in ask.sampling.logit_bias if not 0 <= token < size]:
@@ -87,6 +84,13 @@ class Scheduler:
         sequence.rule_param = _ruled_by(ask)
         sequence.scope = ask.scope
         self._waiting.append(sequence)
+
+    def _prompt(self, ask: frames.Generate) -> list[int]:
+        if ask.prompt is None:
+            return self._runtime.prompt_tokens(ask.messages, ask.tools)
+        if ask.suffix:
+            return self._runtime.gap_tokens(ask.prompt, ask.suffix)
+        return self._runtime.text_tokens(ask.prompt)
 
     def cancel(self, request_id: int) -> None:
         """End a request at the next step. Unknown ids are ignored: it may just have ended."""

@@ -78,7 +78,7 @@ class EnginePool:
             left_ms = None if one.deadline_at_ms is None else one.deadline_at_ms - self._now_ms()
             return model.generate(one, left_ms)
 
-        events = generate(request) if request.sampling.n == 1 else generate_choices(request, generate)
+        events = generate(request) if request.sampling.drawn == 1 else generate_choices(request, generate)
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event

@@ -105,7 +105,7 @@ class WorkerProcess(asyncio.SubprocessProtocol):
         try:
             request_id, inbox = self.submit(msgspec.structs.replace(ask, deadline_ms=left_ms))
         except frames.FrameError:
-            yield Failure(FailureKind.CONTEXT_OVERFLOW, "the prompt is far above the context")
+            yield Failure(FailureKind.CONTEXT_OVERFLOW, "the prompt is far above the context", frames.prompt_param(ask))
             return
         timer = _alarm(inbox, deadline)
         try:

@@ -95,7 +95,8 @@ class ScriptedEngine:
         try:
             for word, kind in FAILURES.items():
                 if word in said.split():
-                    yield Generation(model=MODEL, failure=Failure(kind, f"scripted {word}"))
+                    param = "messages" if request.prompt is None else "prompt"
+                    yield Generation(model=MODEL, failure=Failure(kind, f"scripted {word}", param))
                     return
             for index, part in enumerate(["echo:", *(f" {word}" for word in said.split())]):
                 alternatives = tuple(

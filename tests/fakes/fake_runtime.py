@@ -106,6 +106,9 @@ class FakeRuntime:
             raise PromptTooLong(f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}")
         return tokens
 
+    def gap_tokens(self, prompt, suffix):
+        return self.text_tokens(f"{prompt}_{suffix}")
+
     def label_tokens(self, label):
         return list(label.encode())
 

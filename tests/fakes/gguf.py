@@ -30,6 +30,15 @@ def gguf(*, magic=b"GGUF", version=3, metadata=METADATA, tensors=TENSORS, data=1
     return out + b"\0" * (-len(out) % 32) + b"\1" * data
 
 
+def with_metadata(whole, metadata):
+    """Return a valid file with more metadata, and all of its tensors as they are."""
+    added = b"".join(text(key) + struct.pack("<I", kind) + encode(kind, value) for key, kind, value in metadata)
+    filler = text("filler") + struct.pack("<I", STRING)
+    added += filler + text("x" * (-(len(added) + len(filler) + 8) % 32))  # the tensors stay aligned
+    (count,) = struct.unpack_from("<Q", whole, 16)
+    return whole[:16] + struct.pack("<Q", count + len(metadata) + 1) + added + whole[24:]
+
+
 def encode(kind, value):
     if kind == STRING:
         return text(value)

@@ -55,6 +55,42 @@ def test_prompts_as_evaluation_harnesses_send_them(client, prompt):
     assert answer.choices[0].text.startswith("a b c")
 
 
+def test_several_prompts_are_answered_in_their_order_and_stay_here(api, client):
+    answer = client.completions.create(model=MODEL, prompt=["a b", "unsure c", "d"], logprobs=0)
+    assert [(choice.index, choice.text) for choice in answer.choices] == [
+        (0, "echo: a b"),
+        (1, "echo: unsure c"),
+        (2, "echo: d"),
+    ]
+    assert [choice.logprobs.tokens[1] for choice in answer.choices] == [" a", " unsure", " d"]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (21, 8)
+    requests = answer.outrider["requests"]
+    assert [one["decision"] for one in requests] == ["answered", "uncertain", "answered"]
+    assert requests[1]["reason"] == "local_only"
+    records = [api.get(f"/v1/requests/{one['request_id']}").json() for one in requests]
+    assert [record["request"]["prompt"] for record in records] == ["a b", "unsure c", "d"]
+
+
+def test_one_prompt_that_fails_ends_the_others_and_is_named(api):
+    error = api.post("/v1/completions", {"model": MODEL, "prompt": ["hang", "overflow"]}).json()["error"]
+    assert (error["param"], error["message"]) == ("prompt[1]", "of prompt 1: scripted overflow")
+    assert api.engine.cancelled.acquire(timeout=20)
+
+
+def test_an_idempotency_key_names_one_prompt(api):
+    with api.client() as client:
+        body = {"model": MODEL, "prompt": ["a", "b"]}
+        error = client.post("/v1/completions", json=body, headers={"idempotency-key": "k"}).json()["error"]
+    assert error["param"] == "idempotency-key"
+
+
+def test_n_best_of_and_suffix_reach_the_engine(api, client):
+    client.completions.create(model=MODEL, prompt="", suffix="end", n=2, best_of=3)
+    asked = api.engine.asked[-1]
+    assert (asked.suffix, asked.sampling.n, asked.sampling.best_of) == ("end", 2, 3)
+    assert asked.route_mode == "local_only"
+
+
 def test_a_stream_puts_the_same_text_together(client):
     whole, lists, last = "", [], None
     for chunk in client.completions.create(
@@ -98,7 +134,13 @@ def test_unsure_goes_to_a_target_as_a_chat(tmp_path):
         ({"prompt": None}, "missing_required_parameter", "prompt"),
         ({"prompt": ""}, "invalid_value", "prompt"),
         ({"prompt": []}, "invalid_value", "prompt"),
-        ({"prompt": ["a", "b"]}, "unsupported_parameter", "prompt"),
+        ({"prompt": ["a", ""]}, "invalid_value", "prompt[1]"),
+        ({"prompt": ["a", [1, "b"]]}, "invalid_type", "prompt[1]"),
+        ({"prompt": ["a"] * 2049}, "invalid_value", "prompt"),
+        ({"prompt": ["a", "b"], "stream": True}, "invalid_value", "stream"),
+        ({"prompt": ["a", "b"], "outrider": {"route_mode": "cloud_first"}}, "contradiction", "outrider.route_mode"),
+        ({"prompt": ["a", "overflow b"]}, "context_length_exceeded", "prompt[1]"),
+        ({"prompt": "overflow b"}, "context_length_exceeded", "prompt"),
         ({"prompt": [1, "b"]}, "invalid_type", "prompt"),
         ({"prompt": [1, True]}, "invalid_type", "prompt"),
         ({"prompt": [-1]}, "invalid_value", "prompt"),
@@ -106,8 +148,11 @@ def test_unsure_goes_to_a_target_as_a_chat(tmp_path):
         ({"max_tokens": -1}, "invalid_value", "max_tokens"),
         ({"logprobs": True}, "invalid_type", "logprobs"),
         ({"logprobs": 21}, "invalid_value", "logprobs"),
-        ({"suffix": "end"}, "unsupported_parameter", "suffix"),
-        ({"best_of": 2}, "unsupported_parameter", "best_of"),
+        ({"suffix": 1}, "invalid_type", "suffix"),
+        ({"suffix": "end", "echo": True}, "invalid_value", "echo"),
+        ({"n": 17}, "invalid_value", "n"),
+        ({"n": 3, "best_of": 2}, "invalid_value", "best_of"),
+        ({"n": 2, "best_of": 3, "stream": True}, "invalid_value", "best_of"),
         ({"messages": []}, "unknown_parameter", "messages"),
         ({"echo": True, "outrider": {"route_mode": "cloud_only"}}, "contradiction", "outrider.route_mode"),
         ({"model": "absent"}, "model_not_found", "model"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from agent.api.classify_request import parse_classify
-from agent.api.completion_request import UNSUPPORTED, parse_completion
+from agent.api.completion_request import parse_completion
 from agent.api.wire import error_object
 from agent.errors import RequestError
 from agent.settings import RoutingSettings, ServerSettings
@@ -19,7 +19,7 @@ values = st.recursive(
     max_leaves=8,
 )
 NAMES = [
-    *UNSUPPORTED, "prompt", "echo", "max_tokens", "logprobs", "temperature", "top_p", "seed", "stop", "stream",
+    "n", "best_of", "suffix", "prompt", "echo", "min_tokens", "ignore_eos", "max_tokens", "logprobs", "temperature", "top_p", "seed", "stop", "stream",
     "stream_options", "labels", "input", "messages", "metadata", "user", "outrider",
 ]  # fmt: skip
 given_bodies = st.dictionaries(st.sampled_from(NAMES), values, max_size=5)

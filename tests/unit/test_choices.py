@@ -5,18 +5,18 @@ import asyncio
 import pytest
 
 from agent.engine.choices import generate_choices
-from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, Message, Sampling
+from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, Message, Sampling, Token
 
 
-def request(n=3, seed=7):
-    return InferenceRequest(
-        id="r", model="m", messages=(Message("user", "hi"),), sampling=Sampling(n=n, seed=seed), received_at_ms=0
-    )
+def request(n=3, seed=7, best_of=1):
+    sampling = Sampling(n=n, seed=seed, best_of=best_of)
+    return InferenceRequest(id="r", model="m", messages=(Message("user", "hi"),), sampling=sampling, received_at_ms=0)
 
 
 class Engine:
-    def __init__(self, *, fails=(), raises=False):
+    def __init__(self, *, fails=(), raises=False, logprobs=None):
         self.fails, self.raises = fails, raises
+        self.logprobs = logprobs or {}  # of the tokens, by seed
         self.begun, self.closed = [], []
 
     async def generate(self, asked):
@@ -33,7 +33,8 @@ class Engine:
             yield Delta(f"{seed} ")
             await asyncio.sleep(0)
             yield Delta("end")
-            yield Generation(text=f"{seed} end", finish_reason="stop", output_tokens=2, prompt_tokens=5)
+            tokens = tuple(Token(n, b"", figure, -9.0, 0.0) for n, figure in enumerate(self.logprobs.get(seed, ())))
+            yield Generation(text=f"{seed} end", finish_reason="stop", tokens=tokens, output_tokens=2, prompt_tokens=5)
         finally:
             self.closed.append(seed)
 
@@ -49,6 +50,13 @@ async def test_each_answer_has_its_seed_its_index_and_its_text():
     assert [last.text, *(other.text for other in last.others)] == texts
     assert (last.prompt_tokens, last.output_tokens) == (5, 6)
     assert [other.finish_reason for other in last.others] == ["stop", "stop"]
+
+
+async def test_the_best_by_mean_log_probability_are_told_and_all_are_counted():
+    engine = Engine(logprobs={7: (-1.0, -1.0), 8: (-0.2, -0.4, -0.3), 9: (), 10: (-0.5,)})
+    *_, last = await collect(engine, request(n=2, best_of=4))
+    assert [last.text, *(other.text for other in last.others)] == ["8 end", "10 end"]
+    assert last.output_tokens == 8
 
 
 async def test_the_others_wait_for_the_first_token_of_the_first():
