@@ -89,7 +89,7 @@ async def serve(
         stack.callback(listener.close)
         tokens = load_tokens(config.data_path)
         store = open_store(config.data_path)
-        catalog = AdapterCatalog(config.adapters, resolve or store.resolve, store.list)
+        catalog = AdapterCatalog(config.adapters, resolve or store.resolve, store.served)
         engine = EnginePool(config.engine, catalog.resolve, worker_command=worker_command)
         dispatcher = Dispatcher(
             storage,

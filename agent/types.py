@@ -305,11 +305,21 @@ class AdapterFile(msgspec.Struct, frozen=True, kw_only=True):
     scale: float  # factor of its effect
 
 
+class ModelFormat(StrEnum):
+    """What the files of a model are, and so which runtime reads them."""
+
+    GGUF = "gguf"
+    CHECKPOINT = "checkpoint"  # Hugging Face safetensors: a source of others, never run
+    ONNX_GENERATION = "onnx_generation"
+    ONNX_ENCODER = "onnx_encoder"
+
+
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified model file and how to speak to it."""
+    """A verified model and how to speak to it."""
 
     name: str
-    path: str
+    path: str  # of the one file of a GGUF; of the folder with the files of any other format
+    format: ModelFormat = ModelFormat.GGUF
     sha256: str  # the model digest: what a calibration and a quarantine are keyed by; covers the adapter
     context_tokens: int  # most tokens the model was made for
     chat_template: str | None = None  # overrides the template in the file

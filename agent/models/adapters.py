@@ -19,7 +19,7 @@ from agent.models.gguf_check import check_gguf
 from agent.models.store import ModelEntry, ModelState
 from agent.settings import AdapterSettings
 from agent.telemetry import LOG
-from agent.types import AdapterFile, ModelFile
+from agent.types import AdapterFile, ModelFile, ModelFormat
 
 PEFT_CONFIG = "adapter_config.json"
 
@@ -80,7 +80,10 @@ class AdapterCatalog:
         return ModelEntry(
             name=adapter.name,
             title=f"LoRA adapter on {adapter.model}, scale {adapter.scale:g}",
+            format=ModelFormat.GGUF,
             licence="",
+            parameters=base.parameters if base else None,
+            tasks=base.tasks if base else (),
             state=base.state if base is not None and usable else ModelState.MISSING,
             bytes=path.stat().st_size if usable else 0,
             sha256=self._digests.get(adapter.name, ""),

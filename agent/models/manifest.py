@@ -15,48 +15,80 @@ import msgspec
 from msgspec import Meta
 
 from agent.errors import ConfigError, ModelNotFound
+from agent.models.artifact import FileName, ModelName, Sha256
+from agent.types import ModelFormat
 
-_ModelName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-_FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-_Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Profile = Literal["cpu", "npu", "phone"]
+"""A class of hardware with its budget."""
+
+
 _RelativePath = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")]
+_Commit = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$")]
+_Repository = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
 
-class ModelWeights(_Strict, frozen=True):
-    """The one file that holds the weights."""
+class ManifestFile(_Strict, frozen=True, kw_only=True):
+    """One file of a model; ``bytes`` and ``sha256`` are written only where they were seen."""
 
-    name: _FileName
-    bytes: Annotated[int, Meta(ge=1)]
-    sha256: _Sha256
+    name: FileName
+    bytes: Annotated[int, Meta(ge=1)] | None = None
+    sha256: Sha256 | None = None
 
 
-class PackageSource(_Strict, frozen=True):
-    """A Python distribution that carries the file; it is read, never imported."""
+class PackageSource(_Strict, frozen=True, kw_only=True, tag="package", tag_field="kind"):
+    """A Python distribution that carries the one file; it is read, never imported."""
 
     distribution: Annotated[str, Meta(min_length=1)]
     version: Annotated[str, Meta(min_length=1)]  # the only one that is accepted
     path: _RelativePath  # inside site-packages
 
 
-class ModelSpec(_Strict, frozen=True):
+class HubSource(_Strict, frozen=True, kw_only=True, tag="hub", tag_field="kind"):
+    """A repository on a Hugging Face hub."""
+
+    repository: _Repository
+    pin: Literal["commit", "first-pull"]  # first-pull: the first pull records commit and digests in the lock file
+    revision: _Commit | None = None
+
+
+class UrlSource(_Strict, frozen=True, kw_only=True, tag="url", tag_field="kind"):
+    """A plain https URL of the one file."""
+
+    url: Annotated[str, Meta(pattern=r"^https://[^\s]+$")]
+
+
+class ModelSpec(_Strict, frozen=True, kw_only=True):
     """One model."""
 
-    name: _ModelName
+    name: ModelName
     title: str
-    licence: Annotated[str, Meta(min_length=1)]  # SPDX expression
+    format: ModelFormat
+    licence: Annotated[str, Meta(min_length=1)]  # SPDX expression, or the licence's own name
+    licence_url: str = ""
+    accept: bool = False  # whether a person has to accept the licence before a pull
+    family: str  # architecture as the formats name it: llama, qwen2, qwen3, gemma3, ...
+    parameters: Annotated[int, Meta(ge=1)] | None = None
+    tasks: Annotated[tuple[Literal["chat", "classify", "embed", "rerank"], ...], Meta(min_length=1)] = ("chat",)
     context_tokens: Annotated[int, Meta(ge=256)]  # most tokens the model was made for
-    file: ModelWeights
-    source: PackageSource
+    files: Annotated[tuple[ManifestFile, ...], Meta(min_length=1)]
+    source: PackageSource | HubSource | UrlSource
+    memory_mib: dict[Profile, Annotated[int, Meta(ge=1)]] = {}  # to run it on that class of hardware
+    recipes: dict[Profile, str] = {}  # what `outrider quantize --target` makes of it
     chat_template: str | None = None  # overrides the template in the file
     system_prompt: str | None = None  # used when a request has none
     remark: str = ""
 
+    @property
+    def pinned(self) -> bool:
+        """Whether every byte is known beforehand."""
+        return all(file.sha256 is not None for file in self.files)
 
-class _Document(_Strict, frozen=True):
+
+class _Document(_Strict, frozen=True, kw_only=True):
     schema: Literal[1]
     models: Annotated[tuple[ModelSpec, ...], Meta(min_length=1)]
 
@@ -66,15 +98,21 @@ class Manifest(msgspec.Struct, frozen=True):
 
     models: tuple[ModelSpec, ...]
 
+    def find(self, name: str) -> ModelSpec | None:
+        return next((spec for spec in self.models if spec.name == name), None)
+
     def get(self, name: str) -> ModelSpec:
         """Return the model of that exact name; raise ModelNotFound with the nearest names."""
-        for spec in self.models:
-            if spec.name == name:
-                return spec
-        known = [spec.name for spec in self.models]
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(known)}"
-        raise ModelNotFound(f"there is no model {name[:80]!r}; {hint}", param="model")
+        if found := self.find(name):
+            return found
+        raise unknown_model(name, [spec.name for spec in self.models])
+
+
+def unknown_model(name: str, known: list[str]) -> ModelNotFound:
+    """Return the error for a name that nothing has, with the nearest that something has."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(known)}"
+    return ModelNotFound(f"there is no model {name[:80]!r}; {hint}", param="model")
 
 
 def manifest_path() -> Path:
@@ -100,13 +138,32 @@ def load_manifest(path: Path | None = None) -> Manifest:
 def parse_manifest(text: str) -> Manifest:
     """Return the manifest in ``text``. Raises ValueError naming the key at fault."""
     document = msgspec.convert(json.loads(text, object_pairs_hook=_without_duplicates), _Document)
-    for what, values in (
-        ("name", [spec.name for spec in document.models]),
-        ("sha256", [spec.file.sha256 for spec in document.models]),
-    ):
+    digests = [file.sha256 for spec in document.models for file in spec.files if file.sha256]
+    for what, values in (("name", [spec.name for spec in document.models]), ("sha256", digests)):
         if twice := sorted({value for value in values if values.count(value) > 1}):
-            raise ValueError(f"the {what} {twice[0]} is used by two models")
+            raise ValueError(f"the {what} {twice[0]} is used twice")
+    for spec in document.models:
+        if fault := _fault(spec):
+            raise ValueError(f"model {spec.name}: {fault}")
     return Manifest(document.models)
+
+
+def _fault(spec: ModelSpec) -> str | None:
+    """Return what the types alone do not say, or None."""
+    if len({file.name for file in spec.files}) < len(spec.files):
+        return "a file name is used twice"
+    if any((file.sha256 is None) != (file.bytes is None) for file in spec.files):
+        return "bytes and sha256 of a file go together"
+    source = spec.source
+    if isinstance(source, HubSource):
+        if source.pin == "first-pull" and (source.revision or any(file.sha256 for file in spec.files)):
+            return 'pin = "first-pull" means that nothing is known yet: leave revision, bytes and sha256 out'
+        if source.pin == "commit" and not (source.revision and spec.pinned):
+            return 'pin = "commit" needs the revision and bytes and sha256 of every file'
+        return None
+    if len(spec.files) != 1 or not spec.pinned:
+        return "a package or URL carries one file, with bytes and sha256"
+    return None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

