@@ -13,7 +13,7 @@ from agent.models.gguf_check import check_gguf
 from agent.models.peft_conversion import convert, read_safetensors, reordered
 from agent.models.store import ModelEntry, ModelState
 from agent.settings import AdapterSettings
-from agent.types import ModelFile
+from agent.types import ModelFile, ModelFormat
 
 HEADS = (("llama.attention.head_count", U32, 9), ("llama.attention.head_count_kv", U32, 3))
 QUERY = 576 * 576 * 4
@@ -46,7 +46,7 @@ def adapter(path, *, metadata=ADAPTER, tensors=(A, B)):
 def catalog(base, path, **settings):
     file = ModelFile(name="small", path=str(base), sha256="b" * 64, context_tokens=4096)
     entry = ModelEntry(
-        name="small", title="", licence="MIT", state=ModelState.INSTALLED, bytes=1, sha256="b" * 64,
+        name="small", title="", format=ModelFormat.GGUF, parameters=None, tasks=("chat",), licence="MIT", state=ModelState.INSTALLED, bytes=1, sha256="b" * 64,
         context_tokens=4096, source="", path=str(base),
     )  # fmt: skip
     given = {"name": "alias", "model": "small", "path": str(path)} | settings
