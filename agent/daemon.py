@@ -26,6 +26,7 @@ from agent import __version__, configuration, device, executable
 from agent.api.app import ApiDeps, ApiServer, check_tls, create_app, uvicorn_config
 from agent.api.auth import load_tokens
 from agent.confidence.estimators import estimator
+from agent.confidence.fields import field_judge
 from agent.configuration import LoadedSettings
 from agent.engine.supervisor import EnginePool
 from agent.errors import AddressInUse, OutriderError
@@ -109,7 +110,15 @@ async def serve(
             _warn_about_egress(live.settings)
             return live.settings
 
-        pipeline = Pipeline(engine, storage.journal, judge, live.policy, now_ms, dispatcher.wake)
+        pipeline = Pipeline(
+            engine,
+            storage.journal,
+            judge,
+            live.policy,
+            now_ms,
+            dispatcher.wake,
+            field_judge(config.confidence.estimator),
+        )
         stack.push_async_callback(pipeline.flush)
         if recovered := await storage.recover(now_ms(), pipeline.decide_cut_short):
             LOG.info("%d requests were running when the daemon last stopped; settled", recovered)

@@ -18,6 +18,7 @@ from agent import routing
 from agent.classification import Classifier, LabelEngine
 from agent.confidence import labels as label_confidence
 from agent.confidence.estimators import Estimator
+from agent.confidence.fields import FieldJudge
 from agent.errors import (
     Busy,
     ContextOverflow,
@@ -129,10 +130,12 @@ class Pipeline:
         policy: Callable[[], routing.Policy],
         now_ms: Callable[[], int],
         wake_dispatcher: Callable[[], None],
+        judge_fields: FieldJudge,
     ) -> None:
         self._engine = engine
         self._journal = journal
         self._judge = estimator
+        self._judge_fields = judge_fields
         self._policy = policy
         self._now_ms = now_ms
         self._wake_dispatcher = wake_dispatcher
@@ -160,7 +163,7 @@ class Pipeline:
                 async with aclosing(self._generate(request)) as events:
                     async for event in events:
                         if isinstance(event, Generation):
-                            generation = event
+                            generation = self._judge_fields(request, event)
                         else:
                             yield event
             confidence = self._confidence(request, generation) if generation else None

@@ -6,6 +6,12 @@ from enum import StrEnum
 
 import msgspec
 
+# How a model writes a call, and how it is read back: agent.engine.call_markup.
+CALL_OPEN = "<tool_call>"
+CALL_NAME = '\n{"name": "'
+CALL_ARGUMENTS = '", "arguments": '
+CALL_CLOSE = "}\n</tool_call>"
+
 
 class FormatKind(StrEnum):
     """The ways to say what an answer must look like."""

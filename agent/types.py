@@ -162,6 +162,8 @@ class Token(msgspec.Struct, frozen=True, omit_defaults=True):
     top: tuple[TopToken, ...] = ()  # only when the caller asked
     forced: bool = False  # a format or tool left no choice about these bytes: they say nothing of the model
     allowed_mass: float = 1.0  # unconstrained probability of all that was allowed here, 0..1
+    forced_bytes: int = 0  # of its bytes, how many the format forced before it left a choice
+    null_mass: float | None = None  # unconstrained probability of null behind those, where a value may begin; 0..1
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -197,6 +199,13 @@ class Failure(msgspec.Struct, frozen=True):
     param: str = "messages"  # the parameter that is at fault, where one is
 
 
+class FieldConfidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How sure one value of a JSON answer is."""
+
+    score: float | None  # 0..1; None: no choice carried it
+    null_probability: float | None = None  # what null had in its place, unconstrained; None: the format forbids null
+
+
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """A further answer to the same prompt."""
 
@@ -205,6 +214,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[Token, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     incomplete: bool = False
+    fields: dict[str, FieldConfidence] = {}  # by JSON pointer
 
 
 class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +238,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[Token, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     incomplete: bool = False  # cut off before it was what its format or tools ask for
+    fields: dict[str, FieldConfidence] = {}  # of an answer in JSON or of calls, by JSON pointer
     others: tuple[Choice, ...] = ()  # the answers after the first, where ``n`` asked for them
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -13,7 +13,7 @@ from agent.errors import OutriderError, QueueFull, StillRunning, Unresolved
 from agent.pipeline import refusal
 from agent.records import RequestRecord, RequestState
 from agent.structure import ToolCall
-from agent.types import Action, Choice, OnLowConfidence, Reason, Token
+from agent.types import Action, Choice, FieldConfidence, OnLowConfidence, Reason, Token
 
 LOCAL = "local"
 IMPOSSIBLE = -9999.0  # the OpenAI API's logprob of a token that is not among the likely ones
@@ -33,6 +33,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int = 0
     tokens: tuple[Token, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    fields: dict[str, FieldConfidence] = {}  # of an answer in JSON or of calls, by JSON pointer
     others: tuple[Choice, ...] = ()  # answers after the first, where the request asked for several
 
 
@@ -87,6 +88,7 @@ def _draft(record: RequestRecord) -> Answer | None:
         output_tokens=generation.output_tokens,
         tokens=generation.tokens,
         tool_calls=generation.tool_calls,
+        fields=generation.fields,
         others=generation.others,
     )
 
@@ -130,6 +132,15 @@ def outrider_object(record: RequestRecord, answer: Answer) -> dict[str, Any]:
     }
     if decision is not None and decision.threshold is not None:
         found["threshold"] = decision.threshold
+    answers: list[Answer | Choice] = [answer, *answer.others]
+    if any(said.fields for said in answers):
+        found["fields"] = [
+            {
+                pointer: {"confidence": field.score, "null_probability": field.null_probability}
+                for pointer, field in said.fields.items()
+            }
+            for said in answers
+        ]
     return found
 
 

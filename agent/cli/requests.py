@@ -126,10 +126,19 @@ def explanation(record: dict[str, Any]) -> str:
         f"confidence  {_number(confidence.get('score'))} ({confidence.get('estimator', 'no estimator')}, {calibrated})"
     )
     lines += [f"signal      {name} = {_number(value)}" for name, value in (confidence.get("signals") or {}).items()]
+    for choice, said in enumerate([generation, *(generation.get("others") or ())]):
+        place = f"choice {choice}: " if generation.get("others") else ""
+        lines += [_field(place + pointer, field) for pointer, field in (said.get("fields") or {}).items()]
     if failure := generation.get("failure"):
         lines.append(f"failure     {failure['kind']}: {printable(failure['message'])}")
     lines += [f"trace       {step}" for step in decision.get("trace", ())]
     return "\n".join(lines)
+
+
+def _field(place: str, field: dict[str, Any]) -> str:
+    null = field.get("null_probability")
+    beside = "" if null is None else f", null had {_number(null)}"
+    return f"field       {printable(place) or '(the whole)'} = {_number(field.get('score'))}{beside}"
 
 
 def _score(row: dict[str, Any]) -> str:

@@ -79,11 +79,33 @@ SCORES: Mapping[str, Callable[[Mapping[str, float]], float]] = {
 VERSION = 1
 
 
-def estimator(name: str) -> Estimator:
-    """Return the estimator of that name. Raises ConfigError with the known names."""
+def score_of(name: str) -> Callable[[Sequence[Token]], float | None]:
+    """Return how the estimator of that name scores some tokens: 0..1, or None without a choice among them.
+
+    Raises ConfigError with the known names.
+    """
+    scale = _scale(name)
+
+    def score(tokens: Sequence[Token]) -> float | None:
+        found = signals(tokens)
+        return _within_bounds(scale(found)) if found else None
+
+    return score
+
+
+def _scale(name: str) -> Callable[[Mapping[str, float]], float]:
     if name not in SCORES:
         raise ConfigError(f"confidence.estimator = {name!r} is not known; use one of {', '.join(sorted(SCORES))}")
-    score_of = SCORES[name]
+    return SCORES[name]
+
+
+def _within_bounds(score: float) -> float:
+    return min(1.0, max(0.0, score))
+
+
+def estimator(name: str) -> Estimator:
+    """Return the estimator of that name. Raises ConfigError with the known names."""
+    scale = _scale(name)
     label = f"{name}@{VERSION}"
 
     def judge(generation: Generation) -> Confidence:
@@ -92,8 +114,8 @@ def estimator(name: str) -> Estimator:
         found = [signals(tokens) for tokens in answers]
         if not all(found) or not found:
             return Confidence(score=None, estimator=label)
-        lowest = min(found, key=score_of)
-        raw = min(1.0, max(0.0, score_of(lowest)))
+        lowest = min(found, key=scale)
+        raw = _within_bounds(scale(lowest))
         incomplete = generation.incomplete or any(other.incomplete for other in generation.others)
         return Confidence(score=0.0 if incomplete else raw, raw=raw, estimator=label, signals=lowest)
 

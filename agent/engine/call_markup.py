@@ -18,13 +18,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from agent.structure import CallPiece, ToolCall, ToolFunction
+from agent.structure import CALL_ARGUMENTS, CALL_CLOSE, CALL_NAME, CALL_OPEN, CallPiece, ToolCall, ToolFunction
 from agent.types import Message
 
-OPEN = "<tool_call>"
-NAME = '\n{"name": "'
-ARGUMENTS = '", "arguments": '
-CLOSE = "}\n</tool_call>"
+OPEN, NAME, ARGUMENTS, CLOSE = CALL_OPEN, CALL_NAME, CALL_ARGUMENTS, CALL_CLOSE
 _HEAD = re.compile(re.escape(NAME) + '([^"]*)' + re.escape(ARGUMENTS))
 
 INSTRUCTION = (

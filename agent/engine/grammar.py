@@ -9,6 +9,7 @@ the grammar's doing, and an unsure model cannot drift into whitespace without en
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -67,17 +68,41 @@ class Vocabulary(NamedTuple):
     tokenize: Callable[[bytes], list[int]]
 
 
+class NullSpellings:
+    """The tokens by which ``null`` can begin, by the bytes before it in the same token (such as a space)."""
+
+    _NULL = re.compile(rb"([\": ,\[]{0,4})n(?:u|ul|ull.*)?", re.DOTALL)
+    _LETTER = re.compile(rb"([\": ,\[]{0,4})x")  # begins no value of JSON: where it is allowed, a string goes on
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        self._null: dict[bytes, list[int]] = {}
+        self._letter: dict[bytes, int] = {}
+        for index, token in enumerate(tokens):
+            if found := self._NULL.fullmatch(token):
+                self._null.setdefault(found[1], []).append(index)
+            if found := self._LETTER.fullmatch(token):
+                self._letter[found[1]] = index
+
+    def among(self, allowed: Mask, before: bytes) -> list[int]:
+        """Return those that are allowed behind these forced bytes, where a value may begin."""
+        letter = self._letter.get(before)
+        if letter is not None and allowed[letter]:
+            return []
+        return [token for token in self._null.get(before, ()) if allowed[token]]
+
+
 class Constraint:
     """A rule at work in one answer."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, size: int) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, size: int, nulls: NullSpellings) -> None:
         self._matcher = matcher
         self._size = size
+        self._nulls = nulls
         self._words: NDArray[np.uint8] = np.zeros((size + 31) // 32 * 4, np.uint8)
 
     def fresh(self) -> Constraint:
         """Return a copy that can be at work by itself."""
-        return Constraint(self._matcher.deep_copy(), self._size)
+        return Constraint(self._matcher.deep_copy(), self._size, self._nulls)
 
     def allowed(self) -> Mask:
         """Return which tokens may come next, those that end the answer among them. Raises RuleBroken."""
@@ -87,9 +112,13 @@ class Constraint:
             raise RuleBroken(_reason(self._matcher) or "no token can follow")
         return mask
 
-    def forces(self, text_bytes: bytes) -> bool:
-        """Return whether the rule leaves no choice about these bytes, however they are cut into tokens."""
-        return bool(self._matcher.compute_ff_bytes().startswith(text_bytes))
+    def forced_bytes(self) -> bytes:
+        """Return the bytes that come next in any case, however they are cut into tokens."""
+        return self._matcher.compute_ff_bytes()
+
+    def nulls(self, allowed: Mask, forced: bytes) -> list[int]:
+        """Return the allowed tokens by which, after the forced bytes, a value that is null begins."""
+        return self._nulls.among(allowed, forced)
 
     def forced_tokens(self) -> list[int]:
         """Return the tokens that must come next, spelled as the tokenizer spells them whatever follows.
@@ -157,6 +186,7 @@ class Grammars:
         self._vocabulary = vocabulary
         self._size = size
         self._tokenizer: llguidance.LLTokenizer | None = None
+        self._nulls = NullSpellings(())
         self._lock = threading.Lock()
         self._kept: OrderedDict[bytes, Compiling] = OrderedDict()
 
@@ -186,7 +216,7 @@ class Grammars:
         matcher = llguidance.LLMatcher(self._native_tokenizer(), text, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise RuleRejected(_reason(matcher))
-        compiled = Constraint(matcher, self._size)
+        compiled = Constraint(matcher, self._size, self._nulls)
         try:
             compiled.fresh().allowed()
         except RuleBroken as error:
@@ -197,6 +227,7 @@ class Grammars:
         with self._lock:
             if self._tokenizer is None:
                 vocabulary = self._vocabulary()
+                self._nulls = NullSpellings(vocabulary.tokens)
                 self._tokenizer = llguidance.LLTokenizer(
                     llguidance.TokenizerWrapper(_Tokenizer(vocabulary)),
                     n_vocab=self._size,

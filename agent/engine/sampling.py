@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,10 @@ class Observer:
     def mass(self, mask: Mask) -> float:
         """Return the probability of the masked tokens together, 0..1."""
         return min(1.0, float(self._weights @ mask) / math.exp(self._log_total))
+
+    def mass_of(self, tokens: Sequence[int]) -> float:
+        """Return the probability of some tokens together, 0..1."""
+        return min(1.0, float(self._weights[tokens].sum()) / math.exp(self._log_total))
 
     def describe(self, token: int, text_bytes: bytes, top: int) -> tuple[Token, list[int]]:
         """Return the token with its figures, and the ids of the ``top`` best.

@@ -276,17 +276,22 @@ class Scheduler:
         """The tokens that end no answer."""
         return np.array([not self._runtime.ends(token) for token in range(self._runtime.vocabulary_size)])
 
-    def _describe(self, sequence: Sequence, drawn: int, allowed: Mask | None) -> Token:
+    def _describe(self, sequence: Sequence, chosen: int, allowed: Mask | None) -> Token:
+        observer, constraint = self._observer, sequence.constraint
         # Before ``describe``, which uses the observer's figures up.
-        mass = 1.0 if allowed is None else self._observer.mass(allowed)
-        token, best = self._observer.describe(drawn, self._runtime.piece(drawn), sequence.sampling.top_logprobs)
+        mass = 1.0 if allowed is None else observer.mass(allowed)
+        forced = constraint.forced_bytes() if constraint else b""
+        nulls = [] if constraint is None or allowed is None else constraint.nulls(allowed, forced)
+        null_mass = observer.mass_of(nulls) if nulls else None
+        token, best = observer.describe(chosen, self._runtime.piece(chosen), sequence.sampling.top_logprobs)
         if best:
             top = tuple(TopToken(other.id, self._runtime.piece(other.id), other.logprob) for other in token.top)
             token = msgspec.structs.replace(token, top=top)
-        if sequence.constraint is not None:
-            forced = sequence.constraint.forces(token.text_bytes)
-            token = msgspec.structs.replace(token, forced=forced, allowed_mass=mass)
-        return token
+        if constraint is None:
+            return token
+        if forced.startswith(token.text_bytes):
+            return msgspec.structs.replace(token, forced=True, allowed_mass=mass)
+        return msgspec.structs.replace(token, allowed_mass=mass, forced_bytes=len(forced), null_mass=null_mass)
 
     def _end(
         self,

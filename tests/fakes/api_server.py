@@ -28,6 +28,7 @@ import msgspec
 from agent.api.app import ApiDeps, ApiServer, create_app, uvicorn_config
 from agent.api.auth import Tokens
 from agent.confidence.estimators import estimator
+from agent.confidence.fields import field_judge
 from agent.engine.supervisor import WorkerState, WorkerStatus
 from agent.escalation.dispatcher import Dispatcher
 from agent.pipeline import Pipeline
@@ -264,6 +265,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         ),
         now_ms,
         dispatcher.wake,
+        field_judge("lowest_tenth"),
     )
     app = create_app(
         ApiDeps(

@@ -8,6 +8,7 @@ import pytest
 
 from agent import routing
 from agent.confidence.estimators import estimator
+from agent.confidence.fields import field_judge
 from agent.errors import Busy, ContextOverflow, DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull, WrongState
 from agent.identifiers import uuid7
 from agent.pipeline import Pipeline, Verdict
@@ -65,6 +66,7 @@ class Road:
             lambda: self.policy,
             lambda: NOW,
             self.wake,
+            field_judge("lowest_tenth"),
         )
 
     def wake(self):

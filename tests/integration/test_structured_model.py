@@ -73,7 +73,13 @@ def test_a_pydantic_model_comes_back_parsed(client):
     assert (person.name, person.age, person.city) == ("John Smith", 42, "Paris")
     assert answer.choices[0].finish_reason == "stop"
     # Keys and punctuation are left out of the score: the values are what the model is sure of.
-    assert answer.model_extra["outrider"]["confidence"] > 0.5
+    verdict = answer.model_extra["outrider"]
+    assert verdict["confidence"] > 0.5
+    (fields,) = verdict["fields"]
+    assert list(fields) == ["/name", "/age", "/city"]
+    assert all(verdict["confidence"] - 1e-6 <= field["confidence"] <= 1 for field in fields.values())
+    # Only the city may be null.
+    assert [field["null_probability"] is None for field in fields.values()] == [True, True, False]
 
 
 def test_a_stream_validates_too_and_has_the_log_probabilities_of_every_token(client):
@@ -85,6 +91,7 @@ def test_a_stream_validates_too_and_has_the_log_probabilities_of_every_token(cli
     assert b"".join(bytes(token.bytes) for token in logprobs).decode() == text
     assert all(token.logprob <= 0 and len(token.top_logprobs) == 2 for token in logprobs)
     assert verdict["decision"] == "answered"
+    assert set(verdict["fields"][0]) == {"/name", "/age", "/city"}
 
 
 def test_any_json_object(client):
@@ -125,13 +132,14 @@ def test_a_tool_is_called_and_its_result_is_answered(client):
 
 
 def test_calls_stream_with_their_log_probabilities(client):
-    text, calls, reason, logprobs, _ = streamed(
+    text, calls, reason, logprobs, verdict = streamed(
         client, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, logprobs=True
     )
     assert (text, reason) == ("", "tool_calls")
     assert [call["name"] for call in calls] == ["get_weather"]
     assert calls[0]["id"].startswith("call_")
     assert json.loads(calls[0]["arguments"])["city"]
+    assert verdict["fields"][0]["/tool_calls/0/function/arguments/city"]["confidence"] > 0.3
     whole = b"".join(bytes(token.bytes) for token in logprobs).decode()
     assert whole.startswith("<tool_call>")
     assert calls[0]["arguments"] in whole

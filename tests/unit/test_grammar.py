@@ -135,7 +135,7 @@ def test_a_mark_in_free_text_leads_to_a_call():
     for byte in b"I will see: <tool_call>":
         assert matcher.accept(byte)
     assert not matcher.satisfied
-    assert matcher.forces(b'\n{"name": "')
+    assert matcher.forced_bytes() == b'\n{"name": "'
     matcher = Grammars(FakeRuntime().vocabulary, 257).begin(None, Tools(functions=TOOLS)).constraint()
     for byte in b"a < b, and no tool is needed":
         assert matcher.accept(byte)
@@ -251,3 +251,19 @@ def test_a_fault_while_compiling_is_a_refusal():
     assert compiling.ready(10)
     with pytest.raises(RuleRejected, match="ZeroDivisionError"):
         compiling.constraint()
+
+
+def test_the_probability_of_null_is_told_where_a_value_begins():
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": ["string", "null"], "maxLength": 9}, "kind": {"enum": ["no", "yes"]}},
+        "required": ["name", "kind"],
+        "additionalProperties": False,
+    }
+    for seed in range(5):
+        text, tokens, _ = run(as_schema(**schema), seed=seed)
+        told = [token for token in tokens if token.null_mass is not None]
+        # Of the two bytes that can follow, one begins null; in a string and at another choice there is no null.
+        assert [token.text_bytes for token in told][:1] == [text[len('{"name": ')].encode()]
+        assert told[0].null_mass == pytest.approx(1 / 257, rel=1e-3)
+        assert len(told) <= 2
