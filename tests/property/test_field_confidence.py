@@ -14,7 +14,11 @@ from agent.types import Choice, FieldConfidence, Generation, InferenceRequest, T
 
 JSON = OutputFormat(kind=FormatKind.JSON_OBJECT)
 DOCUMENTS = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -149,7 +153,10 @@ def test_the_number_of_fields_is_bounded():
 
 
 def test_a_record_of_before_can_still_be_read():
-    old = {"text": "x", "tokens": [{"id": 1, "text_bytes": b"x", "logprob": -1.0, "runner_up_logprob": -2.0, "entropy": 0.1}]}
+    old = {
+        "text": "x",
+        "tokens": [{"id": 1, "text_bytes": b"x", "logprob": -1.0, "runner_up_logprob": -2.0, "entropy": 0.1}],
+    }
     found = msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Generation)
     assert found.fields == {}
     assert found.tokens[0].null_mass is None
