@@ -29,6 +29,7 @@ from agent.engine.runtime import (
 from agent.engine.sampling import NoDistribution, Observer
 from agent.types import Failure, FailureKind, Token, TopToken
 
+BEST_STEPS = 2  # steps in one decode of the search for the best: few look less far than needed
 MOST_NODES = 2048  # inner nodes in the context at once, unless a single label has more
 Path = tuple[int, ...]  # tokens from the end of the prompt on
 
@@ -184,8 +185,8 @@ class LabelScorer:
         if job.ask.echo:
             echoed = yield from self._echo(context, job)
             return frames.Scored(id=job.ask.id, prompt=echoed, prompt_tokens=len(job.prompt))
-        # A tree of one batch is decoded whole at the price of its best part.
-        worth_it = context.batch_tokens < len(tree.inner) <= MOST_NODES and len(tree.tips) <= context.branches
+        # A tree of one step is decoded whole at the price of its best part.
+        worth_it = context.step_tokens < len(tree.inner) <= MOST_NODES and len(tree.tips) <= context.branches
         if job.ask.best_only and worth_it:
             return (yield from self._best(context, job, tree))
         return (yield from self._all(context, job, tree))
@@ -267,8 +268,8 @@ class LabelScorer:
             ]
             best = max(found, default=-math.inf)
             nodes: list[tuple[Path, Node]] = []
-            # A batch is decoded whole whatever is in it: its room goes to the next best.
-            while frontier and -frontier[0][0] >= best and len(nodes) < context.batch_tokens:
+            # A step costs the same whatever is in it: its room goes to the next best.
+            while frontier and -frontier[0][0] >= best and len(nodes) < BEST_STEPS * context.step_tokens:
                 path = heapq.heappop(frontier)[1]
                 nodes.append((path, Node(path[-1], size + len(path) - 1, tree.branches_of(path), wants_row=True)))
             if not nodes:

@@ -71,12 +71,13 @@ class Node(NamedTuple):
 class ScoringContext(Protocol):
     """A context of its own in which a row depends on the tokens before it and on nothing else.
 
-    Every decode has the same number of tokens, so neither what ran before nor what runs
-    beside it changes a bit. A tree of continuations of one prompt shares its tokens.
+    Neither what ran before nor what is decoded beside it changes it by more than 0.01 nats.
+    A tree of continuations of one prompt shares its tokens.
     """
 
     cells: int  # most tokens, those of all branches together
     batch_tokens: int  # most nodes in one decode
+    step_tokens: int  # a decode costs as much as one of the next multiple of this
     branches: int
 
     def decode(self, nodes: Sequence[Node]) -> list[Row]:

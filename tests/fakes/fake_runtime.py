@@ -144,6 +144,7 @@ class FakeScoring:
     """A tree of continuations; whatever breaks the rules of the seam is an assertion."""
 
     batch_tokens = 8
+    step_tokens = 2
     branches = 5
 
     def __init__(self, cells):

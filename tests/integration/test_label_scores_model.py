@@ -100,6 +100,18 @@ def test_neither_order_nor_company_nor_threads_change_a_label(runtime):
     assert np.abs(np.subtract(whole.logprobs, threaded.logprobs)).max() <= WITHIN
 
 
+def test_neither_does_the_size_of_a_batch(runtime, monkeypatch):
+    """What ends a batch and what is filled up with it must not show, down to one step of it."""
+    from agent.engine.llama_cpp_scoring import LlamaCppScoring
+
+    (whole,) = run(runtime, score())
+    for size in (48, 24, 8, 13):
+        monkeypatch.setattr(LlamaCppScoring, "batch_tokens", size)
+        runtime.scoring(1).keep(0)
+        (cut,) = run(runtime, score())
+        assert np.abs(np.subtract(whole.logprobs, cut.logprobs)).max() <= WITHIN
+
+
 def test_scores_are_those_of_the_generating_context(runtime):
     """Two contexts and batch shapes: the same model, within what a quantized file drifts."""
     (whole,) = run(runtime, score())
