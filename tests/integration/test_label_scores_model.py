@@ -104,11 +104,12 @@ def test_neither_does_the_size_of_a_batch(runtime, monkeypatch):
     """What ends a batch and what is filled up with it must not show, down to one step of it."""
     from agent.engine.llama_cpp_scoring import LlamaCppScoring
 
-    (whole,) = run(runtime, score())
-    for size in (48, 24, 8, 13):
+    text = "I ordered a card, and then another one, and neither has come yet. " * 8
+    (whole,) = run(runtime, score(text))
+    for size in (48, 8, 13):
         monkeypatch.setattr(LlamaCppScoring, "batch_tokens", size)
         runtime.scoring(1).keep(0)
-        (cut,) = run(runtime, score())
+        (cut,) = run(runtime, score(text))
         assert np.abs(np.subtract(whole.logprobs, cut.logprobs)).max() <= WITHIN
 
 
