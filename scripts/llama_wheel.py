@@ -62,18 +62,23 @@ def wheel(kind: str = "native") -> Path:
 def wheel_folder(kind: str) -> Path:
     """Return the (existing) folder for wheels of this kind on this machine."""
     key = hashlib.sha256(f"{VERSION}\n{CMAKE_ARGS[kind]}\n{machine_text(kind)}".encode()).hexdigest()[:12]
+    return cache_folder("wheels", f"{kind}-{key}")
+
+
+def cache_folder(*names: str) -> Path:
+    """Return the (existing, writable) folder of these names in the user's cache, else below this tree."""
     places = [Path(__file__).resolve().parents[1] / "build" / "cache"]
     with contextlib.suppress(RuntimeError):  # a user without a home
         places.insert(0, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"))
     for place in places:
-        folder = place / "outrider" / "wheels" / f"{kind}-{key}"
+        folder = place.joinpath("outrider", *names)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise CannotBuildError(f"no place for the wheel: {places[0]} is not writable; set XDG_CACHE_HOME")
+    raise CannotBuildError(f"no place for what is built: {places[0]} is not writable; set XDG_CACHE_HOME")
 
 
 def machine_text(kind: str) -> str:
@@ -140,20 +145,29 @@ def build(kind: str, folder: Path, *, log: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-cache-dir"]
     command += ["--no-binary", "llama-cpp-python", "--wheel-dir", str(folder), f"llama-cpp-python=={VERSION}"]
     environment = {
-        **os.environ,
         "CMAKE_ARGS": CMAKE_ARGS[kind],
         "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(jobs()),
         "PYTHONUNBUFFERED": "1",
     }
+    log.unlink(missing_ok=True)
+    elapsed = run_logged(command, environment, log=log)
+    say(f"llama.cpp is built, {elapsed}")
+
+
+def run_logged(command: list[str], environment: dict[str, str], *, log: Path) -> str:
+    """Run a long command, append its output to the log, show how far it is; return how long it took.
+
+    Raises CannotBuildError with the end of its log.
+    """
     with (
         Heartbeat() as beat,
-        log.open("w", encoding="utf-8") as record,
+        log.open("a", encoding="utf-8") as record,
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **environment},
             text=True,
             errors="replace",
         ) as child,
@@ -169,7 +183,7 @@ def build(kind: str, folder: Path, *, log: Path) -> None:
     if child.returncode:
         tail = log.read_text(encoding="utf-8").splitlines()[-25:]
         raise CannotBuildError("\n".join([*tail, f"llama.cpp could not be built; the whole log is {log}"]))
-    say(f"llama.cpp is built, {beat.elapsed()}")
+    return beat.elapsed()
 
 
 class Heartbeat:
