@@ -152,10 +152,11 @@ class PythonServer(Contestant):
     """llama-cpp-python's own server: one request after the other."""
 
     def __init__(self, folder: Path) -> None:
-        """Start it with all its defaults but the context."""
+        """Start it with its defaults but for the context, and a second client that waits."""
         address = Address("127.0.0.1", _free_port(), {})
         command = [str(llama_peer.find() / llama_peer.PYTHON), "-m", "llama_cpp.server", "--model", str(model_file())]
         command += ["--host", address.host, "--port", str(address.port), "--n_ctx", str(PLACE_TOKENS)]
+        command += ["--interrupt_requests", "false"]  # by default a second request ends the first one's stream
         super().__init__(folder, command, lambda: address if http_load.get(address, "/v1/models") else None)
 
     def endless(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ Exit code 0 when all was measured, also with misses; 1 when not; 2 on wrong argu
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import sys
 import time
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         rows = _recorded(chosen.report) if chosen.report else _measured(chosen)
-    except (CannotBuildError, Refused, RuntimeError, OSError, ValueError) as error:
+    except (CannotBuildError, Refused, RuntimeError, OSError, ValueError, http.client.HTTPException) as error:
         _tell(str(error))
         return 1
     if chosen.json:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import llama_peer
 
 from benchmarks import label_walk, prompts
-from benchmarks.contestants import OURS, Contestant, Field, model_file
+from benchmarks.contestants import MODEL, OURS, Contestant, Field, model_file
 from benchmarks.http_load import Answer, at_once, chat, post
 
 Figures = dict[str, float]
@@ -24,7 +24,7 @@ Sample = Callable[[Field, str, str], Figures]
 
 LLAMA_BENCH = "llama-bench"
 CEILING_TOKENS = 64
-FRAME_TOKENS = 15  # of SYSTEM and the template around one message
+FRAME_TOKENS = 20  # of SYSTEM and the template around one message
 LENGTHS_DIFFER = 3  # tokens by which a prompt of so many words may miss its length
 INSTRUCTION = "Sort the text that the user sends. Reply with exactly one of these labels and nothing else:\n"
 OTHER_LABELS = ("yes", "no")
@@ -154,7 +154,7 @@ def labels(names: Sequence[str]) -> Sample:
 def _classify(names: Sequence[str], instruction: str, text: str) -> dict[str, object]:
     messages = [{"role": "system", "content": instruction}, {"role": "user", "content": text}]
     own = {"route_mode": "local_only", "on_low_confidence": "draft"}
-    return {"labels": list(names), "messages": messages, "outrider": own}
+    return {"model": MODEL, "labels": list(names), "messages": messages, "outrider": own}
 
 
 def _rendered(system: str, text: str) -> str:
