@@ -31,6 +31,7 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m mypy scripts/*.py
+	MYPYPATH=scripts $(RUN) -m mypy --explicit-package-bases benchmarks
 	.venv/bin/lint-imports
 	@$(MAKE) --no-print-directory docs-check
 

@@ -92,11 +92,11 @@ class Contestant:
     def cpu_seconds(self) -> float:
         """Return the processor time that all its processes have used so far."""
         times = [process.cpu_times() for process in self.processes()]
-        return sum(spent.user + spent.system for spent in times)
+        return float(sum(spent.user + spent.system for spent in times))
 
     def resident_mib(self) -> float:
         """Return the resident memory of all its processes, the mapped model file included."""
-        return sum(process.memory_info().rss for process in self.processes()) / MIB
+        return float(sum(process.memory_info().rss for process in self.processes())) / MIB
 
     def close(self) -> None:
         """End it."""

@@ -4,7 +4,7 @@
     python benchmarks/engine.py --quick [--json]              under 50 seconds
     python benchmarks/engine.py [--rounds 9] [--cells NAME,NAME] [--record FILE]
     python benchmarks/engine.py --list                        the cells
-    python benchmarks/engine.py --report FILE                 the table of what was recorded, as markdown
+    python benchmarks/engine.py --report FILE [--write DOC]   the table of what was recorded, into a document
 
 Contestants take turns; a ratio above 1 means that Outrider is better, whatever the unit.
 Exit code 0 when all was measured, also with misses; 1 when not; 2 on wrong arguments.
@@ -19,8 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # as a program this file has only its own folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program this file has only its own folder
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import llama_peer
 from llama_wheel import CannotBuildError
@@ -44,13 +44,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, help="append the figures of every round to this file of JSON lines")
     parser.add_argument("--list", action="store_true", help="print the names of the cells")
     parser.add_argument("--report", type=Path, help="measure nothing; print the table of a recorded file")
+    parser.add_argument("--write", type=Path, help="put the table into this document, between its two marks")
     chosen = parser.parse_args(arguments)
+    if chosen.write and not chosen.report:
+        parser.error("--write needs --report: only what was recorded goes into a document")
     if chosen.list:
         for cell in all_cells().values():
             print(f"{cell.name:22} {cell.what}")
         return 0
     try:
         rows = _recorded(chosen.report) if chosen.report else _measured(chosen)
+        if chosen.write:
+            table.put_into(chosen.write, rows)
+            return 0
     except (CannotBuildError, Refused, RuntimeError, OSError, ValueError, http.client.HTTPException) as error:
         _tell(str(error))
         return 1

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 
 # Common English words, each one token of the model's vocabulary when a space stands before it.
-WORDS = (
+_TEXT = (
     "time people way water day part place work world life hand home school room house story book night line end city "
     "tree road light river field food horse stone paper music table letter garden window morning evening summer winter "
     "mother father brother sister friend family child teacher doctor money market street village country mountain ocean "
     "island forest animal bird fish flower king war peace power voice heart mind body face eye name word number side "
     "small large long short old new good bad high low early late open clear strong deep green white black red blue"
-).split()
+)
+WORDS = tuple(_TEXT.split())
 TOPICS = (
     "a lighthouse keeper",
     "the history of paper",
@@ -34,8 +35,19 @@ LABELS_10 = (
     "verify identity",
     "fees charged",
 )
-_SUBJECTS = "card account transfer payment refund exchange statement address identity password savings".split()
-_MATTERS = "not arrived,lost or stolen,was declined,is pending,fee charged,wrong amount,how to change".split(",")
+_SUBJECTS = (
+    *("card", "account", "transfer", "payment", "refund", "exchange"),
+    *("statement", "address", "identity", "password", "savings"),
+)
+_MATTERS = (
+    "not arrived",
+    "lost or stolen",
+    "was declined",
+    "is pending",
+    "fee charged",
+    "wrong amount",
+    "how to change",
+)
 LABELS_77 = tuple(f"{subject} {matter}" for subject in _SUBJECTS for matter in _MATTERS)
 
 
@@ -55,7 +67,9 @@ def message(key: str) -> str:
     """Return a customer's message, to be sorted under one of the labels; about 25 tokens."""
     source = random.Random(key)
     subject, matter = source.choice(_SUBJECTS), source.choice(_MATTERS)
-    return f"{_opening(source)} Hello, I am writing because of my {subject}: {matter}. What can I do about the {subject}?"
+    return (
+        f"{_opening(source)} Hello, I am writing because of my {subject}: {matter}. What can I do about the {subject}?"
+    )
 
 
 def to_copy(key: str) -> str:

@@ -67,7 +67,9 @@ def speed(clients: int, tokens: int, *, words: int = 0, stream: bool = True) -> 
 
     def sample(field: Field, side: str, key: str) -> Figures:
         contestant = field[side]
-        texts = [prompts.of_words(words, f"{key} {n}") if words else prompts.short(f"{key} {n}") for n in range(clients)]
+        texts = [
+            prompts.of_words(words, f"{key} {n}") if words else prompts.short(f"{key} {n}") for n in range(clients)
+        ]
         done = _ask(contestant, [contestant.chat_body(text, tokens, stream=stream) for text in texts])
         if lengths := {answer.completion_tokens for answer in done.answers} - {tokens}:
             raise RuntimeError(f"{side} wrote {lengths} tokens instead of {tokens}: the comparison would not be fair")

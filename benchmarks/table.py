@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.cells import Cell, Comparison, Wanted
 from benchmarks.contestants import OURS
 from benchmarks.intervals import Ratio, ratio
 from benchmarks.measurement import Samples
+
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 class Row(NamedTuple):
@@ -93,7 +96,14 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def put_into(path: Path, rows: list[Row]) -> None:
+    """Replace what stands between the two marks of a document. Raises ValueError where it has none."""
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path} has no {BEGIN} and {END} to put the table between")
+    path.write_text(f"{before}{begin}\n{markdown(rows)}{end}{after}", encoding="utf-8")
+
+
 def _short(value: float) -> float:
     return float(f"{value:.4g}")
-
-

@@ -3,7 +3,7 @@
 import pytest
 from fakes.fake_runtime import FakeRuntime
 
-from agent.engine.prefix_cache import PrefixCache
+from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache
 from agent.engine.runtime import Chunk
 
 COMMON = list(b"a common beginning of forty bytes or so.")
@@ -74,8 +74,8 @@ def test_the_longest_kept_beginning_is_found(memory, cache):
 
 def test_a_short_beginning_is_not_worth_it(memory, cache):
     keep(memory, cache, FIRST)
-    assert cache.enter(0, [*COMMON[:31], 0]) == 0
-    assert cache.enter(0, [*COMMON[:32], 0]) == 32
+    assert cache.enter(0, [*COMMON[: SHORTEST_TOKENS - 1], 0]) == 0
+    assert cache.enter(0, [*COMMON[:SHORTEST_TOKENS], 0]) == SHORTEST_TOKENS
 
 
 def test_the_least_recently_used_leaf_goes_first_and_what_it_stands_on_stays(memory, cache):
