@@ -215,6 +215,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: tuple[ToolCall, ...] = ()
     incomplete: bool = False
     fields: dict[str, FieldConfidence] = {}  # by JSON pointer
+    end: Token | None = None
 
 
 class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,6 +249,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     model_digest: str = ""
     runtime: str = ""
+    end: Token | None = None  # by which the model ended; only when the caller asked for log-probabilities
     prompt_logprobs: tuple[Token, ...] = ()  # of an echoed prompt; the first has none and carries 0
     label_scores: LabelScores | None = None  # kind classify
     failure: Failure | None = None

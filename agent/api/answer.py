@@ -34,6 +34,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[Token, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     fields: dict[str, FieldConfidence] = {}  # of an answer in JSON or of calls, by JSON pointer
+    end: Token | None = None
     others: tuple[Choice, ...] = ()  # answers after the first, where the request asked for several
 
 
@@ -89,6 +90,7 @@ def _draft(record: RequestRecord) -> Answer | None:
         tokens=generation.tokens,
         tool_calls=generation.tool_calls,
         fields=generation.fields,
+        end=generation.end,
         others=generation.others,
     )
 

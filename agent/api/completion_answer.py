@@ -50,10 +50,7 @@ class CompletionShape:
         record, answer, _ = given
         if self._head:
             said: list[Answer | Choice] = [answer, *answer.others]
-            last = [
-                _choice("", self._logprobs(index) if self._waiting.get(index) else None, one.finish_reason, index)
-                for index, one in enumerate(said)
-            ]
+            last = [self._last_choice(index, one) for index, one in enumerate(said)]
         else:
             self._head = _head(record.id, record.received_at_ms, answer.model)
             last = _choices(given, self._call.request)
@@ -62,6 +59,12 @@ class CompletionShape:
         yield {**self._chunk(last[-1]), "outrider": outrider_object(record, answer)}
         if self._call.include_usage:
             yield {**self._head, "choices": [], "usage": usage(answer)}
+
+    def _last_choice(self, index: int, said: Answer | Choice) -> dict[str, Any]:
+        tokens = self._waiting.setdefault(index, [])
+        if said.end is not None:
+            tokens.append(said.end)
+        return _choice("", self._logprobs(index) if tokens else None, said.finish_reason, index)
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "choices": [choice]}
@@ -93,12 +96,17 @@ def _choices(given: Given, request: InferenceRequest) -> list[dict[str, Any]]:
     return [
         _choice(
             before + (one.text or ""),
-            _logprob_lists(one.tokens, request.sampling.top_logprobs, prompt=prompt) if wanted else None,
+            _logprob_lists(_with_end(one), request.sampling.top_logprobs, prompt=prompt) if wanted else None,
             one.finish_reason,
             index,
         )
         for index, one in enumerate(said)
     ]
+
+
+def _with_end(said: Answer | Choice) -> tuple[Token, ...]:
+    """Return the tokens with the one that ended them: whoever counts from the end expects it there."""
+    return said.tokens if said.end is None else (*said.tokens, said.end)
 
 
 def _echoed_text(request: InferenceRequest, generation: Generation | None) -> str:

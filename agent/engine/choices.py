@@ -97,6 +97,7 @@ def _joined(found: dict[int, Generation], sampling: Sampling) -> Generation:
                 tokens=other.tokens,
                 tool_calls=other.tool_calls,
                 incomplete=other.incomplete,
+                end=other.end,
             )
             for other in others
         ),

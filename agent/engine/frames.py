@@ -122,6 +122,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     output_tokens: int = 0
     failure: Failure | None = None
     incomplete: bool = False  # cut off before it was what its format or tools ask for
+    end: Token | None = None  # the token by which the model ended, where log-probabilities are asked for
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -133,6 +134,8 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     mass: float | None = None  # probability that an answer begins with any of the labels
     best: int | None = None  # the label with the highest sum of log-probability and offset
     prompt: tuple[Token, ...] = ()  # of an echo; the first has no log-probability and carries 0
+    following: Token | None = None  # of an echo: the likeliest token after the prompt
+    ends: bool = False  # that token would end an answer
     prompt_tokens: int = 0
     cached_tokens: int = 0
     failure: Failure | None = None

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from agent.engine import frames
+from agent.engine.prompt_echo import PromptEcho
 from agent.engine.runtime import (
     ModelUnloadable,
     Node,
@@ -26,8 +27,8 @@ from agent.engine.runtime import (
     Runtime,
     ScoringContext,
 )
-from agent.engine.sampling import NoDistribution, Observer
-from agent.types import Failure, FailureKind, Token, TopToken
+from agent.engine.sampling import NoDistribution
+from agent.types import Failure, FailureKind
 
 BEST_STEPS = 2  # steps in one decode of the search for the best: few look less far than needed
 MOST_NODES = 2048  # inner nodes in the context at once, unless a single label has more
@@ -90,7 +91,7 @@ class LabelScorer:
 
     def __init__(self, runtime: Runtime, *, waiting_line: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._runtime = runtime
-        self._observer = Observer(runtime.vocabulary_size)
+        self._echoes = PromptEcho(runtime)
         self._room = runtime.slots + waiting_line
         self._clock = clock
         self._waiting: deque[_Job] = deque()
@@ -183,8 +184,7 @@ class LabelScorer:
         nodes = max(MOST_NODES, *map(len, job.labels)) if len(tree.inner) > MOST_NODES else len(tree.inner)
         context = self._begin(job, nodes)
         if job.ask.echo:
-            echoed = yield from self._echo(context, job)
-            return frames.Scored(id=job.ask.id, prompt=echoed, prompt_tokens=len(job.prompt))
+            return (yield from self._echo(context, job))
         # A tree of one step is decoded whole at the price of its best part.
         worth_it = context.step_tokens < len(tree.inner) <= MOST_NODES and len(tree.tips) <= context.branches
         if job.ask.best_only and worth_it:
@@ -196,9 +196,12 @@ class LabelScorer:
         context = self._runtime.scoring(len(job.prompt) + nodes)
         if context is not self._context:
             self._context, self._held = context, []
-        # The last token is decoded anew: its row is needed.
-        most = 0 if job.ask.echo else min(len(self._held), len(job.prompt) - 1)
-        job.cached = next((at for at in range(most) if self._held[at] != job.prompt[at]), most)
+        if job.ask.echo:
+            job.cached = self._echoes.cached(job.prompt, self._held, job.ask.top_logprobs)
+        else:
+            # The last token is decoded anew: its row is needed.
+            most = min(len(self._held), len(job.prompt) - 1)
+            job.cached = next((at for at in range(most) if self._held[at] != job.prompt[at]), most)
         self._held = self._held[: job.cached]
         context.keep(job.cached)
         return context
@@ -292,23 +295,19 @@ class LabelScorer:
             cached_tokens=job.cached,
         )
 
-    def _echo(self, context: ScoringContext, job: _Job) -> Generator[None, None, tuple[Token, ...]]:
+    def _echo(self, context: ScoringContext, job: _Job) -> Generator[None, None, frames.Scored]:
         """Return the prompt's tokens with what the tokens before them said of each."""
-        found = [Token(job.prompt[0], self._runtime.piece(job.prompt[0]), 0.0, 0.0, 0.0)]
-        for begin in range(0, len(job.prompt), context.batch_tokens):
-            batch = job.prompt[begin : begin + context.batch_tokens]
-            rows = context.decode([Node(token, begin + at, None, wants_row=True) for at, token in enumerate(batch)])
-            self._held += batch
-            for row, token in zip(rows, job.prompt[begin + 1 :], strict=False):  # the last has no successor
-                self._observer.read(row)
-                found.append(self._describe(token, job.ask.top_logprobs))
-            yield
-        return tuple(found)
-
-    def _describe(self, token: int, top: int) -> Token:
-        told, _ = self._observer.describe(token, self._runtime.piece(token), top)
-        alternatives = tuple(TopToken(other.id, self._runtime.piece(other.id), other.logprob) for other in told.top)
-        return msgspec.structs.replace(told, top=alternatives)
+        prompt, following = yield from self._echoes.run(
+            context, job.prompt, job.cached, job.ask.top_logprobs, self._held
+        )
+        return frames.Scored(
+            id=job.ask.id,
+            prompt=prompt,
+            following=following,
+            ends=self._runtime.ends(following.id),
+            prompt_tokens=len(job.prompt),
+            cached_tokens=job.cached,
+        )
 
 
 def _failed(ask: frames.Score, kind: FailureKind, message: str, param: str = "") -> frames.Scored:

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from agent.engine import frames
+from agent.engine import echo, frames
 from agent.engine.partial_answer import PartialAnswer
 from agent.engine.worker_process import Lost, WorkerProcess
 from agent.engine.worker_status import WorkerState, WorkerStatus
@@ -120,18 +120,13 @@ class ModelSupervisor:
             yield self._finish(answer, self._busy())
             return
         with self._place():
-            if request.echo or request.sampling.max_tokens == 0:
-                echo = frames.Score(
-                    id=0,
-                    messages=request.messages,
-                    prompt=request.prompt,
-                    echo=True,
-                    top_logprobs=request.sampling.top_logprobs,
-                )
-                scored = await self._scored(echo, deadline)
+            if echo.is_scored(request):
+                scored = await self._scored(echo.question(request), deadline)
                 answer.prompt = scored.prompt if request.echo else ()
-                if scored.failure or request.sampling.max_tokens == 0:
-                    ended = frames.Ended(0, finish_reason="length", prompt_tokens=scored.prompt_tokens)
+                ended = None if scored.failure else echo.whole_answer(request, scored)
+                if ended and (delta := answer.last(ended.text, ended.tokens)):
+                    yield delta
+                if scored.failure or ended:
                     yield self._finish(answer, scored.failure, ended)
                     return
             ask = frames.Generate(
@@ -252,6 +247,7 @@ class ModelSupervisor:
             model=self._file.name,
             model_digest=self._file.sha256,
             runtime=self._ready.runtime if self._ready else "",
+            end=ended.end if ended else None,
             prompt_logprobs=answer.prompt,
             failure=failure,
         )

@@ -52,6 +52,11 @@ class Observer:
         self._log_total = math.log(float(self._weights.sum()))
 
     @property
+    def likeliest(self) -> int:
+        """The best token of the row that was read."""
+        return int(self._shifted.argmax())
+
+    @property
     def shifted(self) -> Row:
         """The logits of the row that was read, minus their highest. Not to be changed."""
         return self._shifted

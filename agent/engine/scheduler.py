@@ -248,6 +248,8 @@ class Scheduler:
             chosen = sequence.sampler.draw(self._observer, allowed)
         if self._runtime.ends(chosen):
             if constraint or sequence.generated >= sequence.sampling.min_tokens:
+                if sequence.sampling.logprobs and not constraint:
+                    sequence.end = self._describe(sequence, chosen, allowed)
                 return said, "stop"
             chosen = sequence.sampler.draw(self._observer, self._going_on)
         said.append(self._describe(sequence, chosen, allowed))
@@ -325,6 +327,7 @@ class Scheduler:
                 output_tokens=sequence.generated,
                 failure=failure,
                 incomplete=constraint is not None and not constraint.satisfied,
+                end=sequence.end,
             )
         )
 

@@ -124,6 +124,7 @@ class ScriptedEngine:
                 output_tokens=len(tokens),
                 model=MODEL,
                 model_digest="d" * 64,
+                end=Token(9, b"", -0.5, -1.0, 0.1) if "ending" in said and request.sampling.logprobs else None,
                 prompt_logprobs=_echo(request) if request.echo else (),
             )
         except (GeneratorExit, asyncio.CancelledError):

@@ -91,6 +91,15 @@ def test_n_best_of_and_suffix_reach_the_engine(api, client):
     assert asked.route_mode == "local_only"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_end_has_a_place_in_the_lists_and_no_text(client, stream):
+    answer = client.completions.create(model=MODEL, prompt="ending", logprobs=0, stream=stream)
+    choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
+    assert "".join(choice.text for choice in choices) == "echo: ending"
+    assert [token for choice in choices for token in choice.logprobs.tokens] == ["echo:", " ending", ""]
+    assert (choices[-1].logprobs.token_logprobs[-1], choices[-1].logprobs.text_offset[-1]) == (-0.5, 12)
+
+
 def test_a_stream_puts_the_same_text_together(client):
     whole, lists, last = "", [], None
     for chunk in client.completions.create(

@@ -12,6 +12,7 @@ from agent.settings import EngineSettings
 from agent.types import FailureKind, Generation, InferenceRequest, Message, RequestKind, Sampling
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
+CAPITAL = "What is the capital of France?"
 # The model was not trained on these; what is shown is where they stand in the prompt.
 MARKS = {"pre": 5, "suf": 6, "mid": 7}
 
@@ -88,3 +89,59 @@ async def test_the_best_of_several_is_the_likeliest_of_them(engine):
     ]
     mean = math.fsum(token.logprob for token in best.tokens) / len(best.tokens)
     assert mean >= max(means) - 0.3  # the batches of the two runs may differ in shape, and a little in their figures
+
+
+QUESTION = "Question: Which gas do plants take in from the air to make food?\nAnswer:"
+CHOICES = (" Oxygen", " Carbon dioxide", " Nitrogen", " A very rare mixture of noble gases and water")
+
+
+def figures(generation):
+    return [token.logprob for token in generation.prompt_logprobs]
+
+
+async def test_echoes_that_share_a_beginning_have_the_figures_of_those_that_do_not(engine):
+    given = {"echo": True, "max_tokens": 0, "logprobs": True, "top_logprobs": 2}
+    cold = []
+    for choice in CHOICES:
+        await complete(engine, "Something else altogether.", **given)
+        cold.append(await complete(engine, QUESTION + choice, **given))
+    warm = [await complete(engine, QUESTION + choice, **given) for choice in CHOICES]
+    assert [answer.prompt_logprobs for answer in warm] == [answer.prompt_logprobs for answer in cold]
+    # Other figures are wanted: nothing that is known can be taken.
+    bare = await complete(engine, QUESTION + CHOICES[-1], echo=True, max_tokens=0)
+    assert figures(bare) == figures(warm[-1])
+    assert not bare.prompt_logprobs[-1].top
+
+
+async def test_echoed_continuations_have_the_log_likelihood_of_labels(engine):
+    asked = InferenceRequest(id="r", model="smollm2", messages=(Message("user", CAPITAL),), received_at_ms=0)
+    labels = ("Paris", "London", "The capital of France is Paris.")
+    prompt = f"<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\n"
+    start = len(await tokens_of(engine, prompt))
+    scores = await engine.score(asked, labels)
+    for label, logprob in zip(labels, scores.logprobs, strict=True):
+        echoed = await complete(engine, prompt + label, echo=True, max_tokens=1, logprobs=True)
+        assert math.fsum(figures(echoed)[start:]) == pytest.approx(logprob, abs=0.01)
+
+
+async def test_one_token_after_an_echo_is_the_one_that_the_model_would_write(engine):
+    for prompt in (QUESTION, CAPITAL + "\n", "The sky is"):
+        echoed = await complete(engine, prompt, echo=True, max_tokens=1, logprobs=True, top_logprobs=3)
+        plain = await complete(engine, prompt, max_tokens=1, logprobs=True, top_logprobs=3)
+        assert (echoed.text, echoed.finish_reason, echoed.output_tokens) == (plain.text, plain.finish_reason, 1)
+        assert echoed.tokens[0].logprob == pytest.approx(plain.tokens[0].logprob, abs=0.2)
+        assert echoed.tokens[0].top[0].id == echoed.tokens[0].id
+    stopped = await complete(engine, QUESTION, echo=True, max_tokens=1, stop=(echoed.text,))
+    assert stopped.failure is None
+    longer = await complete(engine, QUESTION, echo=True, max_tokens=3)
+    assert longer.output_tokens == 3
+
+
+@pytest.mark.parametrize("echo", [True, False])
+async def test_the_end_of_an_answer_has_a_figure_of_its_own(engine, echo):
+    prompt = f"<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\nThe capital of France is Paris."
+    ended = await complete(engine, prompt, echo=echo, max_tokens=1, logprobs=True, top_logprobs=1)
+    assert (ended.text, ended.tokens, ended.finish_reason, ended.output_tokens) == ("", (), "stop", 0)
+    assert -1 < ended.end.logprob <= 0
+    assert ended.end.top[0].id == ended.end.id
+    assert (await complete(engine, prompt, echo=echo, max_tokens=1)).end is None
