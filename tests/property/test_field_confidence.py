@@ -1,5 +1,6 @@
 """Any JSON document, cut into tokens anywhere: each value gets the score of its own tokens."""
 
+import itertools
 import json
 import math
 
@@ -61,7 +62,7 @@ def cut(draw, text):
     places = sorted(draw(st.sets(st.integers(0, len(text)), max_size=len(text))) | {0, len(text)})
     return [
         Token(1, text[a:b], draw(st.floats(-9, 0)), -10.0, 0.1, forced=draw(st.booleans()))
-        for a, b in zip(places, places[1:], strict=False)
+        for a, b in itertools.pairwise(places)
     ]
 
 
