@@ -52,6 +52,9 @@ class EngineSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     idle_unload_s: Annotated[float, Meta(ge=0, description="Seconds unused until a model unloads; 0: never.")] = 0.0
     waiting_line: Annotated[int, Meta(ge=0, le=10_000, description="Waiting requests; one more is a 429.")] = 32
     threads: Annotated[int, Meta(ge=0, le=256, description="Threads; 0: as the machine has free, step by step.")] = 0
+    thinking_budget_tokens: Annotated[
+        int, Meta(ge=0, le=1 << 20, description="Most tokens of thought where a request names no budget; 0: none.")
+    ] = 1024
     load_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Longest load of a model, seconds.")] = 120.0
     crashes_to_quarantine: Annotated[
         int, Meta(ge=1, le=100, description="Crashes of one model in crash_window_s after which it is not started.")

@@ -112,6 +112,23 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.n, self.best_of)
 
 
+class Thinking(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a request wants of a model that thinks before it answers. None: as it is configured."""
+
+    enabled: bool | None = None
+    budget_tokens: int | None = None  # most tokens of thought; 0: none
+    effort: str | None = None  # as the caller wrote it; goes to a target
+    param: str = "reasoning_effort"  # the parameter that asked for it
+
+
+class ThinkingMarks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What stands around the thoughts of a model."""
+
+    open: str = "<think>"
+    close: str = "</think>"
+    switchable: bool = False  # its template can be told whether to think
+
+
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated request, complete in itself: it can be replayed from storage."""
 
@@ -126,6 +143,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     response_format: OutputFormat | None = None
     tools: Tools | None = None
+    thinking: Thinking | None = None
     task: str | None = None
     route_mode: RouteMode = RouteMode.LOCAL_FIRST
     on_low_confidence: OnLowConfidence = OnLowConfidence.DRAFT
@@ -176,6 +194,7 @@ class Delta(msgspec.Struct, frozen=True):
     text: str
     tokens: tuple[Token, ...] = ()
     choice: int = 0  # which of the request's ``n`` answers
+    thought: str = ""  # of a model that thinks before it answers; has no tokens here
     calls: tuple[CallPiece, ...] = ()
 
 
@@ -216,6 +235,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     incomplete: bool = False
     fields: dict[str, FieldConfidence] = {}  # by JSON pointer
     end: Token | None = None
+    thoughts: str = ""
 
 
 class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,10 +260,12 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: tuple[ToolCall, ...] = ()
     incomplete: bool = False  # cut off before it was what its format or tools ask for
     fields: dict[str, FieldConfidence] = {}  # of an answer in JSON or of calls, by JSON pointer
+    thoughts: str = ""  # what a model that thinks wrote before its answer
     others: tuple[Choice, ...] = ()  # the answers after the first, where ``n`` asked for them
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    output_tokens: int = 0
+    output_tokens: int = 0  # of all answers, thoughts included
+    thought_tokens: int = 0  # of all answers
     first_token_ms: float | None = None  # span from acceptance by the engine
     duration_ms: float = 0.0
     model: str = ""
@@ -338,3 +360,4 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None  # overrides the template in the file
     system_prompt: str | None = None  # used when a request has none; None: what the template does by itself
     adapter: AdapterFile | None = None
+    thinking: ThinkingMarks | None = None  # None: those that its template writes, if it does

@@ -35,6 +35,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: tuple[ToolCall, ...] = ()
     fields: dict[str, FieldConfidence] = {}  # of an answer in JSON or of calls, by JSON pointer
     end: Token | None = None
+    thoughts: str = ""
+    thought_tokens: int = 0
     others: tuple[Choice, ...] = ()  # answers after the first, where the request asked for several
 
 
@@ -91,6 +93,8 @@ def _draft(record: RequestRecord) -> Answer | None:
         tool_calls=generation.tool_calls,
         fields=generation.fields,
         end=generation.end,
+        thoughts=generation.thoughts,
+        thought_tokens=generation.thought_tokens,
         others=generation.others,
     )
 
@@ -172,6 +176,7 @@ def usage(*answers: Answer) -> dict[str, Any]:
         "completion_tokens": output,
         "total_tokens": prompt + output,
         "prompt_tokens_details": {"cached_tokens": sum(answer.cached_tokens for answer in answers)},
+        "completion_tokens_details": {"reasoning_tokens": sum(answer.thought_tokens for answer in answers)},
     }
 
 

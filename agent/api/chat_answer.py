@@ -50,6 +50,8 @@ class ChatShape:
         tokens = self._waiting[delta.choice]
         if self._wants_logprobs:
             tokens += delta.tokens
+        if delta.thought:
+            yield self._chunk({"reasoning_content": delta.thought}, index=delta.choice)
         if delta.text or delta.calls:
             yield self._part(delta.text, delta.calls, tokens, delta.choice)
             tokens.clear()
@@ -100,6 +102,8 @@ class ChatShape:
                 CallPiece(index=at, id=call.id, name=call.name, arguments=call.arguments)
                 for at, call in enumerate(said.tool_calls)
             ]
+            if said.thoughts:
+                yield self._chunk({"reasoning_content": said.thoughts}, index=index)
             if said.text or calls:
                 yield self._part(said.text or "", calls, said.tokens, index)
 
@@ -122,6 +126,8 @@ class ChatShape:
 
 def _choice(index: int, said: Answer | Choice, refusal: str | None, *, logprobs: bool) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": refusal}
+    if said.thoughts:
+        message["reasoning_content"] = said.thoughts
     if said.tool_calls:
         message["content"] = said.text or None
         message["tool_calls"] = [

@@ -12,6 +12,7 @@ from agent.api.envelope import Envelope
 from agent.api.fields import Fields
 from agent.api.sampling_request import parse_sampling
 from agent.api.structure_request import parse_calls, parse_structure
+from agent.api.thinking_request import parse_thinking
 from agent.errors import InvalidRequest
 from agent.settings import RoutingSettings, ServerSettings
 from agent.structure import ToolCall
@@ -28,7 +29,6 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
-    "reasoning_effort": ("none",),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -48,6 +48,7 @@ def parse_chat(
     messages = parse_messages(fields, server.max_messages)
     sampling = parse_sampling(fields)
     response_format, tools = parse_structure(fields)
+    thinking = parse_thinking(fields)
     if response_format or (tools and tools.callable):
         for name, given in (("stop", sampling.stop), ("min_tokens", sampling.min_tokens)):
             if given:
@@ -65,6 +66,7 @@ def parse_chat(
         sampling=sampling,
         response_format=response_format,
         tools=tools,
+        thinking=thinking,
     )
     request = call.request(asked, server=server, routing=routing, now_ms=now_ms)
     return Call((request,), stream, include_usage)
@@ -109,6 +111,7 @@ def _message(fields: Fields) -> Message:
         # An answer of ours, sent back as history, is a valid message.
         refusal = fields.text("refusal", 1 << 20)
         content = refusal if content is None else content
+        fields.take("reasoning_content")  # thoughts are no part of what is said next
         for unused in ("audio", "function_call"):
             fields.only(unused)
         fields.only("annotations", [])

@@ -18,7 +18,7 @@ import jinja2.sandbox
 from agent.engine.call_markup import OPEN, described, tool_object
 from agent.engine.runtime import PromptRejected
 from agent.structure import Tools
-from agent.types import Message
+from agent.types import Message, ThinkingMarks
 
 RENDER_LIMIT_S = 2.0
 OUTPUT_FACTOR = 4  # a prompt is at most this many times its messages, plus the next
@@ -45,8 +45,12 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 class ChatTemplate:
     """Turns messages into the text that one model expects."""
 
-    def __init__(self, source: str, *, bos: str, eos: str, system_prompt: str | None) -> None:
+    def __init__(
+        self, source: str, *, bos: str, eos: str, system_prompt: str | None, thinking: ThinkingMarks | None = None
+    ) -> None:
         """``system_prompt`` is put before messages that have none; None or "" puts nothing.
+
+        ``thinking`` are the marks of a model that thinks; None: as the template itself tells.
 
         Raises PromptRejected when the source is no valid template.
         """
@@ -55,6 +59,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._system_prompt = system_prompt
+        self.thinking = thinking or marks_in(source)
         # Its own way to show tools is used where it is ours too; else they are described in a message.
         self._knows_tools = OPEN in source and "tools" in source
         try:
@@ -62,8 +67,11 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise PromptRejected(f"the chat template is not valid: {error}") from error
 
-    def render(self, messages: Sequence[Message], tools: Tools | None = None) -> str:
-        """Return the prompt. Only in the main thread. Raises PromptRejected."""
+    def render(self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = False) -> str:
+        """Return the prompt. Only in the main thread. Raises PromptRejected.
+
+        Without ``thinking`` it does not end inside of thoughts.
+        """
         if self._system_prompt and not any(message.role == "system" for message in messages):
             messages = [Message("system", self._system_prompt), *messages]
         functions = tools.callable if tools else ()
@@ -75,7 +83,7 @@ class ChatTemplate:
         limit = OUTPUT_SLACK_CHARS + OUTPUT_FACTOR * size
         try:
             with _time_limit(RENDER_LIMIT_S):
-                text = self._text(values, shown, limit)
+                text = self._text(values, shown, limit, thinking=thinking)
         except _Slow:
             raise PromptRejected(f"the chat template took more than {RENDER_LIMIT_S:g} s") from None
         except Exception as error:
@@ -83,19 +91,32 @@ class ChatTemplate:
             raise PromptRejected(f"the chat template refuses these messages ({type(error).__name__})") from error
         if len(text) > limit:
             raise PromptRejected("the chat template makes too much text of these messages")
+        if self.thinking and not thinking and text.rstrip().endswith(self.thinking.open):
+            text = f"{text.rstrip()}\n\n{self.thinking.close}\n\n"
         return text
 
-    def _text(self, values: list[dict[str, Any]], tools: list[dict[str, object]], limit: int) -> str:
+    def _text(self, values: list[dict[str, Any]], tools: list[dict[str, object]], limit: int, *, thinking: bool) -> str:
         parts: list[str] = []
         size = 0
         for part in self._template.generate(
-            messages=values, add_generation_prompt=True, tools=tools or None, documents=None, **self._tokens
+            messages=values,
+            add_generation_prompt=True,
+            tools=tools or None,
+            documents=None,
+            enable_thinking=thinking,
+            **self._tokens,
         ):
             parts.append(part)
             size += len(part)
             if size > limit:
                 break
         return "".join(parts)
+
+
+def marks_in(source: str) -> ThinkingMarks | None:
+    """Return the marks around thoughts that a template speaks of; None: its model does not think."""
+    marks = ThinkingMarks(switchable="enable_thinking" in source)
+    return marks if marks.close in source else None
 
 
 def _size(message: Message) -> int:

@@ -98,10 +98,12 @@ def _joined(found: dict[int, Generation], sampling: Sampling) -> Generation:
                 tool_calls=other.tool_calls,
                 incomplete=other.incomplete,
                 end=other.end,
+                thoughts=other.thoughts,
             )
             for other in others
         ),
         output_tokens=sum(generation.output_tokens for generation in found.values()),
+        thought_tokens=sum(generation.thought_tokens for generation in found.values()),
         duration_ms=max(generation.duration_ms for generation in found.values()),
     )
 

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from agent.structure import OutputFormat, Tools
-from agent.types import Failure, KvType, Message, ModelFile, Prompt, Sampling, Token
+from agent.types import Failure, KvType, Message, ModelFile, Prompt, Sampling, Thinking, Token
 
 PROTOCOL = 2
 MAX_FRAME_BYTES = 64 << 20
@@ -37,6 +37,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="loa
     threads: int  # 0: what the machine has free, step by step
     confine: bool
     kv_type: KvType = KvType.F16
+    thinking_budget_tokens: int = 1024  # of a request that names none
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="generate"):
@@ -47,6 +48,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     sampling: Sampling
     response_format: OutputFormat | None = None
     tools: Tools | None = None
+    thinking: Thinking | None = None
     deadline_ms: float | None = None  # span left, counted from the receipt
     prompt: Prompt | None = None  # continue this, instead of answering messages
     scope: str = ""  # what is cached of it is found by requests of the same scope; "": by all that have none
@@ -103,11 +105,12 @@ class LoadFailed(msgspec.Struct, frozen=True, tag_field="type", tag="load_failed
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """Text of one request that is final, with its tokens. ``text`` is never empty."""
+    """Text of one request that is final, with its tokens. One of ``text`` and ``thought`` is not empty."""
 
     id: int
     text: str
     tokens: tuple[Token, ...]
+    thought: str = ""
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):
@@ -123,6 +126,8 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     failure: Failure | None = None
     incomplete: bool = False  # cut off before it was what its format or tools ask for
     end: Token | None = None  # the token by which the model ended, where log-probabilities are asked for
+    thought: str = ""
+    thought_tokens: int = 0  # of output_tokens
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -108,6 +108,7 @@ class LlamaCppRuntime(SequenceStates):
         self.piece = lru_cache(maxsize=65536)(self._piece)
         self._scoring: LlamaCppScoring | None = None
         self._template = self._chat_template(load)
+        self.thinking = self._template.thinking
         self._control_texts = self._control_token_texts()
         self._warm_up()
 
@@ -158,6 +159,7 @@ class LlamaCppRuntime(SequenceStates):
                 bos=self._special_text(bos) if bos >= 0 else "",
                 eos=self._special_text(eos) if eos >= 0 else "",
                 system_prompt=load.model.system_prompt,
+                thinking=load.model.thinking,
             )
         except PromptRejected as error:
             raise ModelUnloadable(str(error)) from error
@@ -171,7 +173,9 @@ class LlamaCppRuntime(SequenceStates):
         self.decode([Chunk(0, 0, [0], wants_row=True)])
         self.clear(0)
 
-    def prompt_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
+    def prompt_tokens(
+        self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = False
+    ) -> list[int]:
         """Render and tokenize. Control tokens come from the template only, never from a message or tool."""
         limit = self.context_tokens * BYTES_PER_TOKEN
         size = sum(len(message.content) for message in messages)
@@ -184,7 +188,7 @@ class LlamaCppRuntime(SequenceStates):
             )
         marked, marked_tools, hidden = self._control_texts.hide(messages, tools)
         tokens: list[int] = []
-        for text, special in parts(self._template.render(marked, marked_tools), hidden):
+        for text, special in parts(self._template.render(marked, marked_tools, thinking=thinking), hidden):
             tokens += self._tokenize(text, special=special)
         self._put_bos(tokens)
         if not tokens:
@@ -219,6 +223,14 @@ class LlamaCppRuntime(SequenceStates):
         tokens = [before, *known, after, *self._tokenize(suffix, special=False), gap]
         self._put_bos(tokens)
         return self._fitting(tokens)
+
+    def markup_tokens(self, text: str) -> list[int]:
+        """Tokenize text of our own."""
+        return self._tokenize(text, special=True)
+
+    def written(self, token: int) -> bytes:
+        """Return the bytes of a token, those of a control token as its name."""
+        return self._text_bytes(token, special=True)
 
     def label_tokens(self, label: str) -> list[int]:
         """Tokenize the text of an answer."""

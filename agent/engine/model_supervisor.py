@@ -137,6 +137,7 @@ class ModelSupervisor:
                 sampling=request.sampling,
                 response_format=request.response_format,
                 tools=request.tools,
+                thinking=request.thinking,
             )
             async with contextlib.aclosing(self._converse(ask, deadline, answer)) as events:
                 async for event in events:
@@ -188,9 +189,9 @@ class ModelSupervisor:
             async for event in events:
                 match event:
                     case frames.Piece():
-                        yield answer.add(event.text, event.tokens)
+                        yield answer.add(event.text, event.tokens, event.thought)
                     case frames.Ended():
-                        if (delta := answer.last(event.text, event.tokens)) is not None:
+                        if (delta := answer.last(event.text, event.tokens, event.thought)) is not None:
                             yield delta
                         yield self._finish(answer, event.failure, event)
                     case Failure():
@@ -235,6 +236,7 @@ class ModelSupervisor:
         METRICS.count("generated_tokens", len(answer.tokens), model=self._file.name)
         return Generation(
             text="".join(answer.texts),
+            thoughts="".join(answer.thoughts),
             finish_reason=answer.finish_reason(ended.finish_reason) if ended and not failure else None,
             tokens=tuple(answer.tokens),
             tool_calls=answer.reader.calls if answer.reader else (),
@@ -242,6 +244,7 @@ class ModelSupervisor:
             prompt_tokens=ended.prompt_tokens if ended else 0,
             cached_tokens=ended.cached_tokens if ended else 0,
             output_tokens=ended.output_tokens if ended else len(answer.tokens),
+            thought_tokens=ended.thought_tokens if ended else 0,
             first_token_ms=answer.first_token_ms,
             duration_ms=(time.monotonic() - answer.started) * 1000,
             model=self._file.name,
@@ -340,6 +343,7 @@ class ModelSupervisor:
             threads=settings.threads,
             confine=settings.confine,
             kv_type=settings.kv_type,
+            thinking_budget_tokens=settings.thinking_budget_tokens,
         )
 
     def _record_crash(self, lost: Lost) -> None:

@@ -18,28 +18,30 @@ class PartialAnswer:
         self.reader = CallReader() if tools and tools.callable else None
         self.texts: list[str] = []
         self.tokens: list[Token] = []
+        self.thoughts: list[str] = []
         self.prompt: tuple[Token, ...] = ()  # of an echo
         self.first_token_ms: float | None = None
 
-    def add(self, text: str, tokens: tuple[Token, ...]) -> Delta:
+    def add(self, text: str, tokens: tuple[Token, ...], thought: str = "") -> Delta:
         if self.first_token_ms is None:
             self.first_token_ms = (time.monotonic() - self.started) * 1000
         text, calls = self.reader.feed(text) if self.reader else (text, ())
-        return self._delta(text, tokens, calls)
+        return self._delta(text, tokens, calls, thought)
 
-    def last(self, text: str, tokens: tuple[Token, ...]) -> Delta | None:
+    def last(self, text: str, tokens: tuple[Token, ...], thought: str = "") -> Delta | None:
         """Add what came with the end, and what the reader held back."""
-        delta = self.add(text, tokens) if text or tokens else None
+        delta = self.add(text, tokens, thought) if text or tokens or thought else None
         held, calls = self.reader.finish() if self.reader else ("", ())
         if not held and not calls:
             return delta
         rest = self._delta(held, (), calls)
-        return rest if delta is None else Delta(delta.text + held, tokens, calls=delta.calls + calls)
+        return rest if delta is None else Delta(delta.text + held, tokens, calls=delta.calls + calls, thought=thought)
 
     def finish_reason(self, told: str | None) -> str | None:
         return "tool_calls" if told == "stop" and self.reader and self.reader.calls else told
 
-    def _delta(self, text: str, tokens: tuple[Token, ...], calls: tuple[CallPiece, ...]) -> Delta:
+    def _delta(self, text: str, tokens: tuple[Token, ...], calls: tuple[CallPiece, ...], thought: str = "") -> Delta:
+        self.thoughts.append(thought)
         self.texts.append(text)
         self.tokens += tokens
-        return Delta(text, tokens, calls=calls)
+        return Delta(text, tokens, calls=calls, thought=thought)

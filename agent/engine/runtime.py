@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agent.engine.grammar import Vocabulary
 from agent.structure import Tools
-from agent.types import Message, Prompt
+from agent.types import Message, Prompt, ThinkingMarks
 
 RUNTIMES = {"llama.cpp": "agent.engine.llama_cpp_runtime:LlamaCppRuntime"}
 
@@ -103,9 +103,23 @@ class Runtime(Protocol):
     saved_tokens: int  # most tokens to keep outside of the slots; 0 where the model cannot share a beginning
     batch_tokens: int  # most tokens in one decode
     vocabulary_size: int  # length of a row
+    thinking: ThinkingMarks | None  # of a model that thinks before it answers
 
-    def prompt_tokens(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
-        """Render the chat template and tokenize. Raises PromptRejected or PromptTooLong."""
+    def prompt_tokens(
+        self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = False
+    ) -> list[int]:
+        """Render the chat template and tokenize. Raises PromptRejected or PromptTooLong.
+
+        Without ``thinking`` the answer follows at once: thoughts that the template opens are closed.
+        """
+        ...
+
+    def markup_tokens(self, text: str) -> list[int]:
+        """Tokenize text of our own; control tokens are read out of it."""
+        ...
+
+    def written(self, token: int) -> bytes:
+        """Return the bytes of a token, those of a control token as its name."""
         ...
 
     def text_tokens(self, prompt: Prompt) -> list[int]:

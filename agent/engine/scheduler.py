@@ -17,12 +17,13 @@ from functools import cached_property
 import msgspec
 import numpy as np
 
-from agent.engine import frames
+from agent.engine import frames, thinking
 from agent.engine.grammar import COMPILE_LIMIT_S, Grammars, RuleBroken, RuleRejected
 from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, agreeing
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
 from agent.engine.sampling import Mask, NoDistribution, Observer, Sampler
 from agent.engine.sequence import Sequence
+from agent.engine.thinking import Thoughts
 from agent.types import Failure, FailureKind, Token, TopToken
 
 # Prompt tokens in one step while others decode: they wait for this piece before their next token.
@@ -32,8 +33,17 @@ PREFILL_BESIDE_DECODING = 64
 class Scheduler:
     """Shares the slots of a runtime between requests. Used by one thread."""
 
-    def __init__(self, runtime: Runtime, *, waiting_line: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        waiting_line: int,
+        thinking_budget: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``thinking_budget`` is the most tokens of thought of a request that names none."""
         self._runtime = runtime
+        self._thinking_budget = thinking_budget
         self._observer = Observer(runtime.vocabulary_size)
         self._grammars = Grammars(runtime.vocabulary, runtime.vocabulary_size)
         self.prefixes = PrefixCache(runtime)
@@ -56,7 +66,7 @@ class Scheduler:
             return
         try:
             rule = self._grammars.begin(ask.response_format, ask.tools)
-            prompt = self._prompt(ask)
+            prompt, thoughts = self._prompt(ask, ruled=rule is not None)
         except RuleRejected as error:
             self._refuse(ask.id, FailureKind.REJECTED, str(error), _ruled_by(ask))
             return
@@ -83,14 +93,17 @@ class Scheduler:
         sequence.rule, sequence.rule_by = rule, self._clock() + COMPILE_LIMIT_S
         sequence.rule_param = _ruled_by(ask)
         sequence.scope = ask.scope
+        sequence.thoughts = thoughts
         self._waiting.append(sequence)
 
-    def _prompt(self, ask: frames.Generate) -> list[int]:
+    def _prompt(self, ask: frames.Generate, *, ruled: bool) -> tuple[list[int], Thoughts | None]:
         if ask.prompt is None:
-            return self._runtime.prompt_tokens(ask.messages, ask.tools)
+            budget = thinking.budget_of(ask.thinking, self._thinking_budget, self._runtime.thinking)
+            prompt = self._runtime.prompt_tokens(ask.messages, ask.tools, thinking=budget != 0)
+            return prompt, thinking.begin(self._runtime, prompt, budget, ruled=ruled)
         if ask.suffix:
-            return self._runtime.gap_tokens(ask.prompt, ask.suffix)
-        return self._runtime.text_tokens(ask.prompt)
+            return self._runtime.gap_tokens(ask.prompt, ask.suffix), None
+        return self._runtime.text_tokens(ask.prompt), None
 
     def cancel(self, request_id: int) -> None:
         """End a request at the next step. Unknown ids are ignored: it may just have ended."""
@@ -141,7 +154,7 @@ class Scheduler:
                 self._reject(sequence, f"it takes more than {COMPILE_LIMIT_S:g} s to compile: make it simpler")
             return False
         try:
-            sequence.constraint, sequence.rule = sequence.rule.constraint(), None
+            sequence.rule_in_force, sequence.rule = sequence.rule.constraint(), None
             sequence.unsaid = self._forced_run(sequence)
         except (RuleRejected, RuleBroken) as error:
             self._reject(sequence, str(error))
@@ -230,7 +243,8 @@ class Scheduler:
         if finish_reason:
             self._end(sequence, text, tokens, finish_reason=finish_reason)
             return None
-        return frames.Piece(sequence.id, text, tokens) if text else None
+        thought = sequence.thoughts.told() if sequence.thoughts else ""
+        return frames.Piece(sequence.id, text, tokens, thought) if text or thought else None
 
     def _next_tokens(self, sequence: Sequence) -> tuple[list[Token], str | None]:
         """Take a token, by the row that was read, and those that are forced after it; tell how the answer ends with them.
@@ -240,6 +254,8 @@ class Scheduler:
         said, sequence.unsaid = sequence.unsaid, []
         if finish_reason := sequence.finish_reason:
             return said, finish_reason
+        if sequence.thoughts and sequence.thinking:
+            return self._next_thought(sequence, sequence.thoughts)
         constraint, allowed = sequence.constraint, None
         if constraint and sequence.sampling.logprobs and (forced := constraint.forced_tokens()):
             chosen = forced[0]  # each has a row of its own: its log-probability was asked for
@@ -257,6 +273,28 @@ class Scheduler:
         said += self._forced_run(sequence)
         return said, sequence.finish_reason
 
+    def _next_thought(self, sequence: Sequence, thoughts: Thoughts) -> tuple[list[Token], str | None]:
+        """Take a token before the answer, or end the thoughts; the same result as of an answer's token."""
+        said: list[Token] = []
+        chosen = None if thoughts.used_up else sequence.sampler.draw(self._observer)
+        if chosen is not None and self._runtime.ends(chosen) and not thoughts.inside:
+            if sequence.generated >= sequence.sampling.min_tokens:
+                return thoughts.held(), "stop"
+            chosen = sequence.sampler.draw(self._observer, self._going_on)
+        if chosen is None or self._runtime.ends(chosen):  # the answer goes on, whatever the thoughts
+            thoughts.close(self._put(sequence, thoughts.closing))
+        else:
+            token = self._describe(sequence, chosen, None)
+            self._take(sequence, chosen)
+            said = thoughts.read(token, self._runtime.written(chosen))
+            if thoughts.over and sequence.rule_in_force:
+                thoughts.spaced(self._put(sequence, thoughts.spacing))
+        if thoughts.over:
+            said += self._forced_run(sequence)
+        if finish_reason := sequence.finish_reason:
+            said += thoughts.held()
+        return said, finish_reason
+
     def _forced_run(self, sequence: Sequence) -> list[Token]:
         """Take all tokens that the rule forces now: they are decoded in one piece. Raises RuleBroken."""
         constraint = sequence.constraint
@@ -266,6 +304,14 @@ class Scheduler:
         for token in run:
             self._take(sequence, token)
         return [Token(token, self._runtime.piece(token), 0.0, 0.0, 0.0, forced=True) for token in run]
+
+    def _put(self, sequence: Sequence, tokens: list[int]) -> int:
+        """Add tokens that are of no answer, as far as there is room; return how many."""
+        fitting = tokens[: sequence.limit - sequence.generated]
+        for token in fitting:
+            sequence.sampler.accept(token)
+            sequence.answer.append(token)
+        return len(fitting)
 
     def _take(self, sequence: Sequence, token: int) -> None:
         if sequence.constraint and not sequence.constraint.accept(token):
@@ -315,7 +361,6 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         rest, rest_tokens = sequence.text.flush()
-        constraint = sequence.constraint
         self._ended.append(
             frames.Ended(
                 sequence.id,
@@ -326,8 +371,10 @@ class Scheduler:
                 cached_tokens=sequence.cached,
                 output_tokens=sequence.generated,
                 failure=failure,
-                incomplete=constraint is not None and not constraint.satisfied,
+                incomplete=sequence.incomplete,
                 end=sequence.end,
+                thought=sequence.thoughts.rest() if sequence.thoughts else "",
+                thought_tokens=sequence.thoughts.tokens if sequence.thoughts else 0,
             )
         )
 

@@ -7,6 +7,7 @@ from agent.engine.prefix_cache import EVERYBODY
 from agent.engine.runtime import Chunk
 from agent.engine.sampling import Sampler
 from agent.engine.text_stream import TextStream
+from agent.engine.thinking import Thoughts
 from agent.types import Sampling, Token
 
 
@@ -41,12 +42,28 @@ class Sequence:
         self.rule: Compiling | None = None  # what the answer must look like, until it is compiled
         self.rule_by = 0.0  # when it must be, on the scheduler's clock
         self.rule_param = ""  # the parameter that the rule came from
-        self.constraint: Constraint | None = None
+        self.rule_in_force: Constraint | None = None  # for the answer; thoughts are free
+        self.thoughts: Thoughts | None = None
         self.scope = EVERYBODY  # who may find what is cached of it
 
     @property
     def generated(self) -> int:
         return len(self.answer)
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the answer has not begun yet."""
+        return self.thoughts is not None and not self.thoughts.over
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the next token must obey."""
+        return None if self.thinking else self.rule_in_force
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the answer, as it is, breaks its rule."""
+        return self.rule_in_force is not None and (self.thinking or not self.rule_in_force.satisfied)
 
     @property
     def reserve(self) -> int:

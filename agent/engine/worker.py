@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         load_ms=(time.monotonic() - started) * 1000,
     )
     _send(output, ready)
-    scheduler = Scheduler(runtime, waiting_line=load.waiting_line)
+    scheduler = Scheduler(runtime, waiting_line=load.waiting_line, thinking_budget=load.thinking_budget_tokens)
     return _serve(scheduler, LabelScorer(runtime, waiting_line=load.waiting_line), inbox, output)
 
 

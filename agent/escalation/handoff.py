@@ -79,6 +79,8 @@ def chat_body(record: RequestRecord, row: Escalation, model: str) -> bytes:
     handoff = effective(record, row)
     messages = [_message(message) for message in _messages(request, draft(record), handoff)]
     body: dict[str, Any] = {"model": model, "messages": messages}
+    if request.thinking is not None and request.thinking.effort is not None:
+        body["reasoning_effort"] = request.thinking.effort
     return msgspec.json.encode(body | _sampling(request, handoff) | _structure(request))
 
 

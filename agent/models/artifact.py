@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from agent.types import ModelFormat
+from agent.types import ModelFormat, ThinkingMarks
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 ModelName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -48,6 +48,7 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     tasks: tuple[str, ...] = ("chat",)
     chat_template: str | None = None  # overrides the template in the file
     system_prompt: str | None = None  # used when a request has none
+    thinking: ThinkingMarks | None = None  # of a model that thinks, where its template does not tell
     remark: str = ""
     making: Making | None = None  # None: it came as it is
     added_at_ms: int = 0

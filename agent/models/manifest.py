@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from agent.errors import ConfigError, ModelNotFound
 from agent.models.artifact import FileName, ModelName, Sha256
-from agent.types import ModelFormat
+from agent.types import ModelFormat, ThinkingMarks
 
 Profile = Literal["cpu", "npu", "phone"]
 """A class of hardware with its budget."""
@@ -80,6 +80,7 @@ class ModelSpec(_Strict, frozen=True, kw_only=True):
     recipes: dict[Profile, str] = {}  # what `outrider quantize --target` makes of it
     chat_template: str | None = None  # overrides the template in the file
     system_prompt: str | None = None  # used when a request has none
+    thinking: ThinkingMarks | None = None  # of a model that thinks, where its template does not tell
     remark: str = ""
 
     @property

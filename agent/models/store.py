@@ -99,6 +99,7 @@ class ModelStore:
                 context_tokens=model.context_tokens,
                 chat_template=model.chat_template,
                 system_prompt=model.system_prompt,
+                thinking=model.thinking,
             )
 
     def add(self, model: StoredModel, files: Mapping[str, Path], *, move: bool = False) -> StoredModel:
@@ -314,6 +315,7 @@ def stored_model(spec: ModelSpec, files: Sequence[StoredFile], *, revision: str 
         tasks=spec.tasks,
         chat_template=spec.chat_template,
         system_prompt=spec.system_prompt,
+        thinking=spec.thinking,
         remark=spec.remark,
     )
 

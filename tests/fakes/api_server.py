@@ -4,7 +4,7 @@
         api.client().post("/v1/chat/completions", json=chat("hello"))
 
 The last user message decides what the engine does: "unsure", "nosignal", "crash", "midcrash",
-"busy", "overflow", "timeout", "gate" (waits until ``api.engine.gate`` is opened), "hang",
+"busy", "overflow", "timeout", "ponder" (thinks first), "gate" (waits until ``api.engine.gate`` is opened), "hang",
 else it echoes confidently.
 """
 
@@ -99,6 +99,9 @@ class ScriptedEngine:
                     param = "messages" if request.prompt is None else "prompt"
                     yield Generation(model=MODEL, failure=Failure(kind, f"scripted {word}", param))
                     return
+            thoughts = ("Hm, ", "well.") if "ponder" in said else ()
+            for thought in thoughts:
+                yield Delta("", thought=thought)
             for index, part in enumerate(["echo:", *(f" {word}" for word in said.split())]):
                 alternatives = tuple(
                     TopToken(n, b"x", logprob if not n else -math.inf) for n in range(request.sampling.top_logprobs)
@@ -122,6 +125,8 @@ class ScriptedEngine:
                 prompt_tokens=7,
                 cached_tokens=3,
                 output_tokens=len(tokens),
+                thoughts="".join(thoughts),
+                thought_tokens=5 if thoughts else 0,
                 model=MODEL,
                 model_digest="d" * 64,
                 end=Token(9, b"", -0.5, -1.0, 0.1) if "ending" in said and request.sampling.logprobs else None,

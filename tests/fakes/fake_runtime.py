@@ -21,6 +21,7 @@ LONGEST = 40
 class FakeRuntime:
     name = "fake"
     vocabulary_size = VOCABULARY
+    thinking = None
 
     def __init__(self, load=None, *, slots=3, context_tokens=64, batch_tokens=16, saved_tokens=80, cells=None):
         self.slots = load.parallel if load else slots
@@ -34,7 +35,13 @@ class FakeRuntime:
         self.decodes = 0
         self.scoring_context = None
 
-    def prompt_tokens(self, messages, tools=None):
+    def markup_tokens(self, text):
+        return list(text.encode())
+
+    def written(self, token):
+        return b"<end>" if token == END else bytes([token])
+
+    def prompt_tokens(self, messages, tools=None, *, thinking=False):
         tokens = list("\n".join(message.content for message in messages).encode())
         if not tokens:
             raise PromptRejected("the chat template makes an empty prompt of these messages")

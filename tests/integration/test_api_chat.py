@@ -75,7 +75,7 @@ def test_golden_answer(api):
         '{"id":"chatcmpl-<id>","object":"chat.completion","created":0,"model":"small","choices":[{"index":0,'
         '"message":{"role":"assistant","content":"echo: hello there","refusal":null},"logprobs":null,'
         '"finish_reason":"stop"}],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10,'
-        '"prompt_tokens_details":{"cached_tokens":3}},"system_fingerprint":"fp_dddddddddddd","outrider":{'
+        '"prompt_tokens_details":{"cached_tokens":3},"completion_tokens_details":{"reasoning_tokens":0}},"system_fingerprint":"fp_dddddddddddd","outrider":{'
         '"request_id":"<id>","confidence":0.99,"calibrated":false,"decision":"answered","reason":"confident",'
         '"source":"local","state":"answered","threshold":0.5}}'
     )
@@ -105,8 +105,8 @@ def test_golden_stream(api):
         ),
         (
             'data: {"id":"chatcmpl-<id>","object":"chat.completion.chunk","created":0,"model":"small","usage":{'
-            '"prompt_tokens":7,"completion_tokens":2,"total_tokens":9,"prompt_tokens_details":{"cached_tokens":3}},'
-            '"choices":[]}'
+            '"prompt_tokens":7,"completion_tokens":2,"total_tokens":9,"prompt_tokens_details":{"cached_tokens":3},'
+            '"completion_tokens_details":{"reasoning_tokens":0}},"choices":[]}'
         ),
         "data: [DONE]",
         "",
@@ -159,6 +159,27 @@ def test_the_streaming_helper_of_the_client_puts_the_answer_together(api):
     with client_of(api) as client, client.chat.completions.stream(model=MODEL, messages=ASK) as stream:
         final = stream.get_final_completion()
     assert final.choices[0].message.content == "echo: hello there"
+
+
+def test_thoughts_are_told_apart_from_the_answer(api):
+    body = api.chat("ponder it").json()
+    assert body["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "echo: ponder it",
+        "refusal": None,
+        "reasoning_content": "Hm, well.",
+    }
+    assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 5}
+    deltas = [chunk["choices"][0]["delta"] for chunk in events_of(api.chat("ponder it", stream=True))]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm, well."
+    assert "".join(delta.get("content", "") for delta in deltas) == "echo: ponder it"
+    held = events_of(api.chat("ponder it", stream=True, outrider={"on_low_confidence": "abstain"}))
+    assert {"reasoning_content": "Hm, well."} in [chunk["choices"][0]["delta"] for chunk in held]
+    api.chat(
+        "again",
+        messages=[{"role": "user", "content": "a"}, body["choices"][0]["message"], {"role": "user", "content": "b"}],
+    )
+    assert [message.content for message in api.engine.asked[-1].messages] == ["a", "echo: ponder it", "b"]
 
 
 def test_models(api):

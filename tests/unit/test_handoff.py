@@ -18,7 +18,7 @@ from agent.escalation.handoff import (
     read_verdict,
 )
 from agent.structure import FormatKind, OutputFormat, ToolCall, ToolChoice, ToolFunction, Tools
-from agent.types import Failure, FailureKind, Handoff, Message, RequestKind, Sampling
+from agent.types import Failure, FailureKind, Handoff, Message, RequestKind, Sampling, Thinking
 
 
 def body(handoff=Handoff.FRESH, **options):
@@ -204,3 +204,14 @@ def test_a_completion_is_asked_for_as_a_chat():
     asked = msgspec.structs.replace(told.request, kind=RequestKind.COMPLETION, messages=(Message("user", "Once"),))
     sent = json.loads(chat_body(msgspec.structs.replace(told, request=asked), row(), "m"))["messages"]
     assert sent == [{"role": "system", "content": CONTINUE}, {"role": "user", "content": "Once"}]
+
+
+def test_an_effort_goes_along_and_thoughts_never_do():
+    sent = body(thinking=Thinking(enabled=True, budget_tokens=512, effort="low"))
+    assert sent["reasoning_effort"] == "low"
+    asked = record(draft="Paris")
+    thoughtful = msgspec.structs.replace(asked.generation, thoughts="secret musings")
+    left = chat_body(msgspec.structs.replace(asked, generation=thoughtful), row(Handoff.REFINE), "big-model")
+    assert b"Paris" in left
+    assert b"musings" not in left
+    assert "thinking_budget_tokens" not in body(thinking=Thinking(enabled=True, budget_tokens=9))

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from fakes.cloud import completion
 from fakes.escalation_values import record, row
@@ -60,6 +61,14 @@ def test_the_message_of_a_target_never_becomes_a_reason():
     assert outcome == Rejected("400")
     outcome = read(400, {"error": {"message": "my secret", "code": "context_length_exceeded"}})
     assert outcome == Rejected("400 (context_length_exceeded)")
+
+
+def test_the_thoughts_of_a_target_are_left_out():
+    reply = completion("Paris")
+    reply["choices"][0]["message"] |= {"reasoning_content": "musings", "reasoning": "musings"}
+    outcome = read(200, reply)
+    assert isinstance(outcome, Delivered)
+    assert b"musings" not in msgspec.msgpack.encode(outcome.answer)
 
 
 def test_an_answer_without_choices_is_rejected():
