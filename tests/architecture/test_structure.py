@@ -10,7 +10,7 @@ import pytest
 from agent import errors
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "agent").rglob("*.py"))
+SOURCES = sorted(path for folder in ("agent", "tests") for path in (ROOT / folder).rglob("*.py"))
 BANNED = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import random
 import socket
@@ -205,6 +206,19 @@ def chat(said: str, **fields) -> dict:
 
 def target_at(base_url: str, egress: EgressPolicy = EgressPolicy.ALLOW) -> TargetSettings:
     return TargetSettings(name="main", base_url=base_url, model="big", egress=egress)
+
+
+def events_of(response):
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert all(line.startswith(("data: ", ":")) for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line[6:]) for line in lines[:-1] if line.startswith("data: ")]
+
+
+@contextlib.contextmanager
+def streaming(api, body, headers=None):
+    with api.client() as client, client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+        yield response
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ two holds, counters equal a count, and the egress log has exactly what left.
 import asyncio
 import itertools
 import shutil
-from dataclasses import dataclass
 
 import pytest
 from fakes import storage_values as values
+from fakes.outbox_model import OPEN, REQUEST_OF, Row, facts
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -32,39 +32,6 @@ LEASE_MS = 4_000
 QUEUE = QueueSettings(ballast_bytes=0, max_attempts=MAX_ATTEMPTS, max_rows=MAX_ROWS, ttl_s=TTL_MS // 1000)
 
 SNOOZES = 3
-
-REQUEST_OF = {
-    "awaiting_approval": "queued",
-    "pending": "queued",
-    "leased": "queued",
-    "succeeded": "resolved",
-    "dead": "unresolved",
-    "expired": "unresolved",
-    "cancelled": "cancelled",
-}
-OPEN = {"awaiting_approval", "pending", "leased"}
-
-
-@dataclass
-class Row:
-    request_id: str
-    state: str
-    target: str | None
-    fingerprint: str | None
-    allowed: bool
-    expires: int
-    available: int
-    turn: int
-    released: bool = False
-    snoozes: int = 0
-    attempts: int = 0
-    lease: str | None = None
-    lease_expires: int = 0
-    sending: bool = False
-
-
-def facts(row, fingerprint):
-    return row.state, row.attempts, row.lease, row.target, fingerprint, row.released
 
 
 class OutboxMachine(RuleBasedStateMachine):
