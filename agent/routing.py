@@ -55,6 +55,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     use_local: bool
     straight: bool  # goes to the outbox whatever the local model says
+    media: bool = False  # the local model cannot read it
     egress: EgressPolicy  # the policy that a row would be accepted under
     target: str | None
     target_fingerprint: str | None
@@ -95,16 +96,38 @@ def before(request: InferenceRequest, policy: Policy) -> Route:
             code="contradiction",
         )
     straight = mode in {RouteMode.CLOUD_FIRST, RouteMode.CLOUD_ONLY} and egress is not EgressPolicy.NEVER
+    if request.has_media and not straight:
+        _check_media(request, target, egress)
+        straight = True
     name = target.name if target else None
     return Route(
-        use_local=mode is not RouteMode.CLOUD_ONLY,
+        use_local=mode is not RouteMode.CLOUD_ONLY and not request.has_media,
         straight=straight,
+        media=request.has_media,
         egress=egress,
         target=name,
         target_fingerprint=target.fingerprint if target else None,
         anyone=target is not None,
         handoff=target.handoff if target else Handoff.FRESH,
         trace=(f"route_mode is {mode}", f"egress is {egress}", f"target is {name or 'not configured'}"),
+    )
+
+
+def _check_media(request: InferenceRequest, target: TargetRule | None, egress: EgressPolicy) -> None:
+    """Raise InvalidRequest unless somebody else may be asked to read images, audio or video."""
+    if not may_leave(request, egress):
+        why = "the request may not leave this device"
+    elif target is None:
+        why = "no target is configured that could"
+    elif request.on_low_confidence is OnLowConfidence.ABSTAIN:
+        why = "the request asks to abstain"
+    else:
+        return
+    raise InvalidRequest(
+        f"the local model reads text only, not images, audio, video or files, and {why}: send the text alone, "
+        "or let a target answer (route_mode, egress, [[targets]])",
+        param="messages",
+        code=Reason.UNSUPPORTED_MEDIA.value,
     )
 
 
@@ -165,6 +188,8 @@ def after(
     failure = generation.failure if generation else None
     if failure and failure.kind is FailureKind.CANCELLED:
         return decide(Action.REFUSED, Reason.CANCELLED, "failure", "the caller went away")
+    if route.straight and route.media:
+        return decide(Action.QUEUED, Reason.UNSUPPORTED_MEDIA, "media", "the local model reads text only")
     if route.straight:
         return decide(Action.QUEUED, Reason.ROUTE, "route", f"{request.route_mode} asks for a target")
     if failure:

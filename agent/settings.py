@@ -32,7 +32,9 @@ class ServerSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...], Meta(description="Host headers accepted besides the loopback names (no port).")
     ] = ()
     allowed_origins: Annotated[tuple[str, ...], Meta(description="Origin headers accepted; none by default.")] = ()
-    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest request body.")] = 4 << 20
+    max_body_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 28, description="Largest request body, images and other parts included.")
+    ] = 4 << 20
     max_messages: Annotated[int, Meta(ge=1, le=100_000, description="Most messages in one chat request.")] = 1024
     request_timeout_s: Annotated[
         float, Meta(gt=0, le=86_400, description="Deadline of a request that names none, seconds.")

@@ -68,13 +68,14 @@ class KvType(StrEnum):
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One chat message. ``content`` is text; other parts are refused at the edge."""
+    """One chat message. ``content`` is its text; the local engine sees nothing else."""
 
     role: str  # system, user, assistant, tool
     content: str
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
     tool_call_id: str | None = None  # of a tool: the call that this is the result of
+    parts: str = ""  # JSON of its parts as they came, where some are no text (images, audio): for a target
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,6 +156,11 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     received_at_ms: int
     deadline_at_ms: int | None = None
     hops: int = 0  # how many Outriders this request has come through
+
+    @property
+    def has_media(self) -> bool:
+        """Whether a part of a message is no text: the local models read text only."""
+        return any(message.parts for message in self.messages)
 
 
 class TopToken(msgspec.Struct, frozen=True):
@@ -307,6 +313,7 @@ class Reason(StrEnum):
     EGRESS_NEVER = "egress_never"  # not sure, but nothing may leave
     ABSTAINED = "abstained"  # not sure, the caller wants no row
     ROUTE = "route"  # the route asks for a target (cloud_first, cloud_only)
+    UNSUPPORTED_MEDIA = "unsupported_media"  # images, audio or video, which no local model reads
     CRASH = "crash"
     QUARANTINED = "quarantined"
     TIMEOUT = "timeout"

@@ -8,12 +8,12 @@ from typing import Any
 from starlette.datastructures import Headers
 
 from agent.api.call import Call
+from agent.api.content_parts import parse_content
 from agent.api.envelope import Envelope
 from agent.api.fields import Fields
 from agent.api.sampling_request import parse_sampling
 from agent.api.structure_request import parse_calls, parse_structure
 from agent.api.thinking_request import parse_thinking
-from agent.errors import InvalidRequest
 from agent.settings import RoutingSettings, ServerSettings
 from agent.structure import ToolCall
 from agent.types import InferenceRequest, Message
@@ -99,7 +99,7 @@ def _message(fields: Fields) -> Message:
     if role not in _ROLES:
         raise fields.wrong_value("role", f"must be one of {', '.join(_ROLES)}")
     name = fields.text("name", 64)
-    content = _content(fields)
+    content, parts = parse_content(fields, media=role == "user")
     calls: tuple[ToolCall, ...] = ()
     call_id = None
     if role == "tool":
@@ -120,35 +120,7 @@ def _message(fields: Fields) -> Message:
     if content is None:
         raise fields.missing("content")
     fields.finish()
-    return Message(role=_ROLES[role], content=content, name=name, tool_calls=calls, tool_call_id=call_id)
-
-
-def _content(fields: Fields) -> str | None:
-    content = fields.take("content")
-    if content is None or isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
-        raise fields.wrong_type("content", "a string or a list of text parts")
-    texts = []
-    for index, item in enumerate(content):
-        where = f"content[{index}]"
-        if not isinstance(item, dict):
-            raise fields.wrong_type(where, "an object")
-        part = Fields(item, fields.path(where))
-        kind = part.text("type", 64)
-        if kind != "text":
-            raise InvalidRequest(
-                f"{part.path('type')} must be text: other parts are not supported",
-                param=part.path("type"),
-                code="unsupported_parameter",
-            )
-        text = part.take("text")
-        if not isinstance(text, str):
-            raise part.wrong_type("text", "a string")
-        part.only("prompt_cache_breakpoint")
-        part.finish()
-        texts.append(text)
-    return "\n".join(texts)
+    return Message(role=_ROLES[role], content=content, name=name, tool_calls=calls, tool_call_id=call_id, parts=parts)
 
 
 def stream_options(fields: Fields, *, stream: bool) -> bool:

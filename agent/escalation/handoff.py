@@ -99,7 +99,8 @@ def _messages(request: InferenceRequest, text: str | None, handoff: Handoff) -> 
 
 
 def _message(message: Message) -> dict[str, Any]:
-    found: dict[str, Any] = {"role": message.role, "content": message.content}
+    content = json.loads(message.parts) if message.parts else message.content
+    found: dict[str, Any] = {"role": message.role, "content": content}
     if message.name is not None:
         found["name"] = message.name
     if message.tool_calls:

@@ -61,6 +61,36 @@ def test_a_request_shows_both_answers_and_the_trace(joined):
     assert msgspec.convert(record, RequestRecord).id == request_id
 
 
+PICTURE = [
+    {"type": "text", "text": "What is this? é"},
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"}},
+]
+
+
+def test_a_picture_goes_to_the_target_as_it_came(joined):
+    answer = joined.chat("", messages=[{"role": "user", "content": PICTURE}])
+    assert answer.status_code == 202
+    request_id = answer.json()["outrider"]["request_id"]
+    assert answer.json()["outrider"]["reason"] == "unsupported_media"
+    row = row_of(joined, request_id)
+    assert row["reason"] == "unsupported_media"
+    with joined.client(ADMIN) as client:
+        sent = client.get(f"/v1/queue/{row['id']}", params={"as_sent": 1, "target": "main"}).json()
+    assert sent["messages"] == [{"role": "user", "content": PICTURE}]
+    assert not [asked for asked in joined.engine.asked if asked.has_media], "the local model is not asked"
+    joined.post("/v1/queue/release", {"ids": [row["id"]], "target": "main"})
+    assert joined.settled(request_id)["state"] == "resolved"
+
+
+def test_a_picture_without_anybody_to_ask_is_refused_with_the_reason(api, joined):
+    for server, fields in ((api, {}), (joined, {"outrider": {"route_mode": "local_only"}})):
+        for stream in (False, True):
+            refused = server.chat("", messages=[{"role": "user", "content": PICTURE}], stream=stream, **fields)
+            assert refused.status_code == 400
+            assert refused.json()["error"]["code"] == "unsupported_media"
+            assert "text only" in refused.json()["error"]["message"]
+
+
 def test_asking_for_a_late_answer_counts_as_fetching_it(joined):
     request_id = asked(joined, "unsure and late")
     joined.post("/v1/queue/release", {"ids": [request_id], "target": "main"})

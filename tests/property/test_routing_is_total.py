@@ -161,3 +161,26 @@ def test_redact_is_refused_by_name():
 def test_the_policy_is_data():
     policy = routing.Policy(0.5, (target(EgressPolicy.ALLOW),))
     assert msgspec.convert(msgspec.to_builtins(policy), routing.Policy) == policy
+
+
+def test_media_goes_to_a_target_or_is_refused_and_never_to_the_local_model():
+    picture = (Message("user", "what is it?", parts='[{"type": "image_url"}]'),)
+    queued, codes = set(), set()
+    for mode, wish, targets, egress in itertools.product(RouteMode, OnLowConfidence, TARGETS, EGRESS):
+        asked = msgspec.structs.replace(
+            request(route_mode=mode, on_low_confidence=wish, egress=egress), messages=picture
+        )
+        try:
+            route, decision = decide(asked, targets, "ok", 1.0)
+        except InvalidRequest as error:
+            codes.add(error.code)
+            continue
+        assert not route.use_local
+        assert (decision.action, decision.reason) == (Action.QUEUED, Reason.UNSUPPORTED_MEDIA)
+        assert route.egress is not EgressPolicy.NEVER
+        queued.add((mode, bool(targets)))
+    assert codes == {"unsupported_media", "contradiction"}
+    # Without a target a row waits for a person only where the caller wants a target whatever the model says.
+    assert (RouteMode.LOCAL_FIRST, True) in queued
+    assert (RouteMode.LOCAL_FIRST, False) not in queued
+    assert not {mode for mode, _ in queued} & {RouteMode.LOCAL_ONLY}

@@ -218,9 +218,24 @@ def test_messages_that_are_valid(message, expected):
         ({"role": "user", "content": ["a"]}, "messages[0].content[0]", "invalid_type"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text", "invalid_type"),
         (
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
             "messages[0].content[0].type",
             "unsupported_parameter",
+        ),
+        (
+            {"role": "user", "content": [{"type": "hologram"}]},
+            "messages[0].content[0].type",
+            "unsupported_parameter",
+        ),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
+            "messages[0].content[0].image_url",
+            "invalid_type",
+        ),
+        (
+            {"role": "user", "content": [{"type": "input_audio", "input_audio": {"format": "wav"}}]},
+            "messages[0].content[0].input_audio.data",
+            "missing_required_parameter",
         ),
         ({"role": "user", "content": "x", "colour": 1}, "messages[0].colour", "unknown_parameter"),
         ({"role": "user", "content": "x", "name": "n" * 65}, "messages[0].name", "invalid_value"),
