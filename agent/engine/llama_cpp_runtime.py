@@ -108,7 +108,7 @@ class LlamaCppRuntime(SequenceStates):
         self.piece = lru_cache(maxsize=65536)(self._piece)
         self._scoring: LlamaCppScoring | None = None
         self._template = self._chat_template(load)
-        self.thinking = self._template.thinking
+        self.thinking = self._template.thinking if self._template else None
         self._control_texts = self._control_token_texts()
         self._warm_up()
 
@@ -145,12 +145,13 @@ class LlamaCppRuntime(SequenceStates):
         count = native.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if count > 0 else ""
 
-    def _chat_template(self, load: frames.Load) -> ChatTemplate:
+    def _chat_template(self, load: frames.Load) -> ChatTemplate | None:
+        """Return the template; None for a model that only continues text."""
         source = load.model.chat_template
         if source is None:
             found = native.llama_model_chat_template(self._model, None)
             if found is None:
-                raise ModelUnloadable("the file has no chat template, and the manifest gives none")
+                return None
             source = found.decode("utf-8", "replace")
         bos, eos = native.llama_vocab_bos(self._vocabulary), native.llama_vocab_eos(self._vocabulary)
         try:
@@ -185,6 +186,11 @@ class LlamaCppRuntime(SequenceStates):
         if size > limit:
             raise PromptTooLong(
                 f"the prompt has {size} characters, far more than fit the context of {self.context_tokens} tokens{self._shortage}"
+            )
+        if self._template is None:
+            raise PromptRejected(
+                "this model has no chat template, neither in its file nor in its manifest entry: "
+                "have it continue a text (/v1/completions), or give it a template"
             )
         marked, marked_tools, hidden = self._control_texts.hide(messages, tools)
         tokens: list[int] = []

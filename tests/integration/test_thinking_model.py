@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -11,7 +12,7 @@ from agent.confidence.estimators import estimator
 from agent.engine.supervisor import EnginePool
 from agent.settings import EngineSettings
 from agent.structure import FormatKind, OutputFormat
-from agent.types import InferenceRequest, Message, Sampling, Thinking
+from agent.types import FailureKind, InferenceRequest, Message, Sampling, Thinking
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
 TEMPLATE = smollm2.TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}") + "{# </think> #}"
@@ -82,3 +83,33 @@ async def test_labels_are_scored_as_answers_not_as_thoughts(engine):
     scores = await engine.score(request, ["The capital of France is Paris", "<think>"])
     assert scores.failure is None
     assert scores.logprobs[0] > scores.logprobs[1]
+
+
+async def test_a_model_without_a_template_continues_texts_and_refuses_chats(tmp_path):
+    path = tmp_path / "bare.gguf"
+    data = Path(smollm2.model_file().path).read_bytes()
+    assert data.count(b"tokenizer.chat_template") == 1
+    path.write_bytes(data.replace(b"tokenizer.chat_template", b"tokenizer.chat_templatf"))
+    pool = EnginePool(
+        EngineSettings(context_tokens=256, parallel=1, threads=1),
+        {"smollm2": smollm2.model_file(path=str(path), chat_template=None)}.__getitem__,
+    )
+    try:
+        told = []
+        for prompt in (None, "The capital of France is"):
+            request = InferenceRequest(
+                id="r",
+                model="smollm2",
+                messages=(Message("user", "Hi"),),
+                prompt=prompt,
+                sampling=Sampling(max_tokens=3),
+                received_at_ms=0,
+            )
+            *_, last = [event async for event in pool.generate(request)]
+            told.append(last)
+    finally:
+        await pool.stop(0)
+    chat, completion = told
+    assert chat.failure.kind is FailureKind.REJECTED
+    assert "no chat template" in chat.failure.message
+    assert "Paris" in completion.text
