@@ -95,6 +95,7 @@ class LlamaCppRuntime(SequenceStates):
         if self._adapter:
             self._adapter.put_on(self._context)
         self._memory = native.llama_get_memory(self._context)
+        self.state_format = f"{self.name}, keys and values {load.kv_type}, flash attention {parameters.flash_attn_type}"
         self._vocabulary = native.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
         self.cells: int = native.llama_n_ctx(self._context)

@@ -66,6 +66,26 @@ class SequenceStates:
                 self._clear_scratch()
         return parts[0], parts[1]
 
+    def pack(self, saved: Saved) -> memoryview:
+        """Return what was saved as bytes."""
+        return memoryview(saved.data)
+
+    def unpack(self, start: int, end: int, data: bytes) -> Saved:
+        """Return what was packed, once llama.cpp has read it as these positions."""
+        saved = Saved(start, end, np.frombuffer(data, np.uint8))
+        try:
+            if not 0 <= start < end or not data or not self._load_scratch(saved):
+                raise ValueError(f"llama.cpp does not take {len(data)} bytes for tokens {start} to {end}")
+            held = (
+                native.llama_memory_seq_pos_min(self._memory, self._scratch),
+                native.llama_memory_seq_pos_max(self._memory, self._scratch) + 1,
+            )
+        finally:
+            self._clear_scratch()
+        if held != (start, end):
+            raise ValueError(f"these bytes hold tokens {held[0]} to {held[1]}, not {start} to {end}")
+        return saved
+
     def _check_span(self, slot: int, start: int, end: int) -> None:
         if not 0 <= slot < self.slots or not 0 <= start < end <= self._filled[slot]:
             raise ValueError(f"slot {slot} does not hold tokens {start} to {end}")

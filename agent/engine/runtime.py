@@ -104,6 +104,7 @@ class Runtime(Protocol):
     batch_tokens: int  # most tokens in one decode
     vocabulary_size: int  # length of a row
     thinking: ThinkingMarks | None  # of a model that thinks before it answers
+    state_format: str  # what one life of a model has packed, another of the same format may unpack
 
     def prompt_tokens(
         self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = False
@@ -178,6 +179,18 @@ class Runtime(Protocol):
 
     def divide(self, saved: Saved, at: int) -> tuple[Saved, Saved] | None:
         """Cut what was saved in two at a position inside; None: no room to do that at the moment."""
+        ...
+
+    def pack(self, saved: Saved) -> memoryview:
+        """Return what was saved as bytes, for a later life of the same model."""
+        ...
+
+    def unpack(self, start: int, end: int, data: bytes) -> Saved:
+        """Return what ``pack`` was given, of tokens ``start`` to ``end``.
+
+        Raises ValueError, with nothing changed, when these bytes are not that, or when there
+        is no room to make sure at the moment.
+        """
         ...
 
     def clear(self, slot: int) -> None:

@@ -189,6 +189,35 @@ def test_what_is_saved_in_pieces_is_the_whole(runtime):
     assert rows[0].argmax() == rows[2].argmax()
 
 
+def test_what_is_packed_comes_back_as_it_was(runtime):
+    tokens = prompt(runtime, "What is the capital of France?")
+    last = len(tokens) - 1
+    runtime.decode([Chunk(0, 0, tokens[:last], wants_row=False)])
+    kept = [runtime.save(0, 0, 5), runtime.save(0, 5, last)]
+    packed = [bytes(runtime.pack(saved)) for saved in kept]
+    runtime.clear(0)
+    rows = []
+    for parts in (kept, [runtime.unpack(s.start, s.end, data) for s, data in zip(kept, packed, strict=True)]):
+        for part in parts:
+            assert runtime.restore(part, 1, part.end)
+        (row,) = runtime.decode([Chunk(1, last, tokens[last:], wants_row=True)])
+        rows.append(row.copy())
+        runtime.clear(1)
+    assert np.array_equal(*rows), "token-exact"
+    assert runtime.state_format
+
+
+def test_bytes_that_were_not_packed_are_refused(runtime):
+    tokens = prompt(runtime, "What is the capital of France?")
+    runtime.decode([Chunk(0, 0, tokens, wants_row=False)])
+    data = bytes(runtime.pack(runtime.save(0, 0, 6)))
+    runtime.clear(0)
+    for start, end, broken in [(0, 6, data[:-1]), (0, 5, data), (1, 7, data + data), (0, 6, b""), (0, 0, b"")]:
+        with pytest.raises(ValueError):
+            runtime.unpack(start, end, broken)
+    assert runtime.restore(runtime.unpack(0, 6, data), 0, 6)
+
+
 def test_who_shares_a_beginning_does_not_see_what_others_add(runtime):
     tokens = prompt(runtime, "What is the capital of France?")
     last = len(tokens) - 1

@@ -22,6 +22,7 @@ class FakeRuntime:
     name = "fake"
     vocabulary_size = VOCABULARY
     thinking = None
+    state_format = "fake"
 
     def __init__(self, load=None, *, slots=3, context_tokens=64, batch_tokens=16, saved_tokens=80, cells=None):
         self.slots = load.parallel if load else slots
@@ -99,6 +100,14 @@ class FakeRuntime:
             return None
         inside = at - saved.start
         return Saved(saved.start, at, saved.data[:inside]), Saved(at, saved.end, saved.data[inside:])
+
+    def pack(self, saved):
+        return memoryview(bytes(saved.data))
+
+    def unpack(self, start, end, data):
+        if not 0 <= start < end or len(data) != end - start:
+            raise ValueError(f"{len(data)} bytes for tokens {start} to {end}")
+        return Saved(start, end, list(data))
 
     def text_tokens(self, prompt):
         if not isinstance(prompt, str):
