@@ -78,6 +78,14 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     parts: str = ""  # JSON of its parts as they came, where some are no text (images, audio): for a target
 
 
+class NamedPrefix(msgspec.Struct, frozen=True, kw_only=True):
+    """How the prompts of many requests begin: kept ready in memory, and on disk across restarts."""
+
+    name: str  # unique
+    model: str  # name in the manifest
+    messages: tuple[Message, ...]  # a system prompt, examples; what comes next is a message of the user
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. ``temperature == 0`` is greedy.
 

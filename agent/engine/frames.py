@@ -4,13 +4,15 @@ A frame is a 4-byte big-endian length and a msgpack map with a ``type``. The wor
 first (``Hello``); the daemon answers ``Load``; after ``Ready`` come ``Generate``, ``Score``
 and ``Cancel`` one way and ``Step`` the other. End of file on the worker's input is its order
 to leave. Every ``Generate`` gets exactly one ``Ended`` and every ``Score`` one ``Scored``,
-also after a ``Cancel``.
+also after a ``Cancel``. ``Pin`` may follow right after ``Load``; what a worker says of it is a
+``PrefixNews``, and what it has computed is fetched from it a piece at a time.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from typing import Generic, TypeVar
 
 import msgspec
@@ -20,6 +22,7 @@ from agent.types import Failure, KvType, Message, ModelFile, Prompt, Sampling, T
 
 PROTOCOL = 2
 MAX_FRAME_BYTES = 64 << 20
+PIECE_BYTES = 1 << 20  # of a saved prefix in one frame
 _LENGTH = struct.Struct(">I")
 
 
@@ -79,6 +82,40 @@ class Cancel(msgspec.Struct, frozen=True, tag_field="type", tag="cancel"):
     """Stop this request within one step. Unknown ids are ignored: it may just have ended."""
 
     id: int
+
+
+class SavedPrefix(msgspec.Struct, frozen=True, array_like=True):
+    """A prefix as a worker has computed it. Its bytes travel in frames of their own."""
+
+    fingerprint: str  # of all that they depend on; a worker takes no others
+    tokens: int
+    parts: tuple[tuple[int, int, int], ...]  # first token, the one after the last, bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(part[2] for part in self.parts)
+
+
+class Pin(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pin"):
+    """Keep the prompt that begins with these messages ready. As many bytes as ``saved`` says follow."""
+
+    name: str
+    messages: tuple[Message, ...]
+    saved: SavedPrefix | None = None  # of an earlier life
+
+
+class PinData(msgspec.Struct, frozen=True, tag_field="type", tag="pin_data"):
+    """The next bytes of the last ``Pin``; empty: they end here, the rest cannot be read."""
+
+    data: bytes
+
+
+class FetchPrefix(msgspec.Struct, frozen=True, tag_field="type", tag="fetch_prefix"):
+    """Send a piece of a computed prefix, from this byte on. With the last one the worker forgets to send it."""
+
+    name: str
+    offset: int
 
 
 class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
@@ -146,6 +183,34 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     failure: Failure | None = None
 
 
+class PrefixState(StrEnum):
+    """What became of a prefix in the life of a worker."""
+
+    LOADING = "loading"  # said by the daemon alone: the worker has not looked at it yet
+    RESTORED = "restored"  # taken from what an earlier life saved
+    MISSING = "missing"  # not there: it has to be computed
+    COMPUTED = "computed"  # and may be fetched
+    REFUSED = "refused"  # it cannot be kept ready
+
+
+class PrefixNews(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="prefix_news"):
+    """A prefix has come to a state."""
+
+    name: str
+    state: PrefixState
+    tokens: int = 0
+    saved: SavedPrefix | None = None  # of one that was computed
+    message: str = ""  # why it is missing or refused; never its text
+
+
+class PrefixData(msgspec.Struct, frozen=True, tag_field="type", tag="prefix_data"):
+    """A piece of a computed prefix; empty behind its end, or when the worker has it no more."""
+
+    name: str
+    offset: int
+    data: bytes
+
+
 class Step(msgspec.Struct, frozen=True, tag_field="type", tag="step"):
     """All that one step of the engine brought, for all requests: one frame, one write."""
 
@@ -154,8 +219,8 @@ class Step(msgspec.Struct, frozen=True, tag_field="type", tag="step"):
     scored: tuple[Scored, ...] = ()
 
 
-Command = Load | Generate | Score | Cancel
-Event = Hello | Ready | LoadFailed | Step
+Command = Load | Generate | Score | Cancel | Pin | PinData | FetchPrefix
+Event = Hello | Ready | LoadFailed | Step | PrefixNews | PrefixData
 FrameType = TypeVar("FrameType")
 
 _encoder = msgspec.msgpack.Encoder()

@@ -70,7 +70,7 @@ class SequenceStates:
         """Return what was saved as bytes."""
         return memoryview(saved.data)
 
-    def unpack(self, start: int, end: int, data: bytes) -> Saved:
+    def unpack(self, start: int, end: int, data: memoryview) -> Saved:
         """Return what was packed, once llama.cpp has read it as these positions."""
         saved = Saved(start, end, np.frombuffer(data, np.uint8))
         try:

@@ -149,16 +149,24 @@ class PrefixCache:
     def adopt(self, tokens: list[int], parts: Sequence[Saved]) -> bool:
         """Keep a beginning that was saved in an earlier life, and pin it; ``parts`` cover its tokens in order.
 
-        False: it is not kept whole, because a part of it was computed meanwhile and is cut elsewhere.
+        False: it is not kept whole, because there is no room for the work at the moment.
         """
         for part in parts:
-            run, reached = self._find(tokens[: part.end], EVERYBODY)
-            if reached == part.start == run.end:
-                self._moment += 1
-                self._add(run, tokens[part.start : part.end], part, EVERYBODY).used = self._moment
+            self._adopt(tokens[: part.end], part)
         whole = self.pin(tokens) is not None
         self.shrink(self._memory.saved_tokens)
         return whole
+
+    def _adopt(self, tokens: list[int], part: Saved) -> None:
+        """Add what is not kept already of a part, which ends with these tokens."""
+        run, reached = self._find(tokens, EVERYBODY)
+        if not part.start <= reached < part.end:
+            return
+        above = run if reached == run.end else self._divide(run, reached)
+        halves = (part, part) if reached == part.start else self._memory.divide(part, reached)
+        if above is not None and halves is not None:
+            self._moment += 1
+            self._add(above, tokens[reached:], halves[1], EVERYBODY).used = self._moment
 
     def leave(self, slot: int) -> None:
         """Say that a slot is about to be cleared."""

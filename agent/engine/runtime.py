@@ -185,11 +185,11 @@ class Runtime(Protocol):
         """Return what was saved as bytes, for a later life of the same model."""
         ...
 
-    def unpack(self, start: int, end: int, data: bytes) -> Saved:
+    def unpack(self, start: int, end: int, data: memoryview) -> Saved:
         """Return what ``pack`` was given, of tokens ``start`` to ``end``.
 
         Raises ValueError, with nothing changed, when these bytes are not that, or when there
-        is no room to make sure at the moment.
+        is no room to make sure at the moment. The bytes are not copied.
         """
         ...
 

@@ -22,6 +22,7 @@ from agent.engine import frames
 
 if TYPE_CHECKING:
     from agent.engine.label_scores import LabelScorer
+    from agent.engine.named_prefixes import NamedPrefixes
     from agent.engine.runtime import Runtime
     from agent.engine.scheduler import Scheduler
 
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     # Importing is our own code and a pinned package; what is not trusted is the model.
     from agent.engine import confinement
     from agent.engine.label_scores import LabelScorer
+    from agent.engine.named_prefixes import NamedPrefixes
     from agent.engine.runtime import RUNTIMES, ModelUnloadable
     from agent.engine.scheduler import Scheduler
 
@@ -75,10 +77,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     _send(output, ready)
     scheduler = Scheduler(runtime, waiting_line=load.waiting_line, thinking_budget=load.thinking_budget_tokens)
-    return _serve(scheduler, LabelScorer(runtime, waiting_line=load.waiting_line), inbox, output)
+    prefixes = NamedPrefixes(runtime, scheduler.prefixes, load.model)
+    return _serve(scheduler, LabelScorer(runtime, waiting_line=load.waiting_line), prefixes, inbox, output)
 
 
-def _serve(scheduler: Scheduler, scorer: LabelScorer, inbox: Inbox, output: int) -> NoReturn:
+def _serve(scheduler: Scheduler, scorer: LabelScorer, prefixes: NamedPrefixes, inbox: Inbox, output: int) -> NoReturn:
     while True:
         while (scheduler.idle and scorer.idle) or not inbox.empty():
             match inbox.get():
@@ -89,12 +92,22 @@ def _serve(scheduler: Scheduler, scorer: LabelScorer, inbox: Inbox, output: int)
                 case frames.Cancel(request_id):
                     scheduler.cancel(request_id)
                     scorer.cancel(request_id)
+                case frames.Pin() as order:
+                    prefixes.pin(order)
+                case frames.PinData(data):
+                    prefixes.take(data)
+                case frames.FetchPrefix(name, offset):
+                    prefixes.fetch(name, offset)
+            for told in prefixes.news():
+                _send(output, told)
         # One batch each in turn: a long list of labels does not hold up those who generate.
         step = scheduler.step()
         if scored := scorer.step():
             step = msgspec.structs.replace(step, scored=scored)
         if step.pieces or step.ended or step.scored:
             _send(output, step)
+        for told in prefixes.news():
+            _send(output, told)
 
 
 def _take_over_stdout() -> int:
