@@ -21,6 +21,7 @@ import msgspec
 from agent.errors import KeyProblem, StorageError, WrongKey
 from agent.storage.connection import (
     DATABASE_NAME,
+    PREFIXES_NAME,
     SQLITE_ERRORS,
     Connection,
     connect,
@@ -29,6 +30,7 @@ from agent.storage.connection import (
     translate,
     tune,
 )
+from agent.storage.erasure import erase_all
 
 KEY_BYTES = 32
 KEY_NAME = "key"
@@ -165,6 +167,8 @@ def rotate(data_dir: Path, environ: Mapping[str, str] | None = None) -> Key:
     if not (data_dir / NEXT_KEY_NAME).exists():  # whatever took it away: only this process knows the key
         write_private(data_dir / NEXT_KEY_NAME, fresh)
     _finish_rotation(data_dir)
+    # Under the old key, and cheaper to compute than to encrypt anew.
+    erase_all(data_dir / PREFIXES_NAME)
     key = load(data_dir, environ)
     if key.material != fresh:  # SQLCipher says "ok" to a rekey that could not be written
         raise StorageError(f"{path} could not be written again; its key is the old one, nothing is lost")

@@ -20,6 +20,7 @@ from agent.storage.egress_log import EgressLog
 from agent.storage.instance_lock import InstanceLock
 from agent.storage.journal import Journal, cut_short
 from agent.storage.outbox import Outbox
+from agent.storage.prefix_store import PrefixStore
 from agent.storage.retention import Retention, purge_bodies, purge_rows
 from agent.types import Action, Decision, Generation, InferenceRequest, Reason
 
@@ -43,11 +44,16 @@ class Storage:
         changes = Changes()
         self._keep = Retention(retention)
         self._lock = lock
+        self._key = key
         self.db = db
         self.key_place = key.place
         self.journal = Journal(db, changes, queue, self._keep)
         self.outbox = Outbox(db, changes, queue, self._keep, Clock(db, queue, self._keep, now_ms, uptime))
         self.egress_log = EgressLog(db)
+
+    def prefix_store(self, most_bytes: int) -> PrefixStore:
+        """Return the store of named prefixes of this data directory, under the database's key."""
+        return PrefixStore(self.db.path.parent, self._key.material, most_bytes=most_bytes)
 
     async def recover(self, now_ms: int, decide: Decide) -> int:
         """Settle requests that an earlier life left running. Returns how many.
