@@ -102,3 +102,18 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     escalation: Escalation | None = None
     cloud_answer: CloudAnswer | None = None
     answered_by: str | None = None  # "local" or the target's name
+
+
+class StoredPrefix(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a named prefix on disk. Its text is in none of this."""
+
+    name: str
+    model: str
+    model_digest: str
+    fingerprint: str  # of all that its bytes depend on; compared by whoever reads them
+    tokens: int
+    parts: tuple[tuple[int, int, int], ...]  # first token, the one after the last, bytes
+    created_at_ms: int
+    file: str = ""  # its name in the folder
+    disk_bytes: int = 0
+    used_at_ms: int = 0

@@ -19,12 +19,12 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
-import psutil
 
 from agent.engine import echo, frames
 from agent.engine.partial_answer import PartialAnswer
+from agent.engine.prefix_keeper import PrefixKeeper
 from agent.engine.worker_process import Lost, WorkerProcess
-from agent.engine.worker_status import WorkerState, WorkerStatus
+from agent.engine.worker_status import WorkerState, WorkerStatus, rss_bytes
 from agent.settings import EngineSettings
 from agent.telemetry import LOG, METRICS
 from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, ModelFile
@@ -50,8 +50,10 @@ class ModelSupervisor:
         patience: Patience,
         crash_times: deque[float],
         resolve: Callable[[], ModelFile],
+        keeper: PrefixKeeper,
     ) -> None:
         """``crash_times`` (monotonic seconds) is shared by all supervisors of one digest."""
+        self.prefixes = keeper
         self.state = WorkerState.STOPPED
         self._file = file
         self._settings = settings
@@ -91,7 +93,7 @@ class ModelSupervisor:
             last_error=self._last_error,
             active=active,
             waiting=self._in_flight - active,
-            rss_bytes=_rss_bytes(pid),
+            rss_bytes=rss_bytes(pid),
         )
 
     async def stop(self, grace_s: float) -> None:
@@ -292,6 +294,10 @@ class ModelSupervisor:
             self._record_crash(Lost(f"cannot be started: {error.strerror}"))
             return False
         self._worker = worker
+        keeping = asyncio.create_task(
+            self.prefixes.serve(worker, self._file, lambda: self._in_flight > 0, self._next_change)
+        )
+        keeping.add_done_callback(_tell_failure)
         try:
             self._ready = await worker.load(self._load_order(), self._settings.load_timeout_s)
             served = True
@@ -302,6 +308,8 @@ class ModelSupervisor:
             self._record_crash(lost)
         finally:
             self._worker = None
+            keeping.cancel()
+            await asyncio.wait((keeping,))
             await worker.close(self._patience.leave_s)
         return served
 
@@ -372,6 +380,11 @@ class ModelSupervisor:
         await self._changed.wait()
 
 
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        LOG.error("named prefixes are not looked after any more: %s: %s", type(error).__name__, error)
+
+
 class _Unavailable(Exception):
     def __init__(self, kind: FailureKind, message: str) -> None:
         super().__init__(message)
@@ -381,12 +394,3 @@ class _Unavailable(Exception):
 def _outcome(event: frames.Scored | Failure) -> str:
     failure = event if isinstance(event, Failure) else event.failure
     return failure.kind if failure else "ok"
-
-
-def _rss_bytes(pid: int | None) -> int | None:
-    if pid is None:
-        return None
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return None

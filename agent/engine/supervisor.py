@@ -12,12 +12,13 @@ from agent import executable
 from agent.engine import frames
 from agent.engine.choices import generate_choices
 from agent.engine.model_supervisor import ModelSupervisor, Patience
+from agent.engine.prefix_keeper import PrefixKeeper, PrefixShelf, PrefixStatus
 from agent.engine.worker_status import WorkerState, WorkerStatus
 from agent.errors import OutriderError
 from agent.scores import Scores
 from agent.settings import EngineSettings
 from agent.telemetry import LOG
-from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, Message, ModelFile
+from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, Message, ModelFile, NamedPrefix
 
 __all__ = ["EnginePool", "Patience", "WorkerState", "WorkerStatus"]
 
@@ -33,17 +34,24 @@ class EnginePool:
         worker_command: Sequence[str] | None = None,
         patience: Patience | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        prefixes: Sequence[NamedPrefix] = (),
+        shelf: PrefixShelf | None = None,
     ) -> None:
         """Take the settings and a way to find model files; nothing is started.
 
         ``resolve`` maps a name to a verified file and raises ModelNotFound or ModelRejected.
-        It may read a whole file, so it is called in a thread.
+        It may read a whole file, so it is called in a thread. ``prefixes`` are kept ready by
+        the workers of their models, and on ``shelf``.
         """
         self._settings = settings
         self._resolve = resolve
         self._command = list(worker_command or executable.command("engine-worker"))
         self._patience = patience or Patience()
         self._now_ms = now_ms
+        by_model: dict[str, list[NamedPrefix]] = {}
+        for prefix in prefixes:
+            by_model.setdefault(prefix.model, []).append(prefix)
+        self._keepers = {model: PrefixKeeper(named, shelf) for model, named in by_model.items()}
         self._models: dict[str, ModelSupervisor] = {}
         self._refused: dict[str, str] = {}
         self._crash_times: dict[str, deque[float]] = {}
@@ -133,6 +141,10 @@ class EnginePool:
         }
         return refused | {name: model.status() for name, model in self._models.items()}
 
+    def prefixes(self) -> list[PrefixStatus]:
+        """Return what an operator sees of each named prefix."""
+        return [status for keeper in self._keepers.values() for status in keeper.statuses()]
+
     async def _supervisor(self, name: str) -> ModelSupervisor:
         known = self._models.get(name)
         if known is not None and (known.state is not WorkerState.STOPPED or self._stopped):
@@ -148,7 +160,13 @@ class EnginePool:
                 self._refused.pop(name, None)
                 crash_times = self._crash_times.setdefault(file.sha256, deque())
                 known = ModelSupervisor(
-                    file, self._settings, self._command, self._patience, crash_times, lambda: self._resolve(name)
+                    file,
+                    self._settings,
+                    self._command,
+                    self._patience,
+                    crash_times,
+                    lambda: self._resolve(name),
+                    self._keepers.get(name) or PrefixKeeper((), None),
                 )
                 self._models[name] = known
                 if not self._stopped:

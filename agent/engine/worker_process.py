@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 import msgspec
 
@@ -48,6 +48,11 @@ class WorkerProcess(asyncio.SubprocessProtocol):
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[Lost] = loop.create_future()
+        self.loading = asyncio.Event()  # the order to load is sent: others may follow
+        self.prefix_news: asyncio.Queue[frames.PrefixNews] = asyncio.Queue()
+        self._prefix_data: asyncio.Queue[frames.PrefixData] = asyncio.Queue()
+        self._writable = asyncio.Event()
+        self._writable.set()
         self._greeting: asyncio.Future[frames.Hello] = loop.create_future()
         self._ready: asyncio.Future[frames.Ready] = loop.create_future()
         self._reader = frames.event_reader()
@@ -83,6 +88,7 @@ class WorkerProcess(asyncio.SubprocessProtocol):
             async with asyncio.timeout(timeout_s):
                 await self._first(self._greeting)
                 self._send(frames.encode(load))
+                self.loading.set()
                 return await self._first(self._ready)
         except TimeoutError:
             self.kill(f"did not load the model within {timeout_s:g} s")
@@ -93,6 +99,32 @@ class WorkerProcess(asyncio.SubprocessProtocol):
         if self.lost.done():
             raise self.lost.result()
         return awaited.result()  # type: ignore[return-value]
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model was loaded, even if the worker is lost by now."""
+        return self._ready.done()
+
+    @property
+    def ready(self) -> bool:
+        return self.loaded and not self.lost.done()
+
+    async def send(self, command: frames.Pin | frames.PinData | frames.FetchPrefix) -> None:
+        """Send what is no request, as fast as the worker takes it."""
+        await self._writable.wait()
+        self._send(frames.encode(command))
+
+    async def prefix_pieces(self, name: str) -> AsyncIterator[bytes]:
+        """Yield the bytes of a prefix that the worker has computed. One call at a time."""
+        offset = 0
+        while True:
+            await self.send(frames.FetchPrefix(name, offset))
+            piece = await self._prefix_data.get()
+            if piece.data:
+                yield piece.data
+                offset += len(piece.data)
+            if len(piece.data) < frames.PIECE_BYTES:
+                return
 
     async def converse(
         self, ask: frames.Generate | frames.Score, deadline: float | None, stuck_s: float
@@ -179,6 +211,12 @@ class WorkerProcess(asyncio.SubprocessProtocol):
 
     # Called by the event loop.
 
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
 
@@ -205,6 +243,10 @@ class WorkerProcess(asyncio.SubprocessProtocol):
                         inbox.put_nowait(ended)
                     if timer := self._overdue.pop(ended.id, None):
                         timer.cancel()
+            case frames.PrefixNews():
+                self.prefix_news.put_nowait(event)
+            case frames.PrefixData():
+                self._prefix_data.put_nowait(event)
             case frames.Hello() if event.protocol != frames.PROTOCOL:
                 self.kill(f"speaks protocol {event.protocol}, this daemon speaks {frames.PROTOCOL}")
             case frames.Hello() if not self._greeting.done():

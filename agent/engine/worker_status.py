@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 import msgspec
+import psutil
 
 
 class WorkerState(StrEnum):
@@ -33,3 +34,13 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     active: int = 0
     waiting: int = 0
     rss_bytes: int | None = None
+
+
+def rss_bytes(pid: int | None) -> int | None:
+    """Return the resident memory of a worker, None when it has none."""
+    if pid is None:
+        return None
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None

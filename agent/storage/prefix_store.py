@@ -21,6 +21,7 @@ from typing import TypeVar
 import msgspec
 
 from agent.errors import DiskFull, ForeignDatabase, StorageCorrupt, WrongKey
+from agent.records import StoredPrefix
 from agent.storage.connection import (
     APPLICATION_ID,
     PREFIXES_NAME,
@@ -40,21 +41,6 @@ _SUFFIX, _UNFINISHED = ".db", ".unfinished"
 _UNREADABLE = (WrongKey, ForeignDatabase, StorageCorrupt)
 
 T = TypeVar("T")
-
-
-class StoredPrefix(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a prefix on disk. Its text is in none of this."""
-
-    name: str
-    model: str
-    model_digest: str
-    fingerprint: str  # what a worker compares; see ``frames.SavedPrefix``
-    tokens: int
-    parts: tuple[tuple[int, int, int], ...]
-    created_at_ms: int
-    file: str = ""  # its name in the folder
-    disk_bytes: int = 0
-    used_at_ms: int = 0
 
 
 class PrefixStore:
@@ -97,7 +83,7 @@ class PrefixStore:
     async def write(self, prefix: StoredPrefix, pieces: AsyncIterator[bytes]) -> bool:
         """Keep a prefix instead of an earlier one of that name and model; the least recently used leave for it.
 
-        False: it is above the ceiling by itself, or ``pieces`` ended early. Raises StorageError; then nothing is kept.
+        False: it is above the ceiling by itself, or ``pieces`` are not as many bytes as it says. Raises StorageError; then nothing is kept.
         """
         size = sum(part[2] for part in prefix.parts)
         if size > self._most_bytes:
@@ -109,6 +95,8 @@ class PrefixStore:
             async for data in pieces:
                 await self._run(partial(_add_piece, connection, number, data))
                 number, written = number + 1, written + len(data)
+                if written > size:
+                    break
             if written == size:
                 await self._run(lambda: connection.execute("COMMIT"))
                 await self._run(lambda: self._put_in_place(path, prefix))

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from agent.errors import DiskFull, StorageError
+from agent.records import StoredPrefix
 from agent.storage import keys, prefix_store
-from agent.storage.prefix_store import PrefixStore, StoredPrefix
+from agent.storage.prefix_store import PrefixStore
 
 KEY = bytes(range(32))
 MIB = 1 << 20
