@@ -18,14 +18,19 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.errors import ConfigError
-from agent.settings import AdapterSettings, Settings, TargetSettings
-from agent.types import EgressPolicy
+from agent.settings import AdapterSettings, PrefixSettings, Settings, TargetSettings
+from agent.types import EgressPolicy, Message, NamedPrefix
 
 ENV_PREFIX = "OUTRIDER_"
 # Read by the CLI or the environment itself; not settings.
 ENV_RESERVED = frozenset({"OUTRIDER_CONFIG", "OUTRIDER_API_KEY", "OUTRIDER_ADMIN_KEY"})
 # Lists of tables, written [[name]].
-LISTS: Mapping[str, type[msgspec.Struct]] = {"targets": TargetSettings, "adapters": AdapterSettings}
+LISTS: Mapping[str, type[msgspec.Struct]] = {
+    "targets": TargetSettings,
+    "adapters": AdapterSettings,
+    "prefixes": PrefixSettings,
+}
+LONGEST_PREFIX_BYTES = 1 << 20  # of a system prompt in a file
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 LOOPBACK_IP = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
 
@@ -212,9 +217,42 @@ def _check(settings: Settings) -> None:
             raise ConfigError(f"{key}: the name {twice[0]} is used twice; names are unique")
     for target in settings.targets:
         check_target(target)
+    for prefix in settings.prefixes:
+        if prefix.system and prefix.system_file:
+            raise ConfigError(f"prefix {prefix.name}: system and system_file are both set: keep one")
+        if not (prefix.system or prefix.system_file or prefix.examples):
+            raise ConfigError(f"prefix {prefix.name}: it is empty: set system, system_file or examples")
     for adapter in settings.adapters:
         if not Path(adapter.path).expanduser().is_absolute():
             raise ConfigError(f"adapter {adapter.name}: path {adapter.path!r} is not absolute: begin it with / or ~")
+
+
+def named_prefixes(loaded: LoadedSettings) -> tuple[NamedPrefix, ...]:
+    """Return the prefixes with their texts. Raises ConfigError for a file that cannot be read."""
+    settings = loaded.settings
+    found = []
+    for prefix in settings.prefixes:
+        system = prefix.system or (_system_text(prefix, loaded.path.parent) if prefix.system_file else "")
+        messages = [Message("system", system)] if system else []
+        for example in prefix.examples:
+            messages += [Message("user", example.user), Message("assistant", example.assistant)]
+        model = prefix.model or settings.engine.model
+        found.append(NamedPrefix(name=prefix.name, model=model, messages=tuple(messages)))
+    return tuple(found)
+
+
+def _system_text(prefix: PrefixSettings, folder: Path) -> str:
+    path = folder / Path(prefix.system_file).expanduser()
+    try:
+        with path.open("rb") as file:
+            text = file.read(LONGEST_PREFIX_BYTES + 1).decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"prefix {prefix.name}: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"prefix {prefix.name}: {path} is not UTF-8 text") from error
+    if not text or len(text) > LONGEST_PREFIX_BYTES:
+        raise ConfigError(f"prefix {prefix.name}: {path} is empty, or above {LONGEST_PREFIX_BYTES} bytes")
+    return text
 
 
 def check_target(target: TargetSettings) -> None:

@@ -81,6 +81,7 @@ async def serve(
     config = loaded.settings
     has_file = loaded.path.exists()
     check_tls(config.server)
+    named = configuration.named_prefixes(loaded)
     judge = estimator(config.confidence.estimator)
     live = _Live(config)
     async with contextlib.AsyncExitStack() as stack:
@@ -91,7 +92,16 @@ async def serve(
         tokens = load_tokens(config.data_path)
         store = open_store(config.data_path)
         catalog = AdapterCatalog(config.adapters, resolve or store.resolve, store.served)
-        engine = EnginePool(config.engine, catalog.resolve, worker_command=worker_command)
+        prefixes = storage.prefix_store(config.engine.prefix_disk_bytes)
+        stack.push_async_callback(prefixes.close)
+        await prefixes.keep_only({(prefix.name, prefix.model) for prefix in named})
+        engine = EnginePool(
+            config.engine,
+            catalog.resolve,
+            worker_command=worker_command,
+            prefixes=named,
+            shelf=prefixes if config.engine.prefix_disk_bytes else None,
+        )
         dispatcher = Dispatcher(
             storage,
             config.targets,
@@ -127,6 +137,7 @@ async def serve(
                 pipeline=pipeline,
                 storage=storage,
                 engine=engine,
+                prefixes=prefixes,
                 dispatcher=dispatcher,
                 settings=config,
                 targets=lambda: live.settings.targets,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import typing
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,13 @@ import msgspec
 from msgspec import Meta
 
 from agent.types import EgressPolicy, Handoff, KvType, OnLowConfidence, RouteMode
+
+
+class SharePrefixes(StrEnum):
+    """Which beginnings of prompts requests share in memory."""
+
+    ALL = "all"
+    NAMED = "named"
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,6 +66,15 @@ class EngineSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=0, le=1 << 20, description="Most tokens of thought where a request names no budget; 0: none.")
     ] = 1024
     load_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Longest load of a model, seconds.")] = 120.0
+    share_prefixes: Annotated[
+        SharePrefixes,
+        Meta(
+            description="all: prompts share what begins alike. named: only [[prefixes]], and requests of one cache_salt."
+        ),
+    ] = SharePrefixes.ALL
+    prefix_disk_bytes: Annotated[
+        int, Meta(ge=0, description="Ceiling of saved [[prefixes]] on disk, bytes; 0: none is saved.")
+    ] = 256 << 20
     crashes_to_quarantine: Annotated[
         int, Meta(ge=1, le=100, description="Crashes of one model in crash_window_s after which it is not started.")
     ] = 3
@@ -167,6 +184,27 @@ class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
         return hashlib.sha256(f"{self.base_url.rstrip('/')}\n{self.model}".encode()).hexdigest()
 
 
+class PrefixExample(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One question with its answer, shown to the model before the user's own."""
+
+    user: Annotated[str, Meta(min_length=1, description="What a user says.")]
+    assistant: Annotated[str, Meta(min_length=1, description="What the model is to answer.")]
+
+
+class PrefixSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many prompts begin, one [[prefixes]] table each. See docs/prefixes.md."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the prefix.")]
+    model: Annotated[str, Meta(description="Whose prompts begin so; empty: the default model's.")] = ""
+    system: Annotated[str, Meta(description="The system prompt, exactly as requests send it.")] = ""
+    system_file: Annotated[
+        str, Meta(description="File with the system prompt (UTF-8), beside the configuration unless absolute.")
+    ] = ""
+    examples: Annotated[
+        tuple[PrefixExample, ...], Meta(description="Examples that follow it, each with user and assistant.")
+    ] = ()
+
+
 class AdapterSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A LoRA adapter under a name of its own, one [[adapters]] table each. See docs/adapters.md."""
 
@@ -196,6 +234,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     connectivity: ConnectivitySettings = ConnectivitySettings()
     targets: tuple[TargetSettings, ...] = ()
     adapters: tuple[AdapterSettings, ...] = ()
+    prefixes: tuple[PrefixSettings, ...] = ()
 
     @property
     def data_path(self) -> Path:

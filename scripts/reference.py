@@ -95,6 +95,11 @@ def adapter_table() -> str:
     return _table(msgspec.structs.fields(settings.AdapterSettings), "")
 
 
+def prefix_table() -> str:
+    """Return the table of a named prefix's keys."""
+    return _table(msgspec.structs.fields(settings.PrefixSettings), "")
+
+
 def _table(fields: typing.Iterable[Any], prefix: str) -> str:
     lines = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
     for field in fields:
@@ -115,7 +120,7 @@ def _type(kind: Any, notes: list[msgspec.Meta]) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(f"`{json.dumps(value)}`" for value in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return "list of strings"
+        return "list of strings" if typing.get_args(kind)[0] is str else "list of tables"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return ", ".join(f'`"{value.value}"`' for value in kind)
     name = {str: "string", int: "integer", float: "number", bool: "boolean"}[kind]

@@ -19,6 +19,7 @@ from agent.api import (
     classify_routes,
     openai_routes,
     ops_routes,
+    prefix_routes,
     queue_routes,
     request_routes,
 )
@@ -43,6 +44,7 @@ def create_app(deps: ApiDeps) -> Starlette:
             *openai_routes.ROUTES,
             *classify_routes.ROUTES,
             *request_routes.ROUTES,
+            *prefix_routes.ROUTES,
             *queue_routes.ROUTES,
             *ops_routes.ROUTES,
         ],

@@ -15,6 +15,7 @@ from agent.escalation.dispatcher import Dispatcher
 from agent.pipeline import Pipeline
 from agent.settings import Settings, TargetSettings
 from agent.storage import Storage
+from agent.storage.prefix_store import PrefixStore
 
 HEARTBEAT_S = 10.0
 ROLE = "outrider.role"  # in the ASGI scope
@@ -45,6 +46,7 @@ class ApiDeps(msgspec.Struct, frozen=True, kw_only=True):
     pipeline: Pipeline
     storage: Storage
     engine: EnginePool
+    prefixes: PrefixStore
     dispatcher: Dispatcher
     settings: Settings  # as at the start; targets change with a reload
     targets: Callable[[], Sequence[TargetSettings]]  # as they are now

@@ -42,6 +42,9 @@ class Envelope:
             raise fields.missing("model")
         self._metadata = _metadata(fields)
         self._user = fields.text("user", 512)
+        self._cache_salt = fields.text("cache_salt", 512)
+        if self._cache_salt == "":
+            raise fields.wrong_value("cache_salt", "must have at least one character")
         extension = _extension(fields, headers)
         self._span_ms = extension.integer("deadline_ms", 1, LONGEST_DEADLINE_MS)
         self.route_mode = extension.choice("route_mode", RouteMode)
@@ -67,6 +70,7 @@ class Envelope:
             body_sha256=self._sha256,
             metadata=self._metadata,
             user=self._user,
+            cache_salt=self._cache_salt,
             received_at_ms=now_ms,
             deadline_at_ms=now_ms + (self._span_ms or int(server.request_timeout_s * 1000)),
             hops=self._hops,

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from agent.engine import frames
+from agent.engine.cache_scope import EVERYBODY
 from agent.engine.prompt_echo import PromptEcho
 from agent.engine.runtime import (
     ModelUnloadable,
@@ -89,16 +90,26 @@ class _Job(msgspec.Struct):
 class LabelScorer:
     """Answers ``Score`` requests, one after the other. Used by the thread of the scheduler."""
 
-    def __init__(self, runtime: Runtime, *, waiting_line: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        waiting_line: int,
+        clock: Callable[[], float] = time.monotonic,
+        named: Callable[[list[int]], int] = lambda _: 0,
+    ) -> None:
+        """``named`` tells how many tokens of a prompt belong to everybody, whatever the scope."""
         self._runtime = runtime
         self._echoes = PromptEcho(runtime)
         self._room = runtime.slots + waiting_line
         self._clock = clock
+        self._named = named
         self._waiting: deque[_Job] = deque()
         self._ended: list[frames.Scored] = []
         self._work: Generator[None, None, frames.Scored] | None = None  # of the first in line
         self._context: ScoringContext | None = None
         self._held: list[int] = []  # tokens of the prompt that the context holds
+        self._held_scope = EVERYBODY
 
     @property
     def idle(self) -> bool:
@@ -196,6 +207,8 @@ class LabelScorer:
         context = self._runtime.scoring(len(job.prompt) + nodes)
         if context is not self._context:
             self._context, self._held = context, []
+        if job.ask.scope != self._held_scope:  # what it took over from another would show in how fast it is
+            self._held, self._held_scope = self._held[: self._named(job.prompt)], job.ask.scope
         if job.ask.echo:
             job.cached = self._echoes.cached(job.prompt, self._held, job.ask.top_logprobs)
         else:

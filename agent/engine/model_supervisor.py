@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from agent.engine import echo, frames
+from agent.engine.cache_scope import cache_scope
 from agent.engine.partial_answer import PartialAnswer
 from agent.engine.prefix_keeper import PrefixKeeper
 from agent.engine.worker_process import Lost, WorkerProcess
@@ -122,8 +123,9 @@ class ModelSupervisor:
             yield self._finish(answer, self._busy())
             return
         with self._place():
+            scope = cache_scope(request, self._settings.share_prefixes)
             if echo.is_scored(request):
-                scored = await self._scored(echo.question(request), deadline)
+                scored = await self._scored(msgspec.structs.replace(echo.question(request), scope=scope), deadline)
                 answer.prompt = scored.prompt if request.echo else ()
                 ended = None if scored.failure else echo.whole_answer(request, scored)
                 if ended and (delta := answer.last(ended.text, ended.tokens)):
@@ -136,6 +138,7 @@ class ModelSupervisor:
                 messages=request.messages,
                 prompt=request.prompt,
                 suffix=request.suffix,
+                scope=scope,
                 sampling=request.sampling,
                 response_format=request.response_format,
                 tools=request.tools,

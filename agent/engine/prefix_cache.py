@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from agent.engine.cache_scope import EVERYBODY
 from agent.engine.runtime import Saved
 
 # A shorter beginning costs more in book-keeping than it saves: a token of prompt takes milliseconds to compute.
 SHORTEST_TOKENS = 8
-EVERYBODY = ""  # the scope of what all requests may find
 
 
 class Memory(Protocol):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from agent.engine.cache_scope import EVERYBODY
 from agent.engine.grammar import Compiling, Constraint
-from agent.engine.prefix_cache import EVERYBODY
 from agent.engine.runtime import Chunk
 from agent.engine.sampling import Sampler
 from agent.engine.text_stream import TextStream

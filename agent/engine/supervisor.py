@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from agent import executable
 from agent.engine import frames
+from agent.engine.cache_scope import cache_scope
 from agent.engine.choices import generate_choices
 from agent.engine.model_supervisor import ModelSupervisor, Patience
 from agent.engine.prefix_keeper import PrefixKeeper, PrefixShelf, PrefixStatus
@@ -115,6 +116,7 @@ class EnginePool:
             labels=tuple(labels),
             offsets=tuple(offsets),
             best_only=best_only,
+            scope=cache_scope(request, self._settings.share_prefixes),
         )
         started = time.monotonic()
         left_ms = None if request.deadline_at_ms is None else request.deadline_at_ms - self._now_ms()

@@ -78,7 +78,8 @@ def main(arguments: Sequence[str]) -> int:
     _send(output, ready)
     scheduler = Scheduler(runtime, waiting_line=load.waiting_line, thinking_budget=load.thinking_budget_tokens)
     prefixes = NamedPrefixes(runtime, scheduler.prefixes, load.model)
-    return _serve(scheduler, LabelScorer(runtime, waiting_line=load.waiting_line), prefixes, inbox, output)
+    scorer = LabelScorer(runtime, waiting_line=load.waiting_line, named=scheduler.prefixes.named)
+    return _serve(scheduler, scorer, prefixes, inbox, output)
 
 
 def _serve(scheduler: Scheduler, scorer: LabelScorer, prefixes: NamedPrefixes, inbox: Inbox, output: int) -> NoReturn:

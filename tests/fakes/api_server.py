@@ -30,6 +30,7 @@ from agent.api.app import ApiDeps, ApiServer, create_app, uvicorn_config
 from agent.api.auth import Tokens
 from agent.confidence.estimators import estimator
 from agent.confidence.fields import field_judge
+from agent.engine.prefix_keeper import PrefixStatus
 from agent.engine.supervisor import WorkerState, WorkerStatus
 from agent.escalation.dispatcher import Dispatcher
 from agent.pipeline import Pipeline
@@ -69,6 +70,9 @@ class ScriptedEngine:
 
     def status(self):
         return {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048)}
+
+    def prefixes(self):
+        return [PrefixStatus(name="cities", model=MODEL), PrefixStatus(name="brief", model=MODEL)]
 
     async def score(self, request, labels, *, messages=None):
         """Favour the label that the text contains: by much, or hardly when it says "unsure"."""
@@ -292,6 +296,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
             pipeline=pipeline,
             storage=storage,
             engine=api.engine,
+            prefixes=storage.prefix_store(settings.engine.prefix_disk_bytes),
             dispatcher=dispatcher,
             settings=settings,
             targets=lambda: api.targets,
