@@ -5,6 +5,7 @@ import pytest
 from fakes.fake_runtime import FakeRuntime, expected_answer
 
 from agent.engine import frames, named_prefixes
+from agent.engine.label_scores import LabelScorer
 from agent.engine.named_prefixes import NamedPrefixes
 from agent.engine.scheduler import Scheduler
 from agent.types import Message, ModelFile, Sampling
@@ -142,8 +143,8 @@ def test_unwanted_bytes_of_one_are_not_taken_for_the_next():
 
 def test_what_cannot_be_kept_says_why():
     for life, system, reason in [
-        (Life(), "short", "it has 6 tokens; from 32 to 400"),
-        (Life(saved_tokens=40), SYSTEM, "from 32 to 40"),
+        (Life(), "short", "it has 6 tokens; from 8 to 400"),
+        (Life(saved_tokens=40), SYSTEM, "from 8 to 40"),
         (Life(), "x" * 300, "the context has 256"),
         (Life(saved_tokens=0), SYSTEM, "cannot be shared"),
     ]:
@@ -180,3 +181,21 @@ def test_two_that_begin_alike_are_kept_in_parts_and_both_come_back(monkeypatch):
 def test_probes_differ_from_their_first_character_on():
     one, other = named_prefixes.PROBES
     assert one.content[0] != other.content[0]
+
+
+def scored(scorer, text, scope):
+    prompt = tuple(BEGINNING + text.encode())
+    scorer.submit(frames.Score(id=1, prompt=prompt, labels=("yes", "no"), scope=scope))
+    while not (ended := scorer.step()):
+        pass
+    return ended[0].cached_tokens
+
+
+def test_scores_of_labels_take_over_from_their_own_scope_and_what_is_named():
+    scorer = LabelScorer(FakeRuntime(context_tokens=256), waiting_line=4, named=lambda _: 0)
+    whole = len(BEGINNING) + 3
+    assert [scored(scorer, "Rome", scope) for scope in ("", "", "a", "a", "b")] == [0, whole, 0, whole, 0]
+    life = Life()
+    life.pin()
+    scorer = LabelScorer(FakeRuntime(context_tokens=256), waiting_line=4, named=life.scheduler.prefixes.named)
+    assert [scored(scorer, "Rome", scope) for scope in ("a", "b")] == [0, len(BEGINNING)]
