@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line, or one of the two children that the daemon starts."""
+    """Run the command line, or one of the children that the daemon starts."""
     match sys.argv[1:2]:
         case ["engine-worker"]:
             from agent.engine.worker import main as worker
@@ -16,6 +16,10 @@ def main() -> int:
             from agent.storage.migrations import main as migrate
 
             return migrate(sys.argv[2:])
+        case ["check-schema"]:
+            from agent.escalation.schema_validator import main as check
+
+            return check(sys.argv[2:])
     from agent.cli.main import cli
 
     cli(prog_name="outrider")

@@ -24,10 +24,11 @@ import httpx2
 
 from agent import __version__
 from agent.errors import ConfigError
+from agent.escalation import schema_check
 from agent.escalation.handoff import chat_body
 from agent.escalation.replies import HttpReply, read_probe, read_reply
 from agent.escalation.resolver import Resolver
-from agent.escalation.target import Blocked, Offline, Outcome, ProbeOutcome, Rejected, Retry
+from agent.escalation.target import Blocked, Delivered, Offline, Outcome, ProbeOutcome, Rejected, Retry
 from agent.records import Escalation, RequestRecord
 from agent.settings import ConnectivitySettings, TargetSettings
 
@@ -118,7 +119,15 @@ class OpenAITarget:
             if passage.left:
                 return Retry(_words(error), silent=True)
             return Offline(_words(error))
-        return read_reply(reply, record, row, now_ms=self._now_ms())
+        outcome = read_reply(reply, record, row, now_ms=self._now_ms())
+        if not isinstance(outcome, Delivered) or record.request is None:
+            return outcome
+        try:
+            async with self._deadline(2 * schema_check.CHECK_S):
+                wrong = await schema_check.fault(outcome.answer, record.request)
+        except TimeoutError:
+            return Retry("the sends were given up before the answer was checked")
+        return Rejected(f"the answer is not what was asked for: {wrong}") if wrong else outcome
 
     async def probe(self) -> ProbeOutcome:
         """GET the list of models."""

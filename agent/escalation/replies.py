@@ -5,6 +5,7 @@
 | 200 with usable content                           | Delivered        |
 | 200, but the answer is empty, refused or filtered | Rejected         |
 | 200, but the choice is none of the labels         | Rejected         |
+| 200, but the answer or a call does not validate   | Rejected         |
 | 200 with "choices" that cannot be read            | Rejected         |
 | any other 200; 3xx; 511                           | Offline (portal) |
 | 202, or an Outrider's "queued"                    | Held             |
@@ -243,14 +244,14 @@ def _tokens(usage: object, name: str) -> int:
 
 
 def _has_format(text: str, output: OutputFormat | None) -> bool:
-    """Return whether a reply can be what was asked for; a schema is the target's to enforce."""
+    """Return whether a reply can be what was asked for; whether it validates is for schema_check."""
     match output.kind if output else None:
-        case FormatKind.JSON_OBJECT | FormatKind.JSON_SCHEMA:
+        case FormatKind.JSON_OBJECT | FormatKind.JSON_SCHEMA as kind:
             try:
-                msgspec.json.decode(text)
+                value = msgspec.json.decode(text)
             except _NOT_THAT_JSON:
                 return False
-            return True
+            return kind is FormatKind.JSON_SCHEMA or isinstance(value, dict)
         case FormatKind.ENUM:
             return output is None or text.strip() in msgspec.json.decode(output.source, type=list[str])
         case _:
