@@ -11,9 +11,11 @@ import msgspec
 from starlette.datastructures import Headers
 
 from agent.api.fields import Fields
+from agent.api.nullable_schema import with_nullable_fields
 from agent.errors import InvalidRequest, TooManyHops
 from agent.identifiers import uuid7
 from agent.settings import RoutingSettings, ServerSettings
+from agent.structure import FormatKind, OutputFormat
 from agent.types import EgressPolicy, InferenceRequest, OnLowConfidence, RouteMode
 
 MOST_HOPS = 3  # this many Outriders behind a request are a loop
@@ -50,6 +52,7 @@ class Envelope:
         self.route_mode = extension.choice("route_mode", RouteMode)
         self.egress = extension.choice("egress", EgressPolicy)
         self._on_low_confidence = extension.choice("on_low_confidence", OnLowConfidence)
+        self._nullable_fields = extension.flag("nullable_fields") or False
         extension.finish()
         self._key = _idempotency_key(headers)
         self._hops = _hops(headers)
@@ -58,7 +61,12 @@ class Envelope:
     def request(
         self, asked: InferenceRequest, *, server: ServerSettings, routing: RoutingSettings, now_ms: int
     ) -> InferenceRequest:
-        """Return what is asked for, with all that it comes in. ``asked`` has no id, model and time yet."""
+        """Return what is asked for, with all that it comes in. ``asked`` has no id, model and time yet.
+
+        Raises InvalidRequest for nullable_fields without fields.
+        """
+        if self._nullable_fields:
+            asked = msgspec.structs.replace(asked, response_format=_nullable(asked.response_format))
         return msgspec.structs.replace(
             asked,
             id=uuid7(now_ms),
@@ -75,6 +83,16 @@ class Envelope:
             deadline_at_ms=now_ms + (self._span_ms or int(server.request_timeout_s * 1000)),
             hops=self._hops,
         )
+
+
+def _nullable(output: OutputFormat | None) -> OutputFormat:
+    if output is None or output.kind is not FormatKind.JSON_SCHEMA:
+        raise InvalidRequest(
+            "outrider.nullable_fields needs a response_format of type json_schema",
+            param="outrider.nullable_fields",
+            code="invalid_value",
+        )
+    return msgspec.structs.replace(output, source=with_nullable_fields(output.source))
 
 
 def _metadata(fields: Fields) -> dict[str, str]:

@@ -94,6 +94,18 @@ def test_a_stream_validates_too_and_has_the_log_probabilities_of_every_token(cli
     assert set(verdict["fields"][0]) == {"/name", "/age", "/city"}
 
 
+def test_what_is_not_there_may_be_null(client):
+    schema = {"type": "object", "properties": {"name": {"type": "string"}, "phone": {"type": "string"}}}
+    schema |= {"required": ["name", "phone"], "additionalProperties": False}
+    given = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    asked = [{"role": "user", "content": EXTRACT[0]["content"] + " Use null for what is not said."}]
+    answer = ask(client, asked, response_format=given, extra_body={"outrider": {"nullable_fields": True}})
+    found = json.loads(answer.choices[0].message.content)
+    assert all(found[name] is None or isinstance(found[name], str) for name in ("name", "phone"))
+    (fields,) = answer.model_extra["outrider"]["fields"]
+    assert all(0 <= fields[name]["null_probability"] <= 1 for name in ("/name", "/phone"))
+
+
 def test_any_json_object(client):
     answer = ask(client, EXTRACT, response_format={"type": "json_object"}, max_tokens=120, temperature=0.3, seed=2)
     if answer.choices[0].finish_reason == "stop":
