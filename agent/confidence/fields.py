@@ -149,7 +149,9 @@ class _Reader:
             if mark == b":":
                 continue
             if mark == b",":
-                last = self._path[-1] if self._path else ""
+                if not self._path:
+                    return
+                last = self._path[-1]
                 key_next = isinstance(last, str)
                 if isinstance(last, int):
                     self._path[-1] = last + 1
