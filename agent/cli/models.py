@@ -44,11 +44,11 @@ def list_models(invocation: Invocation, as_json: bool) -> None:
 @json_option
 @pass_invocation
 def show(invocation: Invocation, name: str, as_json: bool) -> None:
-    """Print all that is known of one model.
+    """Print all that is known of one model or adapter.
 
     Example:  outrider models show smollm2-135m-instruct
     """
-    entry = _store(invocation).show(name)
+    entry = _catalog(invocation).adapter(name) or _store(invocation).show(name)
     if as_json:
         emit_json(entry)
         return

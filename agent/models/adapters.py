@@ -74,6 +74,10 @@ class AdapterCatalog:
         adapters = [self._entry(adapter, bases.get(adapter.model)) for adapter in self._adapters.values()]
         return (*models.values(), *adapters)
 
+    def adapter(self, name: str) -> ModelEntry | None:
+        """Return the adapter of that name, None when there is none."""
+        return next((entry for entry in self.list() if entry.name == name and name in self._adapters), None)
+
     def _entry(self, adapter: AdapterSettings, base: ModelEntry | None) -> ModelEntry:
         path = Path(adapter.path).expanduser()
         usable = path.is_file() and base is not None

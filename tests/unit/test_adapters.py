@@ -78,6 +78,8 @@ def test_adapters_are_listed_beside_models_with_their_parent(base, tmp_path):
     assert (before["alias"].parent, before["small"].parent) == ("small", None)
     digest = known.resolve("alias").sha256
     assert known.list()[-1].sha256 == digest
+    assert known.adapter("alias").sha256 == digest
+    assert known.adapter("small") is None
     assert catalog(base, tmp_path / "none.gguf").list()[-1].state is ModelState.MISSING
 
 
