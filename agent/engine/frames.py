@@ -165,6 +165,8 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     end: Token | None = None  # the token by which the model ended, where log-probabilities are asked for
     thought: str = ""
     thought_tokens: int = 0  # of output_tokens
+    accepted_tokens: int = 0  # guessed, and a part of the answer
+    rejected_tokens: int = 0  # guessed, and computed for nothing
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -38,16 +38,17 @@ class Batch:
     def fill(self, chunks: Sequence[Chunk]) -> list[int]:
         """Lay out the chunks; return the positions in the batch whose rows are wanted."""
         at = 0
-        rows_at = []
-        for slot, start, tokens, wants_row in chunks:
+        rows_at: list[int] = []
+        for slot, start, tokens, wants_row, drafted in chunks:
             end = at + len(tokens)
             self._token[at:end] = tokens
             self._pos[at:end] = np.arange(start, start + len(tokens))
             self._seq[at:end] = slot
             self._wanted[at:end] = 0
             if wants_row:
-                self._wanted[end - 1] = 1
-                rows_at.append(end - 1)
+                first = end - 1 - drafted
+                self._wanted[first:end] = 1
+                rows_at += range(first, end)
             at = end
         self.native.n_tokens = at
         return rows_at

@@ -33,6 +33,7 @@ from agent.structure import Tools
 from agent.types import KvType, Message, Prompt
 
 BATCH_TOKENS = 256
+DRAFTED_TOKENS = 24  # in one step; more never pays on a processor, and each takes memory for a row
 SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
 # Before a prompt is tokenized it is known to be too long above this many bytes per token of context.
 BYTES_PER_TOKEN = 64
@@ -101,6 +102,7 @@ class LlamaCppRuntime(SequenceStates):
         self.cells: int = native.llama_n_ctx(self._context)
         self.context_tokens: int = min(load.context_tokens, self.cells)
         self.saved_tokens = int(self.cells * SAVED_SHARE) if shares else 0
+        self.drafted_tokens = DRAFTED_TOKENS if shares else 0
         self._shortage = "" if self.context_tokens == load.context_tokens else ", all that the free memory holds"
         self.batch_tokens: int = native.llama_n_batch(self._context)
         self._filled = [0] * self.slots
@@ -124,7 +126,8 @@ class LlamaCppRuntime(SequenceStates):
         )
         parameters.n_batch = parameters.n_ubatch = max(BATCH_TOKENS, load.parallel)
         # llama.cpp aborts when there are fewer outputs than sequences.
-        parameters.n_seq_max = parameters.n_outputs_max = self.slots + 1
+        parameters.n_seq_max = self.slots + 1
+        parameters.n_outputs_max = self.slots + 1 + DRAFTED_TOKENS
         # One pool of cells: a beginning can be shared without a copy, and prompts of unequal
         # lengths go through the model in one batch. The scheduler sees to it that it suffices.
         parameters.kv_unified = True
@@ -294,7 +297,10 @@ class LlamaCppRuntime(SequenceStates):
             raise ValueError(f"{total} tokens in a batch of {self.batch_tokens}")
         if len({chunk.slot for chunk in chunks}) != len(chunks):
             raise ValueError("two chunks for one slot")
-        for slot, start, tokens, _ in chunks:
+        drafted_tokens = sum(chunk.drafted for chunk in chunks)
+        if drafted_tokens > self.drafted_tokens:
+            raise ValueError(f"{drafted_tokens} drafted tokens, {self.drafted_tokens} have a row")
+        for slot, start, tokens, wants_row, drafted in chunks:
             if not 0 <= slot < self.slots:
                 raise ValueError(f"slot {slot} of {self.slots}")
             if not tokens or start != self._filled[slot]:
@@ -303,6 +309,8 @@ class LlamaCppRuntime(SequenceStates):
                 raise ValueError(f"slot {slot} would hold more than {self.context_tokens} tokens")
             if min(tokens) < 0 or max(tokens) >= self.vocabulary_size:
                 raise ValueError("a token is not in the vocabulary")
+            if drafted and not (wants_row and 0 < drafted < len(tokens)):
+                raise ValueError(f"{drafted} drafted tokens in a chunk of {len(tokens)}")
 
     def _row(self, index: int) -> Row:
         pointer = native.llama_get_logits_ith(self._context, index)

@@ -106,6 +106,12 @@ class SequenceStates:
     def _clear_scratch(self) -> None:
         native.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
 
+    def cut(self, slot: int, tokens: int) -> None:
+        """Forget all but the first tokens of a slot."""
+        self._check_span(slot, 0, tokens)
+        native.llama_memory_seq_rm(self._memory, slot, tokens, -1)
+        self._filled[slot] = tokens
+
     def clear(self, slot: int) -> None:
         """Forget all tokens of a slot."""
         native.llama_memory_seq_rm(self._memory, slot, -1, -1)

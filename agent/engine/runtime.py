@@ -49,6 +49,7 @@ class Chunk(NamedTuple):
     start: int  # position of the first token: exactly the number of tokens already there
     tokens: Sequence[int]
     wants_row: bool  # whether the logits after the last token are needed
+    drafted: int = 0  # of the last tokens, that are a guess: then a row is given before each of them, too
 
 
 class Saved(NamedTuple):
@@ -102,6 +103,7 @@ class Runtime(Protocol):
     cells: int  # tokens that all slots hold together, shared ones counted once
     saved_tokens: int  # most tokens to keep outside of the slots; 0 where the model cannot share a beginning
     batch_tokens: int  # most tokens in one decode
+    drafted_tokens: int  # most drafted ones in one decode; 0 where a slot cannot be cut
     vocabulary_size: int  # length of a row
     thinking: ThinkingMarks | None  # of a model that thinks before it answers
     state_format: str  # what one life of a model has packed, another of the same format may unpack
@@ -152,7 +154,8 @@ class Runtime(Protocol):
     def decode(self, chunks: Sequence[Chunk]) -> list[Row]:
         """Append the chunks (at most one a slot) and return a row for each that wants one.
 
-        The rows keep the order of the chunks and hold until the next decode. Raises
+        A chunk with drafted tokens gives one more for each of them, in the order of their
+        positions, beginning with the row after its last token that is no guess. The rows keep the order of the chunks and hold until the next decode. Raises
         ValueError, with nothing changed, for chunks that break the rules of Chunk or the
         limits above (other than ``cells``), and RuntimeBroken when the native layer fails.
         """
@@ -190,6 +193,13 @@ class Runtime(Protocol):
 
         Raises ValueError, with nothing changed, when these bytes are not that, or when there
         is no room to make sure at the moment. The bytes are not copied.
+        """
+        ...
+
+    def cut(self, slot: int, tokens: int) -> None:
+        """Forget all but the first tokens of a slot; what others share with it stays theirs.
+
+        Raises ValueError, with nothing changed, when the slot does not hold as many.
         """
         ...
 

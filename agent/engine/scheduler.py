@@ -3,8 +3,9 @@
 Requests wait in line for a slot, take what is cached of their prompt, are prefilled in pieces
 beside those that already decode, and leave their slot the moment they end. What the rule of an
 answer forces is taken without a draw, as the tokenizer spells it, and goes through the model in
-one piece with the choice before it. All of it happens in one thread, between two decodes, so a
-cancel or a deadline takes effect within one step.
+one piece with the choice before it. Guessed tokens go along with a row for each, and stay as far
+as what is drawn from those rows, one after another as ever, is the guess. All of it happens in one
+thread, between two decodes, so a cancel or a deadline takes effect within one step.
 """
 
 from __future__ import annotations
@@ -12,19 +13,17 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import cached_property
-
-import msgspec
-import numpy as np
 
 from agent.engine import frames, thinking
+from agent.engine.answer_tokens import AnswerTokens
+from agent.engine.drafting import Drafting
 from agent.engine.grammar import COMPILE_LIMIT_S, Grammars, RuleBroken, RuleRejected
 from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, agreeing
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
-from agent.engine.sampling import Mask, NoDistribution, Observer, Sampler
+from agent.engine.sampling import NoDistribution, Sampler
 from agent.engine.sequence import Sequence
 from agent.engine.thinking import Thoughts
-from agent.types import Failure, FailureKind, Token, TopToken
+from agent.types import Failure, FailureKind, Token
 
 # Prompt tokens in one step while others decode: they wait for this piece before their next token.
 PREFILL_BESIDE_DECODING = 64
@@ -39,15 +38,20 @@ class Scheduler:
         *,
         waiting_line: int,
         thinking_budget: int = 0,
+        drafting: Drafting | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``thinking_budget`` is the most tokens of thought of a request that names none."""
+        """``thinking_budget`` is the most tokens of thought of a request that names none.
+
+        Without ``drafting`` no token is guessed. ``clock`` gives seconds.
+        """
         self._runtime = runtime
         self._thinking_budget = thinking_budget
-        self._observer = Observer(runtime.vocabulary_size)
+        self._tokens = AnswerTokens(runtime)
         self._grammars = Grammars(runtime.vocabulary, runtime.vocabulary_size)
         self.prefixes = PrefixCache(runtime)
         self._waiting_line = waiting_line
+        self._drafting = drafting if runtime.drafted_tokens else None
         self._clock = clock
         self._free = list(reversed(range(runtime.slots)))
         self._running: list[Sequence] = []
@@ -118,11 +122,15 @@ class Scheduler:
         pieces: list[frames.Piece] = []
         chunks, sequences = self._plan()
         if chunks:
-            rows = iter(self._runtime.decode(chunks))
+            began = self._clock()
+            rows = self._runtime.decode(chunks)
+            if self._drafting:
+                self._drafting.observe(chunks, self._clock() - began)
             for chunk, sequence in zip(chunks, sequences, strict=True):
-                sequence.decoded += len(chunk.tokens)
-                if chunk.wants_row and (piece := self._advance(sequence, next(rows))):
-                    pieces.append(piece)
+                sequence.decoded += len(chunk.tokens) - chunk.drafted
+                if chunk.wants_row:
+                    own, rows = rows[: 1 + chunk.drafted], rows[1 + chunk.drafted :]
+                    pieces += self._verify(sequence, list(chunk.tokens[len(chunk.tokens) - chunk.drafted :]), own)
         ended, self._ended = self._ended, []
         return frames.Step(tuple(pieces), tuple(ended))
 
@@ -155,7 +163,7 @@ class Scheduler:
             return False
         try:
             sequence.rule_in_force, sequence.rule = sequence.rule.constraint(), None
-            sequence.unsaid = self._forced_run(sequence)
+            sequence.unsaid = self._tokens.forced_run(sequence)
         except (RuleRejected, RuleBroken) as error:
             self._reject(sequence, str(error))
             return False
@@ -181,8 +189,8 @@ class Scheduler:
             room = min(room, PREFILL_BESIDE_DECODING)
         sequences = list(decoding)
         chunks = []
-        for sequence in decoding:
-            chunks.append(sequence.next_chunk(1 + room))
+        for sequence, draft in zip(decoding, self._drafts(decoding, prefilling), strict=True):
+            chunks.append(sequence.next_chunk(1 + room, draft))
             room -= len(chunks[-1].tokens) - 1
         for sequence in prefilling:
             if room <= 0:
@@ -216,10 +224,41 @@ class Scheduler:
         held = (sequence.prompt + sequence.answer)[: sequence.decoded]
         self.prefixes.store(sequence.slot, held, sequence.scope)
 
+    def _drafts(self, decoding: list[Sequence], prefilling: list[Sequence]) -> list[list[int]]:
+        """Guess tokens for those that decode, while nobody waits for the room to compute a prompt."""
+        room = self._runtime.batch_tokens - sum(sequence.left for sequence in decoding)
+        if not self._drafting or prefilling or room <= 0:
+            return [[] for _ in decoding]
+        return self._drafting.drafts(decoding, min(room, self._runtime.drafted_tokens))
+
+    def _verify(self, sequence: Sequence, draft: list[int], rows: list[Row]) -> list[frames.Piece]:
+        """Draw from one row after another for as long as the answer is the draft; forget the rest of it.
+
+        The slot holds the draft beyond ``sequence.decoded``. Without one, there is a single row.
+        """
+        pieces = []
+        begin, start, agreed = sequence.generated, sequence.decoded, 0
+        sequence.rejected += len(draft)
+        while True:
+            if piece := self._advance(sequence, rows[agreed]):
+                pieces.append(piece)
+            if sequence.over:
+                return pieces
+            more = agreeing(draft, sequence.answer, begin) - agreed
+            agreed += more
+            sequence.accepted += more
+            sequence.rejected -= more
+            sequence.decoded = start + agreed
+            if agreed < sequence.generated - begin:
+                break
+        if agreed < len(draft):
+            self._runtime.cut(sequence.slot, sequence.decoded)
+        return pieces
+
     def _advance(self, sequence: Sequence, row: Row) -> frames.Piece | None:
         """Draw the next token of a sequence and see whether that ends it."""
         try:
-            self._observer.read(row)
+            self._tokens.read(row)
         except NoDistribution:
             failure = Failure(FailureKind.CRASH, "the model computed no numbers (NaN); its file may be damaged")
             self._end(sequence, failure=failure, keep=False)
@@ -228,7 +267,7 @@ class Scheduler:
             sequence.begun = True
             self._keep(sequence)
         try:
-            said, finish_reason = self._next_tokens(sequence)
+            said, finish_reason = self._tokens.following(sequence)
         except RuleBroken as error:
             self._reject(sequence, f"the answer cannot go on within it: {error}")
             return None
@@ -246,101 +285,6 @@ class Scheduler:
         thought = sequence.thoughts.told() if sequence.thoughts else ""
         return frames.Piece(sequence.id, text, tokens, thought) if text or thought else None
 
-    def _next_tokens(self, sequence: Sequence) -> tuple[list[Token], str | None]:
-        """Take a token, by the row that was read, and those that are forced after it; tell how the answer ends with them.
-
-        Raises RuleBroken.
-        """
-        said, sequence.unsaid = sequence.unsaid, []
-        if finish_reason := sequence.finish_reason:
-            return said, finish_reason
-        if sequence.thoughts and sequence.thinking:
-            return self._next_thought(sequence, sequence.thoughts)
-        constraint, allowed = sequence.constraint, None
-        if constraint and sequence.sampling.logprobs and (forced := constraint.forced_tokens()):
-            chosen = forced[0]  # each has a row of its own: its log-probability was asked for
-        else:
-            allowed = constraint.allowed() if constraint else None
-            chosen = sequence.sampler.draw(self._observer, allowed)
-        if self._runtime.ends(chosen):
-            if constraint or sequence.generated >= sequence.sampling.min_tokens:
-                if sequence.sampling.logprobs and not constraint:
-                    sequence.end = self._describe(sequence, chosen, allowed)
-                return said, "stop"
-            chosen = sequence.sampler.draw(self._observer, self._going_on)
-        said.append(self._describe(sequence, chosen, allowed))
-        self._take(sequence, chosen)
-        said += self._forced_run(sequence)
-        return said, sequence.finish_reason
-
-    def _next_thought(self, sequence: Sequence, thoughts: Thoughts) -> tuple[list[Token], str | None]:
-        """Take a token before the answer, or end the thoughts; the same result as of an answer's token."""
-        said: list[Token] = []
-        chosen = None if thoughts.used_up else sequence.sampler.draw(self._observer)
-        if chosen is not None and self._runtime.ends(chosen) and not thoughts.inside:
-            if sequence.generated >= sequence.sampling.min_tokens:
-                return thoughts.held(), "stop"
-            chosen = sequence.sampler.draw(self._observer, self._going_on)
-        if chosen is None or self._runtime.ends(chosen):  # the answer goes on, whatever the thoughts
-            thoughts.close(self._put(sequence, thoughts.closing))
-        else:
-            token = self._describe(sequence, chosen, None)
-            self._take(sequence, chosen)
-            said = thoughts.read(token, self._runtime.written(chosen))
-            if thoughts.over and sequence.rule_in_force:
-                thoughts.spaced(self._put(sequence, thoughts.spacing))
-        if thoughts.over:
-            said += self._forced_run(sequence)
-        if finish_reason := sequence.finish_reason:
-            said += thoughts.held()
-        return said, finish_reason
-
-    def _forced_run(self, sequence: Sequence) -> list[Token]:
-        """Take all tokens that the rule forces now: they are decoded in one piece. Raises RuleBroken."""
-        constraint = sequence.constraint
-        if constraint is None or sequence.sampling.logprobs:
-            return []
-        run = constraint.forced_tokens()[: sequence.limit - sequence.generated]
-        for token in run:
-            self._take(sequence, token)
-        return [Token(token, self._runtime.piece(token), 0.0, 0.0, 0.0, forced=True) for token in run]
-
-    def _put(self, sequence: Sequence, tokens: list[int]) -> int:
-        """Add tokens that are of no answer, as far as there is room; return how many."""
-        fitting = tokens[: sequence.limit - sequence.generated]
-        for token in fitting:
-            sequence.sampler.accept(token)
-            sequence.answer.append(token)
-        return len(fitting)
-
-    def _take(self, sequence: Sequence, token: int) -> None:
-        if sequence.constraint and not sequence.constraint.accept(token):
-            raise RuleBroken(sequence.constraint.error)
-        sequence.sampler.accept(token)
-        sequence.answer.append(token)
-
-    @cached_property
-    def _going_on(self) -> Mask:
-        """The tokens that end no answer."""
-        return np.array([not self._runtime.ends(token) for token in range(self._runtime.vocabulary_size)])
-
-    def _describe(self, sequence: Sequence, chosen: int, allowed: Mask | None) -> Token:
-        observer, constraint = self._observer, sequence.constraint
-        # Before ``describe``, which uses the observer's figures up.
-        mass = 1.0 if allowed is None else observer.mass(allowed)
-        forced = constraint.forced_bytes() if constraint else b""
-        nulls = [] if constraint is None or allowed is None else constraint.nulls(allowed, forced)
-        null_mass = observer.mass_of(nulls) if nulls else None
-        token, best = observer.describe(chosen, self._runtime.piece(chosen), sequence.sampling.top_logprobs)
-        if best:
-            top = tuple(TopToken(other.id, self._runtime.piece(other.id), other.logprob) for other in token.top)
-            token = msgspec.structs.replace(token, top=top)
-        if constraint is None:
-            return token
-        if forced.startswith(token.text_bytes):
-            return msgspec.structs.replace(token, forced=True, allowed_mass=mass)
-        return msgspec.structs.replace(token, allowed_mass=mass, forced_bytes=len(forced), null_mass=null_mass)
-
     def _end(
         self,
         sequence: Sequence,
@@ -354,12 +298,15 @@ class Scheduler:
         if sequence.slot >= 0:
             if keep:
                 self._keep(sequence)
+            if self._drafting:
+                self._drafting.forget(sequence)
             self.prefixes.leave(sequence.slot)
             self._running.remove(sequence)
             self._runtime.clear(sequence.slot)
             self._free.append(sequence.slot)
         else:
             self._waiting.remove(sequence)
+        sequence.over = True
         rest, rest_tokens = sequence.text.flush()
         self._ended.append(
             frames.Ended(
@@ -375,6 +322,8 @@ class Scheduler:
                 end=sequence.end,
                 thought=sequence.thoughts.rest() if sequence.thoughts else "",
                 thought_tokens=sequence.thoughts.tokens if sequence.thoughts else 0,
+                accepted_tokens=sequence.accepted,
+                rejected_tokens=sequence.rejected,
             )
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
+
 from agent.engine.cache_scope import EVERYBODY
 from agent.engine.grammar import Compiling, Constraint
 from agent.engine.runtime import Chunk
@@ -44,6 +46,10 @@ class Sequence:
         self.rule_param = ""  # the parameter that the rule came from
         self.rule_in_force: Constraint | None = None  # for the answer; thoughts are free
         self.thoughts: Thoughts | None = None
+        self.predicted: list[int] = []  # what the caller expects as the answer
+        self.accepted = 0  # guessed tokens that became a part of the answer
+        self.rejected = 0  # guessed tokens that were computed for nothing
+        self.over = False
         self.scope = EVERYBODY  # who may find what is cached of it
 
     @property
@@ -86,10 +92,14 @@ class Sequence:
             return "stop"
         return "length" if self.generated >= self.limit else None
 
-    def next_chunk(self, room: int) -> Chunk:
-        """Return what to decode next, at most ``room`` tokens."""
+    def next_chunk(self, room: int, draft: Tokens[int] = ()) -> Chunk:
+        """Return what to decode next, at most ``room`` tokens, and then those of a draft.
+
+        There is one only where the room suffices for all tokens that are known.
+        """
         tokens = self.prompt[self.decoded : self.decoded + room]
         room -= len(tokens)
         begin = max(0, self.decoded - len(self.prompt))
         tokens += self.answer[begin : begin + room]
-        return Chunk(self.slot, self.decoded, tokens, wants_row=len(tokens) == self.left)
+        wants_row = len(tokens) == self.left
+        return Chunk(self.slot, self.decoded, [*tokens, *draft], wants_row, drafted=len(draft))

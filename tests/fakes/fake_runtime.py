@@ -28,6 +28,7 @@ class FakeRuntime:
         self.slots = load.parallel if load else slots
         self.context_tokens = load.context_tokens if load else context_tokens
         self.batch_tokens = batch_tokens
+        self.drafted_tokens = batch_tokens // 2
         self.saved_tokens = saved_tokens
         self.cells = cells or self.slots * self.context_tokens
         # Of each slot its tokens, each as (token, the cell that it takes).
@@ -56,20 +57,29 @@ class FakeRuntime:
             raise ValueError(f"{total} tokens in a batch of {self.batch_tokens}")
         if len({chunk.slot for chunk in chunks}) != len(chunks):
             raise ValueError("two chunks for one slot")
-        for slot, start, tokens, _ in chunks:
+        if sum(chunk.drafted for chunk in chunks) > self.drafted_tokens:
+            raise ValueError("more drafted tokens than rows")
+        for slot, start, tokens, wants_row, drafted in chunks:
             if not 0 <= slot < self.slots:
                 raise ValueError("no such slot")
             if not tokens or start != len(self.content[slot]) or start + len(tokens) > self.context_tokens:
                 raise ValueError(f"chunk of {len(tokens)} at {start}, slot holds {len(self.content[slot])}")
             if min(tokens) < 0 or max(tokens) >= VOCABULARY:
                 raise ValueError("no such token")
+            if drafted and not (wants_row and 0 < drafted < len(tokens)):
+                raise ValueError("drafted tokens follow known ones")
         self.decodes += 1
         for chunk in chunks:
             for token in chunk.tokens:
                 self.computed += 1
                 self.held[chunk.slot].append((token, self.computed))
         assert self.cells_used() <= self.cells, "the native layer would be out of room"
-        return [row(self.content[chunk.slot]) for chunk in chunks if chunk.wants_row]
+        rows = []
+        for chunk in chunks:
+            content = self.content[chunk.slot]
+            if chunk.wants_row:
+                rows += [row(content[: len(content) - back]) for back in range(chunk.drafted, -1, -1)]
+        return rows
 
     def span(self, slot, start, end):
         if not 0 <= slot < self.slots or not 0 <= start < end <= len(self.held[slot]):
@@ -132,6 +142,10 @@ class FakeRuntime:
         if self.scoring_context is None or self.scoring_context.cells < cells:
             self.scoring_context = FakeScoring(cells)
         return self.scoring_context
+
+    def cut(self, slot, tokens):
+        self.span(slot, 0, tokens)
+        del self.held[slot][tokens:]
 
     def clear(self, slot):
         self.held[slot] = []

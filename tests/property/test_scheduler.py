@@ -1,5 +1,6 @@
 """No order of arrivals, cancels and finishes loses a request, mixes two, or ends one twice."""
 
+from fakes.fake_drafting import FakeDrafting
 from fakes.fake_runtime import FakeRuntime, expected_answer
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -36,12 +37,13 @@ class Line(RuleBasedStateMachine):
         waiting=st.integers(0, 3),
         saved=st.sampled_from([0, 50, 90, 400]),
         cells=st.none() | st.integers(64, 200),
+        drafting=st.none() | st.builds(FakeDrafting, st.randoms(use_true_random=False), st.floats(0, 1)),
     )
-    def begin(self, slots, batch, waiting, saved, cells):
+    def begin(self, slots, batch, waiting, saved, cells, drafting):
         self.now = 0.0
         self.runtime = FakeRuntime(slots=slots, batch_tokens=batch, saved_tokens=saved, cells=cells)
         self.room = slots + waiting
-        self.scheduler = Scheduler(self.runtime, waiting_line=waiting, clock=lambda: self.now)
+        self.scheduler = Scheduler(self.runtime, waiting_line=waiting, drafting=drafting, clock=lambda: self.now)
         if saved >= len(NAMED):
             self.scheduler.prefixes.name(list(NAMED.encode()))
         self.asked = {}
