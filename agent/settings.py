@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from agent.types import EgressPolicy, Handoff, KvType, OnLowConfidence, RouteMode
+from agent.types import DraftingMode, EgressPolicy, Handoff, KvType, OnLowConfidence, RouteMode
 
 
 class SharePrefixes(StrEnum):
@@ -59,6 +59,10 @@ class EngineSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     context_tokens: Annotated[int, Meta(ge=256, le=1 << 20, description="Prompt and answer together, tokens.")] = 4096
     parallel: Annotated[int, Meta(ge=1, le=64, description="Requests decoded at the same time.")] = 4
     kv_type: Annotated[KvType, Meta(description="Keys and values: f16, or q8_0 for half the memory.")] = KvType.F16
+    drafting: Annotated[
+        DraftingMode,
+        Meta(description="Guess tokens from the prompt and verify several at once: auto (where it pays), or off."),
+    ] = DraftingMode.AUTO
     idle_unload_s: Annotated[float, Meta(ge=0, description="Seconds unused until a model unloads; 0: never.")] = 0.0
     waiting_line: Annotated[int, Meta(ge=0, le=10_000, description="Waiting requests; one more is a 429.")] = 32
     threads: Annotated[int, Meta(ge=0, le=256, description="Threads; 0: as the machine has free, step by step.")] = 0

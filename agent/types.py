@@ -67,6 +67,13 @@ class KvType(StrEnum):
     Q8_0 = "q8_0"  # half the memory, a little less exact
 
 
+class DraftingMode(StrEnum):
+    """Whether tokens are guessed and verified several at a time."""
+
+    AUTO = "auto"  # where the step times say that it pays
+    OFF = "off"
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One chat message. ``content`` is its text; the local engine sees nothing else."""
 
@@ -281,6 +288,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     output_tokens: int = 0  # of all answers, thoughts included
     thought_tokens: int = 0  # of all answers
+    accepted_tokens: int = 0  # of the output, those that were guessed before they were drawn
+    rejected_tokens: int = 0  # guessed and computed for nothing
     first_token_ms: float | None = None  # span from acceptance by the engine
     duration_ms: float = 0.0
     model: str = ""

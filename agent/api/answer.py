@@ -31,6 +31,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
     tokens: tuple[Token, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     fields: dict[str, FieldConfidence] = {}  # of an answer in JSON or of calls, by JSON pointer
@@ -89,6 +91,8 @@ def _draft(record: RequestRecord) -> Answer | None:
         prompt_tokens=generation.prompt_tokens,
         cached_tokens=generation.cached_tokens,
         output_tokens=generation.output_tokens,
+        accepted_tokens=generation.accepted_tokens,
+        rejected_tokens=generation.rejected_tokens,
         tokens=generation.tokens,
         tool_calls=generation.tool_calls,
         fields=generation.fields,
@@ -171,12 +175,18 @@ def usage(*answers: Answer) -> dict[str, Any]:
     """Return the ``usage`` object of the answers that are given."""
     prompt = sum(answer.prompt_tokens for answer in answers)
     output = sum(answer.output_tokens for answer in answers)
+    accepted = sum(answer.accepted_tokens for answer in answers)
+    rejected = sum(answer.rejected_tokens for answer in answers)
+    guessed = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
     return {
         "prompt_tokens": prompt,
         "completion_tokens": output,
         "total_tokens": prompt + output,
         "prompt_tokens_details": {"cached_tokens": sum(answer.cached_tokens for answer in answers)},
-        "completion_tokens_details": {"reasoning_tokens": sum(answer.thought_tokens for answer in answers)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(answer.thought_tokens for answer in answers),
+            **(guessed if accepted or rejected else {}),
+        },
     }
 
 

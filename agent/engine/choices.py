@@ -104,6 +104,8 @@ def _joined(found: dict[int, Generation], sampling: Sampling) -> Generation:
         ),
         output_tokens=sum(generation.output_tokens for generation in found.values()),
         thought_tokens=sum(generation.thought_tokens for generation in found.values()),
+        accepted_tokens=sum(generation.accepted_tokens for generation in found.values()),
+        rejected_tokens=sum(generation.rejected_tokens for generation in found.values()),
         duration_ms=max(generation.duration_ms for generation in found.values()),
     )
 

@@ -19,6 +19,7 @@ WORTHWHILE = 1.1
 USUAL_SLOPE = 0.5  # cost of a further token in a step, of a step of one token; before it is measured
 _USUAL_WEIGHT = 8.0  # squared tokens of spread that this counts as
 _FADING = 0.97  # of past steps, with each further one: what was measured long ago is tried again
+_SHORTEST_S = 1e-6  # less is no measurement
 _OUTLIER = 3.0  # a step this many times longer than expected was interrupted by something
 
 
@@ -34,7 +35,7 @@ class StepCosts:
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Take a step that decoded ``tokens``, at least 1, in ``seconds``."""
-        if seconds <= 0:
+        if seconds < _SHORTEST_S:
             return
         if self._weight > 4:
             seconds = min(seconds, _OUTLIER * self.seconds(tokens))

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from agent.structure import OutputFormat, Tools
-from agent.types import Failure, KvType, Message, ModelFile, Prompt, Sampling, Thinking, Token
+from agent.types import DraftingMode, Failure, KvType, Message, ModelFile, Prompt, Sampling, Thinking, Token
 
 PROTOCOL = 2
 MAX_FRAME_BYTES = 64 << 20
@@ -41,6 +41,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="loa
     confine: bool
     kv_type: KvType = KvType.F16
     thinking_budget_tokens: int = 1024  # of a request that names none
+    drafting: DraftingMode = DraftingMode.AUTO
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="generate"):

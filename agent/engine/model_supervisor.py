@@ -239,6 +239,9 @@ class ModelSupervisor:
     def _finish(self, answer: PartialAnswer, failure: Failure | None, ended: frames.Ended | None = None) -> Generation:
         METRICS.count("generations", model=self._file.name, outcome=failure.kind if failure else "ok")
         METRICS.count("generated_tokens", len(answer.tokens), model=self._file.name)
+        if ended:
+            METRICS.count("drafted_tokens", ended.accepted_tokens, model=self._file.name, outcome="accepted")
+            METRICS.count("drafted_tokens", ended.rejected_tokens, model=self._file.name, outcome="rejected")
         return Generation(
             text="".join(answer.texts),
             thoughts="".join(answer.thoughts),
@@ -250,6 +253,8 @@ class ModelSupervisor:
             cached_tokens=ended.cached_tokens if ended else 0,
             output_tokens=ended.output_tokens if ended else len(answer.tokens),
             thought_tokens=ended.thought_tokens if ended else 0,
+            accepted_tokens=ended.accepted_tokens if ended else 0,
+            rejected_tokens=ended.rejected_tokens if ended else 0,
             first_token_ms=answer.first_token_ms,
             duration_ms=(time.monotonic() - answer.started) * 1000,
             model=self._file.name,
@@ -355,6 +360,7 @@ class ModelSupervisor:
             confine=settings.confine,
             kv_type=settings.kv_type,
             thinking_budget_tokens=settings.thinking_budget_tokens,
+            drafting=settings.drafting,
         )
 
     def _record_crash(self, lost: Lost) -> None:

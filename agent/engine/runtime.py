@@ -199,7 +199,7 @@ class Runtime(Protocol):
     def cut(self, slot: int, tokens: int) -> None:
         """Forget all but the first tokens of a slot; what others share with it stays theirs.
 
-        Raises ValueError, with nothing changed, when the slot does not hold as many.
+        Raises ValueError, with nothing changed, when the slot does not hold as many, or for none of them: that is ``clear``.
         """
         ...
 

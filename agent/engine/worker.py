@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from agent.engine import frames
+from agent.types import DraftingMode
 
 if TYPE_CHECKING:
     from agent.engine.label_scores import LabelScorer
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     _send(output, frames.Hello(frames.PROTOCOL, os.getpid()))
     # Importing is our own code and a pinned package; what is not trusted is the model.
     from agent.engine import confinement
+    from agent.engine.drafting import Drafting
     from agent.engine.label_scores import LabelScorer
     from agent.engine.named_prefixes import NamedPrefixes
     from agent.engine.runtime import RUNTIMES, ModelUnloadable
@@ -76,7 +78,10 @@ def main(arguments: Sequence[str]) -> int:
         load_ms=(time.monotonic() - started) * 1000,
     )
     _send(output, ready)
-    scheduler = Scheduler(runtime, waiting_line=load.waiting_line, thinking_budget=load.thinking_budget_tokens)
+    drafting = Drafting() if load.drafting is DraftingMode.AUTO else None
+    scheduler = Scheduler(
+        runtime, waiting_line=load.waiting_line, thinking_budget=load.thinking_budget_tokens, drafting=drafting
+    )
     prefixes = NamedPrefixes(runtime, scheduler.prefixes, load.model)
     scorer = LabelScorer(runtime, waiting_line=load.waiting_line, named=scheduler.prefixes.named)
     return _serve(scheduler, scorer, prefixes, inbox, output)

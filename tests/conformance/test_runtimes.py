@@ -299,3 +299,44 @@ def test_what_would_abort_native_code_is_refused_and_changes_nothing(runtime, br
     with pytest.raises(ValueError):
         runtime.decode(broken(runtime, tokens))
     assert prefill(runtime, 0, tokens).shape == (runtime.vocabulary_size,)
+
+
+def test_drafted_tokens_have_a_row_each_and_can_be_taken_back(runtime):
+    tokens = prompt(runtime, "What is the capital of France?")
+    cold = prefill(runtime, 0, tokens)
+    answer = greedy(runtime, 0, cold, len(tokens), 4)
+    runtime.clear(0)
+    first, rest = tokens[:-1], tokens[-1:]
+    runtime.decode([Chunk(0, 0, first, wants_row=False), Chunk(1, 0, first, wants_row=False)])
+    rows = runtime.decode(
+        [
+            Chunk(0, len(first), [*rest, *answer[:2], rest[0]], wants_row=True, drafted=3),
+            Chunk(1, len(first), rest, wants_row=True),
+        ]
+    )
+    assert [int(row.argmax()) for row in rows[:3]] == answer[:3]
+    assert len(rows) == 5
+    assert int(rows[4].argmax()) == answer[0]
+    runtime.cut(0, len(tokens) + 2)
+    (row,) = runtime.decode([Chunk(0, len(tokens) + 2, answer[2:3], wants_row=True)])
+    assert int(row.argmax()) == answer[3]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda runtime, tokens: runtime.cut(0, len(tokens) + 1),
+        lambda runtime, tokens: runtime.cut(0, 0),
+        lambda runtime, tokens: runtime.cut(runtime.slots, 1),
+        lambda runtime, tokens: runtime.decode([Chunk(1, 0, tokens, wants_row=True, drafted=len(tokens))]),
+        lambda runtime, tokens: runtime.decode([Chunk(1, 0, tokens, wants_row=False, drafted=1)]),
+        lambda runtime, tokens: runtime.decode(
+            [Chunk(1, 0, tokens[:1] * (runtime.drafted_tokens + 2), wants_row=True, drafted=runtime.drafted_tokens + 1)]
+        ),
+    ],
+)
+def test_a_draft_that_breaks_the_rules_is_refused(runtime, broken):
+    tokens = prompt(runtime, "hello")
+    prefill(runtime, 0, tokens)
+    with pytest.raises(ValueError):
+        broken(runtime, tokens)
