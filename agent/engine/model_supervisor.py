@@ -22,6 +22,7 @@ import msgspec
 
 from agent.engine import echo, frames
 from agent.engine.cache_scope import cache_scope
+from agent.engine.load_order import load_order
 from agent.engine.partial_answer import PartialAnswer
 from agent.engine.prefix_keeper import PrefixKeeper
 from agent.engine.worker_process import Lost, WorkerProcess
@@ -307,7 +308,7 @@ class ModelSupervisor:
         )
         keeping.add_done_callback(_tell_failure)
         try:
-            self._ready = await worker.load(self._load_order(), self._settings.load_timeout_s)
+            self._ready = await worker.load(load_order(self._file, self._settings), self._settings.load_timeout_s)
             served = True
             self._enter(WorkerState.READY)
             if lost := await self._lost_or_unused(worker):
@@ -348,20 +349,6 @@ class ModelSupervisor:
             # At once, so that a request that comes now waits for the next life.
             self._enter(WorkerState.IDLE)
             self._unused.set()
-
-    def _load_order(self) -> frames.Load:
-        settings = self._settings
-        return frames.Load(
-            model=self._file,
-            context_tokens=min(settings.context_tokens, self._file.context_tokens),
-            parallel=settings.parallel,
-            waiting_line=settings.waiting_line,
-            threads=settings.threads,
-            confine=settings.confine,
-            kv_type=settings.kv_type,
-            thinking_budget_tokens=settings.thinking_budget_tokens,
-            drafting=settings.drafting,
-        )
 
     def _record_crash(self, lost: Lost) -> None:
         self._crashes += 1
