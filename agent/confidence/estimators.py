@@ -32,8 +32,7 @@ def signals(tokens: Sequence[Token]) -> dict[str, float]:
 
     Log-probabilities and entropies in nats; margins are differences of probabilities,
     in -1..1 (negative where a drawn token was not the likeliest); min_allowed_mass is the
-    least probability that the model gave to all that a format allowed, min_allowed_logprob
-    the least log-probability of a token among those that were allowed. Forced tokens are
+    least probability that the model gave to all that a format allowed. Forced tokens are
     left out; an answer that was forced as a whole has no signal.
     """
     tokens = [token for token in tokens if not token.forced]
@@ -58,14 +57,7 @@ def signals(tokens: Sequence[Token]) -> dict[str, float]:
         "min_margin": min(margins),
         "mean_margin": math.fsum(margins) / len(margins),
         "min_allowed_mass": min(masses),
-        "min_allowed_logprob": min(map(_allowed_logprob, tokens)),
     }
-
-
-def _allowed_logprob(token: Token) -> float:
-    if token.allowed_mass <= 0:
-        return token.logprob
-    return min(0.0, token.logprob - math.log(token.allowed_mass))
 
 
 # Name -> the score in 0..1 from the signals. Names appear in configuration and answers.

@@ -77,7 +77,7 @@ def test_a_pydantic_model_comes_back_parsed(client):
     assert verdict["confidence"] > 0.5
     (fields,) = verdict["fields"]
     assert list(fields) == ["/name", "/age", "/city"]
-    assert all(verdict["confidence"] - 1e-6 <= field["confidence"] <= 1 for field in fields.values())
+    assert all(0.3 < field["confidence"] <= 1 for field in fields.values())
     # Only the city may be null.
     assert [field["null_probability"] is None for field in fields.values()] == [True, True, False]
 
