@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.api import (
     classify_routes,
+    model_routes,
     openai_routes,
     ops_routes,
     prefix_routes,
@@ -42,6 +43,7 @@ def create_app(deps: ApiDeps) -> Starlette:
     app = Starlette(
         routes=[
             *openai_routes.ROUTES,
+            *model_routes.ROUTES,
             *classify_routes.ROUTES,
             *request_routes.ROUTES,
             *prefix_routes.ROUTES,

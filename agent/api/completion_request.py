@@ -12,13 +12,12 @@ from agent.api.call import Call
 from agent.api.chat_request import stream_options
 from agent.api.envelope import Envelope
 from agent.api.fields import Fields
-from agent.api.sampling_request import MOST_CHOICES, MOST_TOKENS, parse_drawing
+from agent.api.sampling_request import MOST_CHOICES, MOST_TOKENS, MOST_TOP_LOGPROBS, parse_drawing
 from agent.errors import InvalidRequest
 from agent.settings import RoutingSettings, ServerSettings
 from agent.types import EgressPolicy, InferenceRequest, Message, Prompt, RequestKind, RouteMode, Sampling
 
 DEFAULT_MAX_TOKENS = 16  # the OpenAI API's
-MOST_LOGPROBS = 20
 MOST_PROMPTS = 2048  # in one call
 MOST_PROMPT_TOKENS = 1 << 20
 _LARGEST_TOKEN = (1 << 31) - 1
@@ -117,7 +116,7 @@ def _is_token(value: object) -> bool:
 
 def _sampling(fields: Fields) -> Sampling:
     max_tokens = fields.integer("max_tokens", 0, MOST_TOKENS)
-    logprobs = fields.integer("logprobs", 0, MOST_LOGPROBS)
+    logprobs = fields.integer("logprobs", 0, MOST_TOP_LOGPROBS)
     n = fields.integer("n", 1, MOST_CHOICES) or 1
     best_of = fields.integer("best_of", 1, MOST_CHOICES) or n
     if best_of < n:

@@ -17,6 +17,7 @@ MOST_STOPS = 4
 LONGEST_STOP = 1024  # characters
 MOST_BIASES = 1024
 MOST_CHOICES = 16
+MOST_TOP_LOGPROBS = 20
 LARGEST_TOP_K = 1 << 20
 MOST_TOKENS = 1 << 31
 
@@ -28,7 +29,7 @@ def parse_sampling(fields: Fields) -> Sampling:
     if old is not None and new is not None and old != new:
         raise fields.wrong_value("max_tokens", "and max_completion_tokens differ: keep one")
     logprobs = fields.flag("logprobs") or False
-    top = fields.integer("top_logprobs", 0, 20)
+    top = fields.integer("top_logprobs", 0, MOST_TOP_LOGPROBS)
     if top is not None and not logprobs:
         raise fields.wrong_value("top_logprobs", "needs logprobs to be true")
     return msgspec.structs.replace(

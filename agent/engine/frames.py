@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from agent.engine.worker_status import ModelTraits
 from agent.structure import OutputFormat, Tools
 from agent.types import DraftingMode, Failure, KvType, Message, ModelFile, Prompt, Sampling, Thinking, Token
 
@@ -133,6 +134,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="re
     context_tokens: int  # of one request; may be less than asked for
     kv_tokens: int = 0  # of all requests and cached beginnings together
     confinement: tuple[str, ...]  # what is in force, by name
+    traits: ModelTraits | None = None
     load_ms: float
 
 

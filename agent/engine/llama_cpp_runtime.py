@@ -29,6 +29,7 @@ from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.llama_cpp_states import SequenceStates
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
 from agent.engine.threads import StepThreads
+from agent.engine.worker_status import ModelTraits
 from agent.structure import Tools
 from agent.types import KvType, Message, Prompt
 
@@ -112,6 +113,9 @@ class LlamaCppRuntime(SequenceStates):
         self._scoring: LlamaCppScoring | None = None
         self._template = self._chat_template(load)
         self.thinking = self._template.thinking if self._template else None
+        fim = (native.llama_vocab_fim_pre, native.llama_vocab_fim_suf, native.llama_vocab_fim_mid)
+        self._gap_marks: tuple[int, ...] = tuple(mark(self._vocabulary) for mark in fim)
+        self.traits = self._traits()
         self._control_texts = self._control_token_texts()
         self._warm_up()
 
@@ -143,6 +147,16 @@ class LlamaCppRuntime(SequenceStates):
         widths = (self._metadata(f"{architecture}.attention.{part}_length") for part in ("key", "value"))
         values = sum(int(width or usual) for width in widths) * heads * layers
         return max(1, math.ceil(values * BYTES_PER_VALUE[kv_type]))
+
+    def _traits(self) -> ModelTraits:
+        buffer = ctypes.create_string_buffer(256)
+        native.llama_model_desc(self._model, buffer, len(buffer))  # "llama 135M Q4_1", "qwen2 0.5B Q4_K - Medium"
+        return ModelTraits(
+            parameters=native.llama_model_n_params(self._model),
+            quantization=buffer.value.decode("utf-8", "replace").split(" ", 2)[-1],
+            fills_gaps=min(self._gap_marks) >= 0,
+            thinks=self.thinking is not None,
+        )
 
     def _metadata(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)
@@ -223,9 +237,8 @@ class LlamaCppRuntime(SequenceStates):
 
     def gap_tokens(self, prompt: Prompt, suffix: str) -> list[int]:
         """Mark the two texts with the tokens that the model was trained on: beginning, end, then the gap."""
-        marks = (native.llama_vocab_fim_pre, native.llama_vocab_fim_suf, native.llama_vocab_fim_mid)
-        before, after, gap = (mark(self._vocabulary) for mark in marks)
-        if min(before, after, gap) < 0:
+        before, after, gap = self._gap_marks
+        if not self.traits.fills_gaps:
             raise PromptRejected("this model cannot fill a gap: its file names no tokens for that", "suffix")
         if len(prompt) + len(suffix) > self.context_tokens * BYTES_PER_TOKEN:
             raise PromptTooLong("prompt and suffix are far longer than the context")

@@ -81,16 +81,18 @@ class ModelSupervisor:
 
     def status(self) -> WorkerStatus:
         """Return what an operator sees."""
+        told = self._ready or frames.Ready(runtime="", context_tokens=0, confinement=(), load_ms=0)
         active = min(self._in_flight, self._settings.parallel) if self.state is WorkerState.READY else 0
         pid = self._worker.pid if self._worker else None
         return WorkerStatus(
             state=self.state,
             pid=pid,
             model_digest=self._file.sha256,
-            runtime=self._ready.runtime if self._ready else "",
-            context_tokens=self._ready.context_tokens if self._ready else 0,
-            kv_tokens=self._ready.kv_tokens if self._ready else 0,
-            confinement=self._ready.confinement if self._ready else (),
+            runtime=told.runtime,
+            context_tokens=told.context_tokens,
+            kv_tokens=told.kv_tokens,
+            traits=told.traits,
+            confinement=told.confinement,
             crashes=self._crashes,
             last_error=self._last_error,
             active=active,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.engine.grammar import Vocabulary
+from agent.engine.worker_status import ModelTraits
 from agent.structure import Tools
 from agent.types import Message, Prompt, ThinkingMarks
 
@@ -107,6 +108,7 @@ class Runtime(Protocol):
     vocabulary_size: int  # length of a row
     thinking: ThinkingMarks | None  # of a model that thinks before it answers
     state_format: str  # what one life of a model has packed, another of the same format may unpack
+    traits: ModelTraits
 
     def prompt_tokens(
         self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = False

@@ -75,6 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         context_tokens=runtime.context_tokens,
         kv_tokens=runtime.cells,
         confinement=in_force,
+        traits=runtime.traits,
         load_ms=(time.monotonic() - started) * 1000,
     )
     _send(output, ready)

@@ -19,6 +19,15 @@ class WorkerState(StrEnum):
     STOPPED = "stopped"
 
 
+class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded model is and can do, by its file."""
+
+    parameters: int
+    quantization: str  # "Q4_1"
+    fills_gaps: bool  # has tokens for a text with a gap
+    thinks: bool  # before it answers, between marks that are known
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator sees of one model's worker."""
 
@@ -28,6 +37,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str = ""
     context_tokens: int = 0  # of one request, as far as memory allows; 0 until the model is loaded
     kv_tokens: int = 0  # of all requests and cached beginnings together
+    traits: ModelTraits | None = None  # once it was loaded
     confinement: tuple[str, ...] = ()
     crashes: int = 0  # since the daemon started
     last_error: str = ""  # reason and tail of stderr

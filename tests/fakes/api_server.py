@@ -32,6 +32,7 @@ from agent.confidence.estimators import estimator
 from agent.confidence.fields import field_judge
 from agent.engine.prefix_keeper import PrefixStatus
 from agent.engine.supervisor import WorkerState, WorkerStatus
+from agent.engine.worker_status import ModelTraits
 from agent.escalation.dispatcher import Dispatcher
 from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
@@ -52,10 +53,15 @@ FAILURES = {
 }
 
 
+TRAITS = ModelTraits(parameters=134_515_008, quantization="Q4_1", fills_gaps=False, thinks=False)
+
+
 class Card(msgspec.Struct):
     name: str
     sha256: str = "d" * 64
     context_tokens: int = 8192
+    licence: str = "Apache-2.0"
+    bytes: int = 98_362_432
     state: str = "installed"
     parent: str | None = None
 
@@ -69,7 +75,7 @@ class ScriptedEngine:
         self.state = WorkerState.READY
 
     def status(self):
-        return {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048)}
+        return {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048, traits=TRAITS)}
 
     def prefixes(self):
         return [PrefixStatus(name="cities", model=MODEL), PrefixStatus(name="brief", model=MODEL)]

@@ -11,6 +11,7 @@ import numpy as np
 
 from agent.engine.grammar import Vocabulary
 from agent.engine.runtime import PromptRejected, PromptTooLong, Saved
+from agent.engine.worker_status import ModelTraits
 
 END = 256
 VOCABULARY = 257
@@ -21,6 +22,7 @@ LONGEST = 40
 class FakeRuntime:
     name = "fake"
     vocabulary_size = VOCABULARY
+    traits = ModelTraits(parameters=1, quantization="none", fills_gaps=True, thinks=False)
     thinking = None
     state_format = "fake"
 

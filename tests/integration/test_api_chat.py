@@ -7,7 +7,7 @@ import pytest
 from fakes.api_server import MODEL, USER, events_of, served, target_at
 from fakes.cloud import cloud_in_thread
 
-from agent.settings import QueueSettings
+from agent.settings import EngineSettings, QueueSettings
 
 ASK = [{"role": "user", "content": "hello there"}]
 
@@ -172,6 +172,14 @@ def test_models(api):
         assert client.models.retrieve("vendor/other").owned_by == "outrider"
         # The card says what the file could do; told is what one request gets.
         assert [model.outrider["context_tokens"] for model in client.models.list()] == [2048, 4096]
+        running, other = (client.models.retrieve(name).outrider for name in (MODEL, "vendor/other"))
+        assert (running["loaded"], running["quantization"], running["parameters"]) == (True, "Q4_1", 134_515_008)
+        assert (other["loaded"], other["quantization"], other["capabilities"]["suffix"]) == (False, None, None)
+        assert running["licence"] == "Apache-2.0"
+        assert running["limits"]["output_tokens"] == 2047
+        assert running["limits"]["at_once"] == EngineSettings().parallel
+        assert running["capabilities"]["json_schema"]
+        assert (running["capabilities"]["suffix"], running["capabilities"]["vision"]) == (False, False)
         with pytest.raises(openai.NotFoundError) as caught:
             client.models.retrieve("absent")
     assert caught.value.code == "model_not_found"

@@ -8,6 +8,7 @@ import pytest_asyncio
 from fakes import gguf, smollm2
 
 from agent.engine.supervisor import EnginePool
+from agent.engine.worker_status import ModelTraits
 from agent.settings import EngineSettings
 from agent.types import FailureKind, Generation, InferenceRequest, Message, RequestKind, Sampling
 
@@ -48,6 +49,14 @@ async def complete(engine, prompt, *, model="smollm2", suffix="", echo=False, **
 
 async def tokens_of(engine, text):
     return [token.id for token in (await complete(engine, text, echo=True, max_tokens=0)).prompt_logprobs]
+
+
+async def test_the_files_say_what_they_are(engine):
+    for name in ("smollm2", "gaps"):
+        await complete(engine, "a", model=name, max_tokens=1)
+    found = {name: status.traits for name, status in engine.status().items()}
+    assert found["smollm2"] == ModelTraits(parameters=134_515_008, quantization="Q4_1", fills_gaps=False, thinks=False)
+    assert found["gaps"].fills_gaps
 
 
 async def test_a_gap_is_marked_by_the_tokens_of_the_file(engine):

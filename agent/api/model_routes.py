@@ -1,0 +1,98 @@
+"""``GET /v1/models``: what is installed, what one request gets of it, and what it can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from agent.api.answering import MISSING, model_card
+from agent.api.classify_request import MOST_LABELS
+from agent.api.deps import ApiDeps, ModelCard, deps_of
+from agent.api.sampling_request import MOST_CHOICES, MOST_STOPS, MOST_TOP_LOGPROBS
+from agent.api.wire import json_response
+from agent.engine.supervisor import WorkerState
+from agent.engine.worker_status import ModelTraits
+
+
+async def list_models(request: Request) -> Response:
+    """``GET /v1/models``."""
+    deps = deps_of(request)
+    cards = [card for card in deps.models() if card.state != MISSING]
+    return json_response({"object": "list", "data": [_model_object(deps, card) for card in cards]})
+
+
+async def show_model(request: Request) -> Response:
+    """``GET /v1/models/{name}``."""
+    deps = deps_of(request)
+    return json_response(_model_object(deps, model_card(deps, request.path_params["name"])))
+
+
+def _model_object(deps: ApiDeps, card: ModelCard) -> dict[str, Any]:
+    worker = deps.engine.status().get(card.name)
+    traits = worker.traits if worker else None
+    context_tokens = _context_tokens(deps, card)
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "outrider",
+        "root": card.parent or card.name,
+        "parent": card.parent,  # of an adapter: its base model
+        "outrider": {
+            "sha256": card.sha256,
+            "licence": card.licence,
+            "bytes": card.bytes,
+            "state": card.state,
+            "loaded": worker is not None and worker.state is WorkerState.READY,
+            "parameters": traits.parameters if traits else None,
+            "quantization": traits.quantization if traits else None,
+            "context_tokens": context_tokens,
+            "limits": {
+                "output_tokens": context_tokens - 1,  # after a prompt of one token
+                "at_once": deps.settings.engine.parallel,
+                "waiting_line": deps.settings.engine.waiting_line,
+                "body_bytes": deps.settings.server.max_body_bytes,
+                "messages": deps.settings.server.max_messages,
+                "n": MOST_CHOICES,
+                "stop": MOST_STOPS,
+                "top_logprobs": MOST_TOP_LOGPROBS,
+                "labels": MOST_LABELS,
+            },
+            "capabilities": _capabilities(traits),
+        },
+    }
+
+
+def _context_tokens(deps: ApiDeps, card: ModelCard) -> int:
+    """Return what one request gets: by the engine once it runs, till then by the settings."""
+    wanted = min(card.context_tokens, deps.settings.engine.context_tokens)
+    worker = deps.engine.status().get(card.name)
+    return min(wanted, worker.context_tokens) if worker and worker.context_tokens else wanted
+
+
+def _capabilities(traits: ModelTraits | None) -> dict[str, bool | None]:
+    """Return what can be asked of a model; null where it is known once the model was loaded."""
+    return {
+        "chat": True,
+        "completions": True,
+        "classify": True,
+        "stream": True,
+        "tools": True,
+        "json_schema": True,
+        "logprobs": True,
+        "prompt_logprobs": True,
+        "suffix": traits.fills_gaps if traits else None,
+        "reasoning": traits.thinks if traits else None,
+        "vision": False,
+        "audio": False,
+        "embeddings": False,
+    }
+
+
+ROUTES = [
+    Route("/v1/models", list_models, methods=["GET"]),
+    Route("/v1/models/{name:path}", show_model, methods=["GET"]),
+]
