@@ -29,6 +29,7 @@ from agent.errors import ModelRejected
 from agent.models.artifact import StoredFile
 
 _CHUNK = 1 << 20
+_VERIFY_ATTEMPTS = 10
 
 Check = Callable[[Path], None]
 """Looks into a file whose size and digest hold; raises ModelRejected with the reason."""
@@ -121,13 +122,21 @@ class BlobStore:
         self._examine(file, digest, wanted, check, model)
         file.replace(self.path(wanted.sha256))
         sync_folder(self.root / "blobs")
-        self.remember(wanted.sha256)
+        self._remember(wanted.sha256, _Fingerprint.of(self.path(wanted.sha256)))
 
     def verify(self, wanted: StoredFile, check: Check, *, model: str) -> None:
         """Hash a kept file and check it again, whatever is recorded.
 
         Raises ModelRejected when it does not hold: the file is then in quarantine.
         """
+        for _ in range(_VERIFY_ATTEMPTS):
+            if seen := self._verified(wanted, check, model):
+                self._remember(wanted.sha256, seen)
+                return
+        raise ModelRejected(f"{wanted.name} of model {model} was altered while it was verified; try again")
+
+    def _verified(self, wanted: StoredFile, check: Check, model: str) -> _Fingerprint | None:
+        """Return None if the file was replaced meanwhile, as by another who takes in the same one."""
         blob = self.path(wanted.sha256)
         before = _Fingerprint.of(blob)
         if before is None:
@@ -135,13 +144,10 @@ class BlobStore:
         with blob.open("rb") as reader:
             digest = hashlib.file_digest(reader, "sha256").hexdigest()
         self._examine(blob, digest, wanted, check, model)
-        if _Fingerprint.of(blob) != before:
-            raise ModelRejected(f"{wanted.name} of model {model} was altered while it was verified; try again")
-        self.remember(wanted.sha256)
+        return before if _Fingerprint.of(blob) == before else None
 
-    def remember(self, sha256: str) -> None:
-        """Record how a verified file looks now."""
-        write_durably(self._record(sha256), msgspec.json.encode(_Fingerprint.of(self.path(sha256))))
+    def _remember(self, sha256: str, seen: _Fingerprint | None) -> None:
+        write_durably(self._record(sha256), msgspec.json.encode(seen))
 
     def remove(self, sha256: str) -> None:
         self._record(sha256).unlink(missing_ok=True)
