@@ -25,6 +25,7 @@ import uvicorn
 from agent import __version__, configuration, device, executable
 from agent.api.app import ApiDeps, ApiServer, check_tls, create_app, uvicorn_config
 from agent.api.auth import load_tokens
+from agent.api.connections import BoundedListener, allow_many_files
 from agent.confidence.estimators import estimator
 from agent.confidence.fields import field_judge
 from agent.configuration import LoadedSettings
@@ -82,6 +83,7 @@ async def serve(
     has_file = loaded.path.exists()
     check_tls(config.server)
     named = configuration.named_prefixes(loaded)
+    allow_many_files()
     judge = estimator(config.confidence.estimator)
     live = _Live(config)
     async with contextlib.AsyncExitStack() as stack:
@@ -186,7 +188,7 @@ def _listen(config: Settings) -> socket.socket:
     """Take the port before anything slow: a taken one is told at once, an early caller waits and is not refused."""
     host, port = config.server.host, config.server.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = BoundedListener(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

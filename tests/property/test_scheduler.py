@@ -5,6 +5,7 @@ it must get what it gets alone.
 """
 
 import contextlib
+import os
 import re
 from functools import lru_cache
 
@@ -40,10 +41,6 @@ def ask(request_id, text, deadline_ms=None, scope="", **sampling):
 
 def broken(chunks):
     raise RuntimeBroken("llama_decode returned -3")
-
-
-def in_common(one, other):
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 PATTERNS = ("[a-d]{2,5}", "(left|right) (hand|foot)", "z{9}[ab]*")  # a choice, forced runs, forced beginning
@@ -284,7 +281,7 @@ class Line(RuleBasedStateMachine):
                 # What it answers is at most what its slot holds.
                 known.append(text.encode() + self.texts[other].encode())
                 known.append(text.encode() + expected_answer(text.encode())[0].encode())
-        return max((in_common(prompt, one) for one in known), default=0)
+        return max(len(os.path.commonprefix([prompt, one])) for one in known)
 
     @invariant()
     def a_slot_holds_at_most_one_request(self):
