@@ -5,7 +5,6 @@ it must get what it gets alone.
 """
 
 import contextlib
-import os
 import re
 from functools import lru_cache
 
@@ -18,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from agent.engine import frames
 from agent.engine.grammar import Grammars
+from agent.engine.prefix_cache import agreeing
 from agent.engine.runtime import RuntimeBroken
 from agent.engine.scheduler import Scheduler
 from agent.structure import FormatKind, OutputFormat
@@ -281,7 +281,7 @@ class Line(RuleBasedStateMachine):
                 # What it answers is at most what its slot holds.
                 known.append(text.encode() + self.texts[other].encode())
                 known.append(text.encode() + expected_answer(text.encode())[0].encode())
-        return max(len(os.path.commonprefix([prompt, one])) for one in known)
+        return max(agreeing(prompt, one, 0) for one in known)
 
     @invariant()
     def a_slot_holds_at_most_one_request(self):
