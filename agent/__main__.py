@@ -6,12 +6,16 @@ import sys
 
 
 def main() -> int:
-    """Run the command line, or one of the children that the daemon starts."""
+    """Run the command line, or one of the children that it starts."""
     match sys.argv[1:2]:
         case ["engine-worker"]:
             from agent.engine.worker import main as worker
 
             return worker(sys.argv[2:])
+        case ["engine-speed"]:
+            from agent.engine.speed_probe import main as speed
+
+            return speed(sys.argv[2:])
         case ["migrate"]:
             from agent.storage.migrations import main as migrate
 

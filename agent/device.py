@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,6 +13,13 @@ import psutil
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CGROUP_SELF = Path("/proc/self/cgroup")
+_THERMAL = Path("/sys/class/thermal")
+
+LOW_BATTERY_PERCENT = 30.0
+HOT_CELSIUS = 95.0  # of a sensor that names no limit of its own
+_PROCESSOR_SENSOR = re.compile(r"cpu|core|k10temp|zenpower|pkg|soc", re.IGNORECASE)
+# What the kernel slows down or sends to sleep to cool the processor.
+_PROCESSOR_BRAKE = re.compile(r"processor|cpufreq|cpuidle|powerclamp", re.IGNORECASE)
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +47,74 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     def decode_threads(self) -> int:
         """Threads for decoding: physical cores that this process may use, at least one."""
         return max(1, min(self.physical_cores, int(self.usable_cores)))
+
+
+class PowerState(msgspec.Struct, frozen=True, kw_only=True):
+    """Battery and heat, as far as the system tells; what it does not tell limits nothing."""
+
+    battery_percent: float | None = None  # None: there is no battery
+    on_battery: bool = False
+    celsius: float | None = None  # of the processor's sensor that is nearest to its limit
+    hot_celsius: float | None = None  # that limit
+    throttled: bool = False  # the system slows the processor down at this moment
+
+    @property
+    def strain(self) -> str:
+        """Why the device should work less now, as words for an operator; empty: no reason."""
+        if self.on_battery and self.battery_percent is not None and self.battery_percent < LOW_BATTERY_PERCENT:
+            return f"the battery is at {self.battery_percent:.0f} %"
+        if self.throttled:
+            return "the system slows the processor down to cool it"
+        if self.celsius is not None and self.hot_celsius is not None and self.celsius >= self.hot_celsius:
+            return f"the processor is at {self.celsius:.0f} °C"
+        return ""
+
+
+def power_state(thermal: Path = _THERMAL) -> PowerState:
+    """Look at battery and heat. Takes milliseconds; never raises for what cannot be read.
+
+    ``thermal`` is the folder of the kernel's thermal zones and cooling devices.
+    """
+    battery = _battery()
+    heat = max((*_sensors(), *_thermal_zones(thermal)), key=lambda seen: seen[0] - seen[1], default=None)
+    return PowerState(
+        battery_percent=battery[0] if battery else None,
+        on_battery=battery is not None and not battery[1],
+        celsius=heat[0] if heat else None,
+        hot_celsius=heat[1] if heat else None,
+        throttled=any(
+            _PROCESSOR_BRAKE.search(_first_line(device / "type")) and (_number(device / "cur_state") or 0) > 0
+            for device in thermal.glob("cooling_device*")
+        ),
+    )
+
+
+def _sensors() -> Iterator[tuple[float, float]]:
+    """Yield (temperature, limit) of the processor's sensors."""
+    if not hasattr(psutil, "sensors_temperatures"):
+        return
+    try:
+        chips = psutil.sensors_temperatures()
+    except (OSError, ValueError):
+        return  # some drivers offer a sensor and then fail to read it
+    for chip, sensors in chips.items():
+        if _PROCESSOR_SENSOR.search(chip):
+            for sensor in sensors:
+                # Drivers give 0 or absurd figures for a limit that they do not know.
+                limits = [limit for limit in (sensor.high, sensor.critical) if limit and 40 < limit < 150]
+                yield float(sensor.current), float(min(limits, default=HOT_CELSIUS))
+
+
+def _thermal_zones(thermal: Path) -> Iterator[tuple[float, float]]:
+    """Yield (temperature, limit) of the processor's zones: the limit is where the kernel begins to slow it down."""
+    for zone in thermal.glob("thermal_zone*"):
+        millicelsius = _number(zone / "temp")
+        if millicelsius is None or not _PROCESSOR_SENSOR.search(_first_line(zone / "type")):
+            continue
+        for kind in zone.glob("trip_point_*_type"):
+            limit = _number(kind.with_name(kind.name.replace("_type", "_temp")))
+            if _first_line(kind) in {"passive", "hot"} and limit is not None and limit > 40_000:
+                yield millicelsius / 1000, limit / 1000
 
 
 def profile() -> DeviceProfile:
@@ -119,3 +196,10 @@ def _first_line(path: Path) -> str:
         return path.read_text(encoding="utf-8").partition("\n")[0].strip()
     except OSError:
         return ""
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(_first_line(path))
+    except ValueError:
+        return None

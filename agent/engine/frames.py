@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from agent.engine.worker_status import ModelTraits
+from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.structure import OutputFormat, Tools
 from agent.types import DraftingMode, Failure, KvType, Message, ModelFile, Prompt, Sampling, Thinking, Token
 
@@ -222,6 +222,7 @@ class Step(msgspec.Struct, frozen=True, tag_field="type", tag="step"):
     pieces: tuple[Piece, ...] = ()
     ended: tuple[Ended, ...] = ()
     scored: tuple[Scored, ...] = ()
+    threads: ThreadChoice | None = None  # when it is no longer what was told last
 
 
 Command = Load | Generate | Score | Cancel | Pin | PinData | FetchPrefix

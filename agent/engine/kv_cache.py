@@ -9,6 +9,7 @@ BYTES_PER_VALUE = {KvType.F16: 2.0, KvType.Q8_0: 34 / 32}  # blocks of 32 values
 
 MEMORY_SHARE = 0.5  # of what the weights leave free; the rest is for other programs and our own buffers
 CELL_STEP = 256  # llama.cpp rounds to this
+SMALLEST_SCORING_CELLS = 512
 MIB = 1 << 20
 
 
@@ -26,3 +27,22 @@ def cell_count(wanted: int, *, cell_bytes: int, free_bytes: int, weight_bytes: i
             f"the rest must hold {CELL_STEP} tokens of {cell_bytes} bytes; close other programs or take a smaller model"
         )
     return cells
+
+
+def scoring_cell_count(wanted: int, *, cell_bytes: int, free_bytes: int) -> int:
+    """Return how many cells a scoring context gets: at least ``wanted``, with room to grow where it is free.
+
+    Raises ModelUnloadable, with the figures, when the free memory cannot hold them.
+    """
+    needed = -(-wanted // CELL_STEP) * CELL_STEP
+    roomy = SMALLEST_SCORING_CELLS
+    while roomy < wanted:
+        roomy *= 2  # not made anew for every prompt that is a little longer
+    if roomy * cell_bytes <= free_bytes * MEMORY_SHARE:
+        return roomy
+    if needed * cell_bytes <= free_bytes * MEMORY_SHARE:
+        return needed
+    raise ModelUnloadable(
+        f"memory is short: to score prompt and answers takes {needed} tokens of {cell_bytes} bytes, and half of the "
+        f"{free_bytes // MIB} MiB that are free must hold them; close other programs or ask for less"
+    )

@@ -28,12 +28,12 @@ from agent.engine.llama_cpp_batch import Batch
 from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.llama_cpp_states import SequenceStates
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
-from agent.engine.threads import StepThreads
-from agent.engine.worker_status import ModelTraits
+from agent.engine.threads import StepKind, StepThreads
+from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.structure import Tools
 from agent.types import KvType, Message, Prompt
 
-BATCH_TOKENS = 256
+BATCH_TOKENS = 64  # a step lasts under a second on a slow or busy device; larger ones are no faster there
 DRAFTED_TOKENS = 24  # in one step; more never pays on a processor, and each takes memory for a row
 SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
 # Before a prompt is tokenized it is known to be too long above this many bytes per token of context.
@@ -108,7 +108,7 @@ class LlamaCppRuntime(SequenceStates):
         self.batch_tokens: int = native.llama_n_batch(self._context)
         self._filled = [0] * self.slots
         self._batch = Batch(self.batch_tokens)
-        self._threads = StepThreads(load.threads)
+        self.step_threads = StepThreads(load.threads)  # may be exchanged between two steps
         self.piece = lru_cache(maxsize=65536)(self._piece)
         self._scoring: LlamaCppScoring | None = None
         self._template = self._chat_template(load)
@@ -122,9 +122,11 @@ class LlamaCppRuntime(SequenceStates):
     def _context_parameters(self, load: frames.Load) -> Any:
         parameters = native.llama_context_default_params()
         parameters.type_k = parameters.type_v = KV_TYPES[load.kv_type]
+        # With each cell its part of the beginnings kept outside, and of a scoring context for one request.
+        shares = self.cell_bytes(load.kv_type) * (1 + SAVED_SHARE) + self.cell_bytes(KvType.F16) / load.parallel
         parameters.n_ctx = cell_count(
             load.parallel * load.context_tokens,
-            cell_bytes=math.ceil(self._cell_bytes(load.kv_type) * (1 + SAVED_SHARE)),
+            cell_bytes=math.ceil(shares),
             free_bytes=device.profile().memory_usable,
             weight_bytes=native.llama_model_size(self._model),
         )
@@ -138,7 +140,7 @@ class LlamaCppRuntime(SequenceStates):
         parameters.no_perf = True
         return parameters
 
-    def _cell_bytes(self, kv_type: KvType) -> int:
+    def cell_bytes(self, kv_type: KvType) -> int:
         """Bytes of one token's keys and values in all layers."""
         heads: int = native.llama_model_n_head_kv(self._model)
         layers: int = native.llama_model_n_layer(self._model)
@@ -271,14 +273,24 @@ class LlamaCppRuntime(SequenceStates):
             )
         return tokens
 
+    @property
+    def thread_choice(self) -> ThreadChoice:
+        """The threads in use, and why."""
+        return self.step_threads.choice
+
     def scoring(self, cells: int) -> LlamaCppScoring:
         """Return the scoring context, made when it is first needed and again when it must be larger."""
         if self._scoring is None or self._scoring.cells < cells + self._scoring.batch_tokens:
             if self._scoring is not None:
                 self._scoring.close()
                 self._scoring = None
-            threads = native.llama_n_threads(self._context)
-            self._scoring = LlamaCppScoring(self._model, cells=cells, threads=threads, adapter=self._adapter)
+            self._scoring = LlamaCppScoring(
+                self._model,
+                cells=cells,
+                cell_bytes=self.cell_bytes(KvType.F16),
+                threads=self.step_threads,
+                adapter=self._adapter,
+            )
         return self._scoring
 
     def _tokenize(self, text: str, *, special: bool) -> list[int]:
@@ -294,7 +306,9 @@ class LlamaCppRuntime(SequenceStates):
         """Append the chunks and return the rows asked for, in one native call."""
         self._check(chunks)
         rows_at = self._batch.fill(chunks)
-        with self._threads.step(chunks) as threads:
+        tokens = sum(len(chunk.tokens) for chunk in chunks)
+        kind = StepKind.DECODE if tokens == len(chunks) else StepKind.PREFILL
+        with self.step_threads.step(kind, tokens) as threads:
             # Which of the two numbers counts depends on the size of the batch; the choice does not.
             native.llama_set_n_threads(self._context, threads, threads)
             status = native.llama_decode(self._context, self._batch.native)

@@ -19,14 +19,16 @@ import llama_cpp.llama_cpp as native
 import numpy as np
 from numpy.typing import NDArray
 
+from agent import device
+from agent.engine.kv_cache import scoring_cell_count
 from agent.engine.llama_cpp_adapter import LlamaCppAdapter
 from agent.engine.runtime import ModelUnloadable, Node, Row, RuntimeBroken
+from agent.engine.threads import StepKind, StepThreads
 
 BATCH_TOKENS = 56  # the most below the tiles of flash attention
 STEP_TOKENS = 8  # batches are filled up to a multiple of this
 BRANCHES = 128
 PADDING = BRANCHES - 1  # the branch of tokens that only fill a batch up
-SMALLEST_CELLS = 512
 
 
 class LlamaCppScoring:
@@ -36,16 +38,17 @@ class LlamaCppScoring:
     step_tokens = STEP_TOKENS
     branches = BRANCHES - 1
 
-    def __init__(self, model: Any, *, cells: int, threads: int, adapter: LlamaCppAdapter | None = None) -> None:
+    def __init__(
+        self, model: Any, *, cells: int, cell_bytes: int, threads: StepThreads, adapter: LlamaCppAdapter | None = None
+    ) -> None:
         """Make a context of at least ``cells`` tokens. Raises ModelUnloadable when memory is short."""
-        self.cells = SMALLEST_CELLS
-        while self.cells < cells + BATCH_TOKENS:
-            self.cells *= 2
+        free_bytes = device.profile().memory_usable
+        self.cells = scoring_cell_count(cells + BATCH_TOKENS, cell_bytes=cell_bytes, free_bytes=free_bytes)
+        self._threads = threads
         parameters = native.llama_context_default_params()
         parameters.n_ctx = self.cells
         parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
         parameters.n_seq_max = parameters.n_outputs_max = BRANCHES
-        parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = True  # the branches share the cells of their prompt
         parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.no_perf = True
@@ -65,7 +68,9 @@ class LlamaCppScoring:
         """Append nodes and return the rows asked for, in one native call."""
         shared, lengths = self._check(nodes)
         rows_at = self._batch.fill(nodes, pad_from=shared)
-        status = native.llama_decode(self._context, self._batch.native)
+        with self._threads.step(StepKind.SCORE, len(nodes)) as threads:
+            native.llama_set_n_threads(self._context, threads, threads)
+            status = native.llama_decode(self._context, self._batch.native)
         if status != 0:
             raise RuntimeBroken(f"llama_decode returned {status} while scoring")
         if len(nodes) % STEP_TOKENS:

@@ -98,6 +98,7 @@ class ModelSupervisor:
             active=active,
             waiting=self._in_flight - active,
             rss_bytes=rss_bytes(pid),
+            threads=self._worker.threads if self._worker else None,
         )
 
     async def stop(self, grace_s: float) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.engine.grammar import Vocabulary
-from agent.engine.worker_status import ModelTraits
+from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.structure import Tools
 from agent.types import Message, Prompt, ThinkingMarks
 
@@ -109,6 +109,11 @@ class Runtime(Protocol):
     thinking: ThinkingMarks | None  # of a model that thinks before it answers
     state_format: str  # what one life of a model has packed, another of the same format may unpack
     traits: ModelTraits
+
+    @property
+    def thread_choice(self) -> ThreadChoice:
+        """The threads in use, and why."""
+        ...
 
     def prompt_tokens(
         self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = False

@@ -2,37 +2,50 @@
 
 The threads of a step meet at a barrier after every operation. One that has to wait for its
 core holds up all others, so on a busy machine two threads can be slower than one by a factor
-of three, and on a free one the other way round. No fixed number is right. Here the times of
-the steps themselves decide, by short trials; what other programs leave free of the machine
-only says when a trial is worth its cost, and in which direction.
+of three, and on a free one the other way round. No fixed number is right.
+
+What other programs want of the machine at this instant gives the first answer, within a step
+or two. The times of the steps themselves correct it, by short trials with the number beside
+it: a load that gives way, cores that are not alike, and a quota show in the times alone.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import NamedTuple
 
-import psutil
-
 from agent import device
-from agent.engine.runtime import Chunk
+from agent.engine.free_cores import OtherPrograms, other_programs
+from agent.engine.worker_status import ThreadChoice
 
 WINDOW_STEPS = 4  # steps that a number of threads is judged by: few, the machine changes
 TRIAL_STEPS = 3
+BOLD_TRIAL_STEPS = 8  # of a trial against what the load advises: lucky steps come in a row
 ENOUGH_S = 0.25  # steps that took this long together are enough, however few
-TRIAL_HOPELESS = 1.8  # a trial this many times slower ends after one step
-SHORTEST_PAUSE_S = 0.2  # between trials, while what is free asks for another number
-LONGEST_PAUSE_S = 4.0
-EXPLORE_S = 5.0  # first pause between trials that nothing asks for: limits that no load shows
-LONGEST_EXPLORE_S = 60.0
-NEWS_CORES = 0.3  # a change of what is free that makes an old verdict worthless
+LONGEST_TRIAL_STEP_S = 0.3  # a longer step is no trial: it costs more than it can bring
+HOPELESS = 1.8  # a trial this many times slower ends after one step
+MARGIN = 0.08  # advantage that a trial needs over what the load advises
+ALIKE = 1.25  # steps whose sizes differ by a larger factor are not compared
+# Pauses between trials, seconds: the first, the factor to the next, the longest.
+AS_ADVISED = (2.0, 4.0, 60.0)
+AGAINST_ADVICE = (1.0, 2.0, 4.0)
 PART_OF_A_CORE = 0.35  # missing from a core that still counts as free
-MARGIN = 0.08  # advantage that a trial needs against the load's advice, or may lack with it
-REST_S = 1.0  # after a pause this long the past says nothing
-SAMPLE_S = 0.2
+REST_S = 0.3  # after a pause this long the load is looked at anew
+STALE_S = 1.0  # step times older than this say nothing
+POWER_SPAN_S = 10.0  # between looks at battery and heat
+STRAIN_SHARE = 0.5  # of the cores, on a low battery or when hot
+
+
+class StepKind(StrEnum):
+    """What a step does; each kind has a best number of threads of its own."""
+
+    DECODE = "decode"  # one token for every request
+    PREFILL = "prefill"  # pieces of prompts: much to compute between two barriers
+    SCORE = "score"  # the scoring context's batches of one size
 
 
 class _Step(NamedTuple):
@@ -40,136 +53,188 @@ class _Step(NamedTuple):
     seconds: float
 
 
-class ThreadController:
-    """Chooses for one kind of steps (decoding, or prompts). Pure: times are passed in, seconds."""
+class _Level:
+    """What is best while the load advises one number: that number, until step times show another."""
 
-    def __init__(self, most: int) -> None:
-        """``most`` is the number of cores that may be used, at least 1."""
-        self._numbers = sorted({most, *(1 << power for power in range(most.bit_length()) if 1 << power <= most)})
-        self.threads = most
+    def __init__(self, advised: int, most: int) -> None:
+        self.threads = advised
+        self._advised = advised
+        self._most = most
         self._steps: deque[_Step] = deque(maxlen=WINDOW_STEPS)
         self._trial: int | None = None
         self._trial_steps: list[_Step] = []
-        self._free = float(most)
-        self._free_at_verdict = float(most)
-        self._pause = SHORTEST_PAUSE_S
-        self._explore = EXPLORE_S
-        self._next_trial = 0.0
-        self._next_explore = EXPLORE_S
+        self._tried = 0
+        self._pause = AS_ADVISED[0]
+        self._due = float("-inf")
         self._last = float("-inf")
 
-    def choose(self, free_cores: float, now: float) -> int:
-        """Return the number of threads for the step that begins now.
-
-        ``free_cores`` is what other programs leave of the machine, 0 or more.
-        """
-        self._free = free_cores
-        advised = max(number for number in self._numbers if number <= max(1.0, free_cores + PART_OF_A_CORE))
-        if now - self._last >= REST_S:
-            self._settle(advised, now)
-            return advised
-        if abs(free_cores - self._free_at_verdict) >= NEWS_CORES:
-            self._pause = SHORTEST_PAUSE_S
-            self._next_trial = min(self._next_trial, now)
-            self._free_at_verdict = free_cores
-        if self._trial is None and _enough(self._steps, WINDOW_STEPS):
-            if advised != self.threads and now >= self._next_trial:
-                self._trial = advised
-            elif now >= self._next_explore and self.threads > 1:
-                # More against the load's advice is never worth a trial, fewer may be.
-                self._trial = self._numbers[self._numbers.index(self.threads) - 1]
+    def choose(self, tokens: int, now: float) -> int:
+        if now - self._last > STALE_S:
+            self._forget()
+            self._due = max(self._due, now + (self._pause if self.threads == self._advised else AGAINST_ADVICE[0]))
+        if self._steps and not 1 / ALIKE <= tokens / self._steps[-1].tokens <= ALIKE:
+            self._forget()
+        if (
+            self._trial is None
+            and now >= self._due
+            and _enough(self._steps, WINDOW_STEPS)
+            and tokens * _cost(self._steps) <= LONGEST_TRIAL_STEP_S
+        ):
+            self._trial = self._next_trial()
         return self._trial or self.threads
 
-    def observe(self, threads: int, tokens: int, seconds: float, now: float) -> None:
-        """Take the time of a step that ended now, with the number of threads it had."""
+    def observe(self, threads: int, step: _Step, now: float) -> None:
         self._last = now
-        step = _Step(tokens, seconds)
         if self._trial is None or threads != self._trial:
             if threads == self.threads:
                 self._steps.append(step)
             return
         self._trial_steps.append(step)
+        bold = abs(threads - self._advised) > abs(self.threads - self._advised)
         ratio = _cost(self._trial_steps) / _cost(self._steps)
-        if _enough(self._trial_steps, TRIAL_STEPS) or ratio > TRIAL_HOPELESS:
-            self._judge(self._trial, ratio, now)
+        if ratio > HOPELESS or _enough(self._trial_steps, BOLD_TRIAL_STEPS if bold else TRIAL_STEPS):
+            self._judge(threads, better=ratio < (1 - MARGIN if bold else 1), now=now)
 
-    def _judge(self, trial: int, ratio: float, now: float) -> None:
-        fits = trial <= max(1.0, self._free + PART_OF_A_CORE)
-        with_the_load = fits == (trial > self.threads)
-        self._free_at_verdict = self._free
-        if ratio < (1 + MARGIN if with_the_load and trial < self.threads else 1 - MARGIN):
-            steps = self._trial_steps
-            self._settle(trial, now)
-            self._steps.extend(steps)
-            return
+    def _judge(self, trial: int, *, better: bool, now: float) -> None:
+        steps = self._trial_steps
         self._trial, self._trial_steps = None, []
-        self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
-        self._explore = min(2 * self._explore, LONGEST_EXPLORE_S)
-        self._next_trial = now + self._pause
-        self._next_explore = now + self._explore
+        if better:
+            self.threads = trial
+            self._steps.clear()
+            self._steps.extend(steps)
+        first, factor, longest = AS_ADVISED if self.threads == self._advised else AGAINST_ADVICE
+        self._pause = first if better else min(longest, max(first, factor * self._pause))
+        self._due = now + self._pause
 
-    def _settle(self, threads: int, now: float) -> None:
-        self.threads = threads
+    def _next_trial(self) -> int | None:
+        """Return the next of the numbers worth a trial, in turn; first the nearest."""
+        here = self.threads
+        others = dict.fromkeys([here - 1, here + 1, here // 2, 2 * here])
+        worth = [number for number in others if 1 <= number <= self._most and number != here]
+        if not worth:
+            return None
+        self._tried += 1
+        return worth[self._tried % len(worth) - 1]
+
+    def _forget(self) -> None:
         self._steps.clear()
         self._trial, self._trial_steps = None, []
-        self._free_at_verdict = self._free
-        self._pause, self._explore = SHORTEST_PAUSE_S, EXPLORE_S
-        self._next_trial = now + self._pause
-        self._next_explore = now + self._explore
 
 
-class FreeCores:
-    """What other programs leave of the machine, looked at every 0.2 s at most."""
+class ThreadController:
+    """Chooses for one kind of steps. Pure: times are passed in, seconds."""
 
-    def __init__(self, cores: float) -> None:
-        """``cores`` is what this process may use."""
-        self._most = cores
-        self._free = cores
-        self._at, self._busy, self._own = time.monotonic(), _busy_seconds(), time.process_time()
+    def __init__(self, most: int) -> None:
+        """``most`` is the number of cores that may be used, at least 1."""
+        self._most = most
+        self._levels = [_Level(number, most) for number in range(1, most + 1)]
+        self._level = self._levels[-1]
 
-    def now(self, now: float) -> float:
-        """Return the cores left free in the span since the last look. ``now``: monotonic, seconds."""
-        span = now - self._at
-        if span >= SAMPLE_S:
-            busy, own = _busy_seconds(), time.process_time()
-            others = max(0.0, (busy - self._busy) - (own - self._own)) / span
-            self._free = max(0.0, min(self._most, (psutil.cpu_count() or 1) - others))
-            self._at, self._busy, self._own = now, busy, own
-        return self._free
+    def best(self, free_cores: float) -> int:
+        """Return the number that is best with so many free cores, as far as is known now."""
+        return self._levels[self._advised(free_cores) - 1].threads
+
+    def choose(self, free_cores: float, tokens: int, now: float) -> int:
+        """Return the number of threads for the step of so many tokens that begins now.
+
+        ``free_cores`` is what other programs leave of the machine, 0 or more.
+        """
+        self._level = self._levels[self._advised(free_cores) - 1]
+        return self._level.choose(tokens, now)
+
+    def observe(self, threads: int, tokens: int, seconds: float, now: float) -> None:
+        """Take the time of a step that ended now, with the number of threads it had."""
+        self._level.observe(threads, _Step(tokens, seconds), now)
+
+    def _advised(self, free_cores: float) -> int:
+        return min(self._most, int(max(1.0, free_cores + PART_OF_A_CORE)))
 
 
 class StepThreads:
-    """Chooses and measures around each step of a runtime."""
+    """Chooses and measures around each step of a runtime. Used by one thread."""
 
-    def __init__(self, fixed: int) -> None:
+    def __init__(
+        self,
+        fixed: int,
+        *,
+        others: OtherPrograms | None = None,
+        power: Callable[[], device.PowerState] = device.power_state,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """``fixed``: this number always; 0: what the machine has free, up to its physical cores."""
         profile = device.profile()
+        self.latest = 0  # the number that the latest step had
         self._fixed = fixed
-        self._free = FreeCores(profile.usable_cores)
-        self._decode = ThreadController(profile.decode_threads)
-        self._prefill = ThreadController(profile.decode_threads)
+        self._all = profile.decode_threads
+        self._cores = profile.logical_cores
+        self._others = others or other_programs()
+        self._power = power
+        self._clock = clock
+        self._strain = ""
+        self._strain_seen = float("-inf")
+        self._most = self._all
+        self._controllers = {kind: ThreadController(self._all) for kind in StepKind}
+        self._free = float(self._all)
+        self._last = float("-inf")
 
     @contextmanager
-    def step(self, chunks: Sequence[Chunk]) -> Iterator[int]:
+    def step(self, kind: StepKind, tokens: int) -> Iterator[int]:
         """Give the number of threads for the step inside the block, and take its time."""
         if self._fixed:
+            self.latest = self._fixed
             yield self._fixed
             return
-        tokens = sum(len(chunk.tokens) for chunk in chunks)
-        # Steps with a piece of a prompt have their own best number: they compute more between barriers.
-        controller = self._decode if tokens == len(chunks) else self._prefill
-        begin = time.monotonic()
-        threads = controller.choose(self._free.now(begin), begin)
+        controller = self._controllers[kind]
+        begin = self._clock()
+        if begin - self._last > REST_S:
+            self._look_at_power(begin)
+            self._look_at_load(1, begin, rested=True)
+        threads = controller.choose(self._free, tokens, begin)
+        self.latest = threads
         yield threads
-        end = time.monotonic()
+        end = self._clock()
         controller.observe(threads, tokens, end - begin, end)
+        # Now, before anybody is told of the step: its threads run, and those who read its tokens do not yet.
+        self._look_at_load(threads, end, rested=False)
+        self._look_at_power(end)
+        self._last = end
 
+    @property
+    def most(self) -> int:
+        """The most threads that a step may get now."""
+        return self._fixed or self._most
 
-def _busy_seconds() -> float:
-    times = psutil.cpu_times()
-    # In the times of a user those of its guests are contained.
-    names = ("user", "nice", "system", "irq", "softirq", "steal")
-    return float(sum(getattr(times, name, 0.0) for name in names))
+    @property
+    def choice(self) -> ThreadChoice:
+        """What is in use now."""
+        if self._fixed:
+            return ThreadChoice(self._fixed, self._fixed, "engine.threads")
+        decode, prefill = (self._controllers[kind].best(self._free) for kind in (StepKind.DECODE, StepKind.PREFILL))
+        return ThreadChoice(decode, prefill, self._reason(decode))
+
+    def _reason(self, decode: int) -> str:
+        free = min(self._most, int(max(1.0, self._free + PART_OF_A_CORE)))
+        if self._strain:
+            why = f"at most {self._most} of {self._all}, because {self._strain}"
+        elif free == self._all:
+            why = "all cores are free" if self._all > 1 else "there is one core"
+        else:
+            why = f"other programs leave {free} of {self._all} cores"
+        return why if decode == free else f"{why}, but steps are faster with {decode}"
+
+    def _look_at_load(self, own: int, now: float, *, rested: bool) -> None:
+        wanted = self._others.wanted_cores(own, now, rested=rested)
+        self._free = float(self._all) if wanted is None else max(0.0, min(self._all, self._cores - wanted))
+
+    def _look_at_power(self, now: float) -> None:
+        if now - self._strain_seen < POWER_SPAN_S:
+            return
+        self._strain_seen = now
+        self._strain = self._power().strain
+        most = max(1, int(self._all * STRAIN_SHARE)) if self._strain else self._all
+        if most != self._most:
+            self._most = most
+            self._controllers = {kind: ThreadController(most) for kind in StepKind}
 
 
 def _enough(steps: list[_Step] | deque[_Step], wanted: int) -> bool:

@@ -38,7 +38,7 @@ Inbox = queue.SimpleQueue[frames.Command]
 def main(arguments: Sequence[str]) -> int:
     """Serve one model until the daemon closes our input. Returns the exit status."""
     del arguments
-    output = _take_over_stdout()
+    output = take_over_stdout()
     # The daemon ends us by closing our input; a Ctrl-C in its terminal is its business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -85,10 +85,18 @@ def main(arguments: Sequence[str]) -> int:
     )
     prefixes = NamedPrefixes(runtime, scheduler.prefixes, load.model)
     scorer = LabelScorer(runtime, waiting_line=load.waiting_line, named=scheduler.prefixes.named)
-    return _serve(scheduler, scorer, prefixes, inbox, output)
+    return _serve(runtime, scheduler, scorer, prefixes, inbox, output)
 
 
-def _serve(scheduler: Scheduler, scorer: LabelScorer, prefixes: NamedPrefixes, inbox: Inbox, output: int) -> NoReturn:
+def _serve(
+    runtime: Runtime,
+    scheduler: Scheduler,
+    scorer: LabelScorer,
+    prefixes: NamedPrefixes,
+    inbox: Inbox,
+    output: int,
+) -> NoReturn:
+    threads = None
     while True:
         while (scheduler.idle and scorer.idle) or not inbox.empty():
             match inbox.get():
@@ -111,13 +119,16 @@ def _serve(scheduler: Scheduler, scorer: LabelScorer, prefixes: NamedPrefixes, i
         step = scheduler.step()
         if scored := scorer.step():
             step = msgspec.structs.replace(step, scored=scored)
-        if step.pieces or step.ended or step.scored:
+        if runtime.thread_choice != threads:
+            threads = runtime.thread_choice
+            step = msgspec.structs.replace(step, threads=threads)
+        if step.pieces or step.ended or step.scored or step.threads:
             _send(output, step)
         for told in prefixes.news():
             _send(output, told)
 
 
-def _take_over_stdout() -> int:
+def take_over_stdout() -> int:
     """Keep fd 1 for frames under another number; whatever prints to stdout goes to stderr."""
     output = os.dup(1)
     os.dup2(2, 1)

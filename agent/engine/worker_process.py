@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 import msgspec
 
 from agent.engine import frames
+from agent.engine.worker_status import ThreadChoice
 from agent.types import Failure, FailureKind
 
 STDERR_TAIL_BYTES = 8192
@@ -63,6 +64,7 @@ class WorkerProcess(asyncio.SubprocessProtocol):
         self._next_id = 0
         self._closing = False
         self._transport: asyncio.SubprocessTransport
+        self.threads: ThreadChoice | None = None
 
     @classmethod
     async def spawn(cls, command: Sequence[str]) -> WorkerProcess:
@@ -234,6 +236,7 @@ class WorkerProcess(asyncio.SubprocessProtocol):
     def _take(self, event: frames.Event) -> None:
         match event:
             case frames.Step():
+                self.threads = event.threads or self.threads
                 for piece in event.pieces:
                     if inbox := self._inboxes.get(piece.id):
                         inbox.put_nowait(piece)

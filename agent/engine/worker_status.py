@@ -28,6 +28,14 @@ class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
     thinks: bool  # before it answers, between marks that are known
 
 
+class ThreadChoice(msgspec.Struct, frozen=True):
+    """How many threads the engine works with, and why."""
+
+    decode: int  # steps of one token for every request
+    prefill: int  # steps with pieces of prompts
+    reason: str
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator sees of one model's worker."""
 
@@ -44,6 +52,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     active: int = 0
     waiting: int = 0
     rss_bytes: int | None = None
+    threads: ThreadChoice | None = None  # None until the first step
 
 
 def rss_bytes(pid: int | None) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from agent.engine.grammar import Vocabulary
 from agent.engine.runtime import PromptRejected, PromptTooLong, Saved
-from agent.engine.worker_status import ModelTraits
+from agent.engine.worker_status import ModelTraits, ThreadChoice
 
 END = 256
 VOCABULARY = 257
@@ -25,6 +25,7 @@ class FakeRuntime:
     traits = ModelTraits(parameters=1, quantization="none", fills_gaps=True, thinks=False)
     thinking = None
     state_format = "fake"
+    thread_choice = ThreadChoice(1, 1, "fake")
 
     def __init__(self, load=None, *, slots=3, context_tokens=64, batch_tokens=16, saved_tokens=80, cells=None):
         self.slots = load.parallel if load else slots
