@@ -34,6 +34,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     memory_total: int
     memory_available: int
     memory_limit: int | None  # of the control group
+    memory_left: int | None  # of that limit, what is not in use yet
     load_1min: float | None  # runnable tasks, mean of one minute
     battery_percent: float | None  # None: there is no battery
     on_battery: bool
@@ -41,7 +42,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def memory_usable(self) -> int:
         """Bytes that a new process could take now."""
-        return self.memory_available if self.memory_limit is None else min(self.memory_available, self.memory_limit)
+        return self.memory_available if self.memory_left is None else min(self.memory_available, self.memory_left)
 
     @property
     def decode_threads(self) -> int:
@@ -120,7 +121,7 @@ def _thermal_zones(thermal: Path) -> Iterator[tuple[float, float]]:
 def profile() -> DeviceProfile:
     """Look at the machine. Takes about a millisecond; never raises for what cannot be read."""
     logical = psutil.cpu_count(logical=True) or 1
-    quota, limit = _cgroup_limits(_CGROUP_ROOT, _CGROUP_SELF)
+    quota, limit, left = _cgroup_limits(_CGROUP_ROOT, _CGROUP_SELF)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
     memory = psutil.virtual_memory()
     battery = _battery()
@@ -134,6 +135,7 @@ def profile() -> DeviceProfile:
         memory_total=memory.total,
         memory_available=memory.available,
         memory_limit=limit if limit is not None and limit < memory.total else None,
+        memory_left=left if limit is not None and limit < memory.total else None,
         load_1min=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         battery_percent=battery[0] if battery else None,
         on_battery=battery is not None and not battery[1],
@@ -171,15 +173,16 @@ def _cpu_model() -> str:
     return platform.processor()
 
 
-def _cgroup_limits(root: Path, own: Path) -> tuple[float | None, int | None]:
-    """Return (cores, bytes) that cgroup v2 grants: the least of this group and those above it."""
+def _cgroup_limits(root: Path, own: Path) -> tuple[float | None, int | None, int | None]:
+    """Return (cores, bytes, bytes not in use) that cgroup v2 grants: the least of this group and those above it."""
     try:
         line = next(line for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):
-        return None, None
+        return None, None, None
     folder = root / line.removeprefix("0::").lstrip("/")
     quotas: list[float] = []
     limits: list[int] = []
+    left: list[int] = []
     while folder.is_relative_to(root):
         cpu = _first_line(folder / "cpu.max").split()
         if len(cpu) == 2 and all(word.isdigit() for word in cpu) and int(cpu[1]):
@@ -187,8 +190,20 @@ def _cgroup_limits(root: Path, own: Path) -> tuple[float | None, int | None]:
         memory = _first_line(folder / "memory.max")
         if memory.isdigit():
             limits.append(int(memory))
+            left.append(max(0, int(memory) - _memory_in_use(folder)))
         folder = folder.parent
-    return min(quotas, default=None), min(limits, default=None)
+    return min(quotas, default=None), min(limits, default=None), min(left, default=None)
+
+
+def _memory_in_use(folder: Path) -> int:
+    """Bytes that a group holds, without the cached files that the kernel gives up when asked."""
+    current = int(_number(folder / "memory.current") or 0)
+    try:
+        lines = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return current
+    cached = sum(int(words[1]) for line in lines if (words := line.split())[0] in {"inactive_file", "active_file"})
+    return max(0, current - cached)
 
 
 def _first_line(path: Path) -> str:

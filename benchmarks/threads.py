@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agent.cli.engine_speed import (  # noqa: E402 - works without an installed package
+from agent.cli.engine_speed import (
     ADAPTIVE,
     KINDS,
     LEAST_RATIO,
@@ -33,8 +33,8 @@ from agent.cli.engine_speed import (  # noqa: E402 - works without an installed 
     numbers_worth_a_look,
     return_s,
 )
-from agent.models.store import open_store  # noqa: E402
-from agent.settings import EngineSettings  # noqa: E402
+from agent.models.store import open_store
+from agent.settings import EngineSettings
 
 
 def main() -> int:
@@ -64,7 +64,9 @@ def main() -> int:
     else:
         for row in rows:
             figures = ["-" if row[key] is None else f"{row[key]:.2f}" for key in ("ours", "peer", "ratio")]
-            print(f"{row['name']:<50} {' '.join(f'{figure:>8}' for figure in figures)}  {row['wanted']:<14} {row['ok']}")
+            print(
+                f"{row['name']:<50} {' '.join(f'{figure:>8}' for figure in figures)}  {row['wanted']:<14} {row['ok']}"
+            )
         for cell in cells:
             medians = {number or "adaptive": round(statistics.median(of), 1) for number, of in cell.rates.items()}
             print(f"{cell.kind}, {cell.load}: {medians}; last choice: {cell.choice.reason}")

@@ -75,6 +75,9 @@ async def metrics(request: Request) -> Response:
     lines += _gauge("worker_crashes", "model", {name: one.crashes for name, one in workers.items()})
     lines += _gauge("worker_active", "model", {name: one.active for name, one in workers.items()})
     lines += _gauge("worker_waiting", "model", {name: one.waiting for name, one in workers.items()})
+    threads = {name: one.threads for name, one in workers.items() if one.threads}
+    lines += _gauge("worker_threads_decode", "model", {name: one.decode for name, one in threads.items()})
+    lines += _gauge("worker_threads_prefill", "model", {name: one.prefill for name, one in threads.items()})
     lines += _gauge(
         "target_online", "target", {one.name: int(one.state == "online") for one in deps.dispatcher.status()}
     )

@@ -43,17 +43,20 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     rates: dict[int, tuple[float, ...]]
     choice: ThreadChoice  # the adaptive one at the end
 
+    def median(self, threads: int) -> float:
+        """Median of one choice, tokens a second."""
+        return statistics.median(self.rates[threads])
+
     @property
     def adaptive(self) -> float:
         """Median of the adaptive choice."""
-        return statistics.median(self.rates[ADAPTIVE])
+        return self.median(ADAPTIVE)
 
     @property
     def best_fixed(self) -> tuple[int, float]:
         """The best fixed number, and its median."""
-        medians = {number: statistics.median(rates) for number, rates in self.rates.items() if number != ADAPTIVE}
-        best = max(medians, key=medians.__getitem__)
-        return best, medians[best]
+        best = max((number for number in self.rates if number != ADAPTIVE), key=self.median)
+        return best, self.median(best)
 
     @property
     def ratio(self) -> float:
@@ -66,7 +69,7 @@ class EngineSpeed:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
-        self._answers = msgspec.json.Decoder(Answer)
+        self._answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
         self.loaded: Loaded
 
     def open(self, load: frames.Load) -> None:
@@ -108,25 +111,21 @@ def engine_speed(file: ModelFile, settings: EngineSettings, kv_type: KvType) -> 
         confine=settings.confine,
         kv_type=kv_type,
     )
-    process = subprocess.Popen(
-        executable.command("engine-speed"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=worker_environment(os.environ),
-    )
-    try:
-        speed = EngineSpeed(process)
-        speed.open(load)
-        yield speed
-    finally:
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+    command = executable.command("engine-speed")
+    environ = worker_environment(os.environ)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as process:
         try:
-            process.wait(LEAVE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            speed = EngineSpeed(process)
+            speed.open(load)
+            yield speed
+        finally:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            try:
+                process.wait(LEAVE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def numbers_worth_a_look(most: int) -> list[int]:

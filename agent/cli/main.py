@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "backup": ("agent.cli.backup:backup", "Write a consistent copy of the database."),
     "config": ("agent.cli.config:config", "See the configuration and where each value comes from."),
     "doctor": ("agent.cli.doctor:doctor", "Examine this machine and name each problem with its remedy."),
+    "tune": ("agent.cli.tune:tune", "Measure threads and cache types on this device and say what suits it."),
     "bench": ("agent.cli.bench:bench", "Measure what the daemon costs against its worker driven directly."),
 }
 

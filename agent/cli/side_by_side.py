@@ -25,6 +25,7 @@ import psutil
 from agent import device, executable
 from agent.cli.client import DaemonClient, find_daemon
 from agent.engine.supervisor import EnginePool
+from agent.engine.worker_status import ThreadChoice
 from agent.errors import DaemonUnreachable, EngineFailed, OutriderError
 from agent.identifiers import uuid7
 from agent.models.store import open_store
@@ -108,6 +109,7 @@ def measure(engine: EngineSettings, plan: Plan, tell: Callable[[str], None]) -> 
             for sides, streams in ((single, 1), (crowd, at_once)):
                 _round(through, direct, plan, f"round {number}", sides, at_once=streams, swap=number % 2 == 1)
             longest_s = max(longest_s, time.monotonic() - started)
+        chosen = _told_threads(client, direct, plan.model, tell)
         daemon_mib = psutil.Process(process.pid).memory_info().rss / MIB
     return [
         _compared("tokens per second, one stream", _rates(single.ours), _rates(single.peer)),
@@ -116,6 +118,7 @@ def measure(engine: EngineSettings, plan: Plan, tell: Callable[[str], None]) -> 
             _rates(crowd.ours),
             _rates(crowd.peer),
         ),
+        *chosen,
         _informed("first token, ms, one stream", _firsts(single.ours), _firsts(single.peer)),
         Row(
             name="daemon without its worker, MiB resident",
@@ -129,6 +132,23 @@ def measure(engine: EngineSettings, plan: Plan, tell: Callable[[str], None]) -> 
             wanted=f"<= {LONGEST_START_S:g}",
             ok=ready_s <= LONGEST_START_S,
         ),
+    ]
+
+
+def _told_threads(client: DaemonClient, direct: _Direct, model: str, tell: Callable[[str], None]) -> list[Row]:
+    """Return the threads that both sides have chosen last, and tell why."""
+    ready = client.get("/readyz")
+    told = next((one["threads"] for one in ready["models"] if one["name"] == model), None)
+    ours, peer = (msgspec.convert(told, ThreadChoice | None), direct.threads(model))
+    if ours is None or peer is None:
+        return []
+    tell(f"threads of the daemon's worker: {ours.decode} for decoding, {ours.prefill} for prompts; {ours.reason}")
+    tell(
+        f"threads of the worker driven directly: {peer.decode} for decoding, {peer.prefill} for prompts; {peer.reason}"
+    )
+    return [
+        Row(name="threads for decoding, at the end", ours=ours.decode, peer=peer.decode),
+        Row(name="threads for prompts, at the end", ours=ours.prefill, peer=peer.prefill),
     ]
 
 
@@ -235,6 +255,10 @@ class _Direct:
     def answer(self, prompts: list[str], plan: Plan) -> Timing:
         """Ask all prompts at once; return their tokens together and the time until the last is done."""
         return self._runner.run(self._all(prompts, plan))
+
+    def threads(self, model: str) -> ThreadChoice | None:
+        """Return the choice of threads told last."""
+        return self._pool.status()[model].threads
 
     async def _all(self, prompts: list[str], plan: Plan) -> Timing:
         started = time.perf_counter()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli.config_file import replace_config
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import emit_json, notice, table
 from agent.errors import ConfigError, DaemonUnreachable, NotFound, OutriderError
@@ -239,29 +240,7 @@ def _edit(path: Path, change: Any) -> None:
     change(document["targets"])
     if not document["targets"]:
         document.remove("targets")
-    _replace(path, tomlkit.dumps(document))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put ``text`` in the file's place, if it loads; else the file stays and ConfigError is raised."""
-    from agent.configuration import load
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        load(temporary, environ={"HOME": str(Path.home())})
-        temporary.replace(path)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(str(temporary), str(path))) from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; check its folder's permissions") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_config(path, tomlkit.dumps(document))
 
 
 def _keep_key(invocation: Invocation, name: str, secret: str) -> Path:
@@ -291,7 +270,7 @@ def _apply(invocation: Invocation, change: Any) -> bool:
         if before is None:
             path.unlink()
         else:
-            _replace(path, before)
+            replace_config(path, before)
         raise
 
 

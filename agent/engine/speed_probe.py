@@ -6,6 +6,7 @@ threads or another, the way ``outrider tune`` compares them.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ PROMPT_TOKENS = 32  # in the slot before the first token of a decoding stretch
 def main(arguments: Sequence[str]) -> int:
     """Serve stretches until our input ends. Returns the exit status."""
     del arguments
-    with open(take_over_stdout(), "wb", buffering=0) as output:
+    with os.fdopen(take_over_stdout(), "wb", buffering=0) as output:
 
         def tell(answer: Answer) -> None:
             output.write(msgspec.json.encode(answer) + b"\n")
@@ -101,6 +102,4 @@ def _chunks(runtime: LlamaCppRuntime, kind: StepKind) -> Iterator[tuple[Chunk, b
             yield from ((Chunk(0, at, tokens[at : at + size], wants_row=False), True) for at in range(0, room, size))
         else:
             yield Chunk(0, 0, tokens[:PROMPT_TOKENS], wants_row=True), False
-            yield from (
-                (Chunk(0, at, tokens[at : at + 1], wants_row=True), True) for at in range(PROMPT_TOKENS, room)
-            )
+            yield from ((Chunk(0, at, tokens[at : at + 1], wants_row=True), True) for at in range(PROMPT_TOKENS, room))

@@ -184,11 +184,11 @@ class StepThreads:
             self.latest = self._fixed
             yield self._fixed
             return
-        controller = self._controllers[kind]
         begin = self._clock()
         if begin - self._last > REST_S:
             self._look_at_power(begin)
             self._look_at_load(1, begin, rested=True)
+        controller = self._controllers[kind]
         threads = controller.choose(self._free, tokens, begin)
         self.latest = threads
         yield threads

@@ -243,12 +243,12 @@ def test_a_target_is_added_to_targets_written_inline(tmp_path):
 
 
 def test_an_edit_that_does_not_load_names_the_file_of_the_user(tmp_path):
-    from agent.cli.target import _replace
+    from agent.cli.config_file import replace_config
 
     path = tmp_path / "outrider.toml"
     path.write_text(CONFIG)
     with pytest.raises(errors.ConfigError) as caught:
-        _replace(path, "[[targets]]\n")
+        replace_config(path, "[[targets]]\n")
     assert str(caught.value).startswith(f"{path}: ")
     assert path.read_text() == CONFIG
 

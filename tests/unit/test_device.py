@@ -26,11 +26,22 @@ def group(tmp_path, path, **limits):
 @pytest.mark.parametrize(
     ("outer", "inner", "expected"),
     [
-        ({}, {}, (None, None)),
-        ({}, {"cpu_max": "max 100000", "memory_max": "max"}, (None, None)),
-        ({}, {"cpu_max": "150000 100000", "memory_max": "1048576"}, (1.5, 1048576)),
-        ({"memory_max": "4096", "cpu_max": "50000 100000"}, {"memory_max": "8192"}, (0.5, 4096)),
-        ({}, {"cpu_max": "nonsense", "memory_max": ""}, (None, None)),
+        ({}, {}, (None, None, None)),
+        ({}, {"cpu_max": "max 100000", "memory_max": "max"}, (None, None, None)),
+        ({}, {"cpu_max": "150000 100000", "memory_max": "1048576"}, (1.5, 1048576, 1048576)),
+        ({"memory_max": "4096", "cpu_max": "50000 100000"}, {"memory_max": "8192"}, (0.5, 4096, 4096)),
+        ({}, {"cpu_max": "nonsense", "memory_max": ""}, (None, None, None)),
+        ({}, {"memory_max": "8192", "memory_current": "3000"}, (None, 8192, 5192)),
+        (
+            {
+                "memory_max": "9000",
+                "memory_current": "8000",
+                "memory_stat": "anon 1\nactive_file 500\ninactive_file 1500",
+            },
+            {"memory_max": "8192", "memory_current": "3000"},
+            (None, 8192, 3000),
+        ),
+        ({}, {"memory_max": "4096", "memory_current": "5000"}, (None, 4096, 0)),
     ],
 )
 def test_limits_of_the_control_group_and_those_above(tmp_path, outer, inner, expected):
@@ -42,9 +53,9 @@ def test_limits_of_the_control_group_and_those_above(tmp_path, outer, inner, exp
 
 
 def test_no_control_groups(tmp_path):
-    assert device._cgroup_limits(tmp_path, tmp_path / "absent") == (None, None)
+    assert device._cgroup_limits(tmp_path, tmp_path / "absent") == (None, None, None)
     (tmp_path / "v1").write_text("4:memory:/user\n")
-    assert device._cgroup_limits(tmp_path, tmp_path / "v1") == (None, None)
+    assert device._cgroup_limits(tmp_path, tmp_path / "v1") == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +80,80 @@ def test_a_battery_that_cannot_be_read(monkeypatch):
 
     monkeypatch.setattr(device.psutil, "sensors_battery", fail, raising=False)
     assert device.on_battery() is False
+
+
+def sensor(current, high=None, critical=None):
+    return SimpleNamespace(current=current, high=high, critical=critical)
+
+
+@pytest.mark.parametrize(
+    ("chips", "hottest", "strained"),
+    [
+        ({}, (None, None), False),
+        ({"coretemp": [sensor(60, 80, 100), sensor(79, 80, 100)]}, (79, 80), False),
+        ({"coretemp": [sensor(60, 80, 100), sensor(81, 80, 100)]}, (81, 80), True),
+        ({"k10temp": [sensor(96)]}, (96, 95), True),
+        ({"cpu_thermal": [sensor(84, None, 85)]}, (84, 85), False),
+        ({"nvme": [sensor(99, 80, 90)]}, (None, None), False),
+        ({"coretemp": [sensor(50, 0, 65_261)]}, (50, 95), False),
+    ],
+)
+def test_heat_of_the_processor(monkeypatch, tmp_path, chips, hottest, strained):
+    monkeypatch.setattr(device.psutil, "sensors_temperatures", lambda: chips, raising=False)
+    monkeypatch.setattr(device.psutil, "sensors_battery", lambda: None, raising=False)
+    seen = device.power_state(tmp_path)
+    assert (seen.celsius, seen.hot_celsius) == hottest
+    assert bool(seen.strain) is strained
+
+
+def test_sensors_that_cannot_be_read(monkeypatch, tmp_path):
+    def fail():
+        raise OSError("no data")
+
+    monkeypatch.setattr(device.psutil, "sensors_temperatures", fail, raising=False)
+    monkeypatch.setattr(device.psutil, "sensors_battery", fail, raising=False)
+    assert device.power_state(tmp_path) == device.PowerState()
+    assert device.power_state(tmp_path / "absent").strain == ""
+
+
+def test_thermal_zones_and_brakes_of_the_kernel(monkeypatch, tmp_path):
+    monkeypatch.setattr(device.psutil, "sensors_temperatures", dict, raising=False)
+    monkeypatch.setattr(device.psutil, "sensors_battery", lambda: None, raising=False)
+    files = {
+        "thermal_zone0/type": "cpu-thermal",
+        "thermal_zone0/temp": "71000",
+        "thermal_zone0/trip_point_0_type": "passive",
+        "thermal_zone0/trip_point_0_temp": "75000",
+        "thermal_zone0/trip_point_1_type": "critical",
+        "thermal_zone0/trip_point_1_temp": "110000",
+        "thermal_zone1/type": "battery",
+        "thermal_zone1/temp": "99000",
+        "thermal_zone1/trip_point_0_type": "passive",
+        "thermal_zone1/trip_point_0_temp": "50000",
+        "cooling_device0/type": "cpufreq-cpu0",
+        "cooling_device0/cur_state": "0",
+        "cooling_device1/type": "fan",
+        "cooling_device1/cur_state": "3",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text + "\n")
+    seen = device.power_state(tmp_path)
+    assert (seen.celsius, seen.hot_celsius, seen.strain) == (71, 75, "")
+    (tmp_path / "thermal_zone0/temp").write_text("75500\n")
+    assert device.power_state(tmp_path).strain == "the processor is at 76 °C"
+    (tmp_path / "thermal_zone0/temp").write_text("60000\n")
+    (tmp_path / "cooling_device0/cur_state").write_text("2\n")
+    assert "slows the processor down" in device.power_state(tmp_path).strain
+
+
+@pytest.mark.parametrize(
+    ("percent", "plugged", "strain"),
+    [(29, False, "the battery is at 29 %"), (30, False, ""), (5, True, ""), (5, None, "")],
+)
+def test_a_low_battery(monkeypatch, tmp_path, percent, plugged, strain):
+    battery = SimpleNamespace(percent=percent, power_plugged=plugged)
+    monkeypatch.setattr(device.psutil, "sensors_battery", lambda: battery, raising=False)
+    monkeypatch.setattr(device.psutil, "sensors_temperatures", dict, raising=False)
+    assert device.power_state(tmp_path).strain == strain

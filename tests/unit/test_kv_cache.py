@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.engine.kv_cache import MIB, cell_count
+from agent.engine.kv_cache import MIB, cell_count, scoring_cell_count
 from agent.engine.runtime import ModelUnloadable
 
 FIGURES = {"cell_bytes": 23_040, "weight_bytes": 98 * MIB}
@@ -26,3 +26,16 @@ def test_when_nothing_fits_the_figures_are_told(free):
 
 def test_a_small_wish_is_not_rounded_away():
     assert cell_count(256, free_bytes=8192 * MIB, **FIGURES) == 256
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "expected"),
+    [(100, 8192, 512), (513, 8192, 1024), (513, 40, 768), (4100, 8192, 8192), (4100, 200, 4352)],
+)
+def test_a_scoring_context_has_room_to_grow_where_memory_is_free(wanted, free, expected):
+    assert scoring_cell_count(wanted, cell_bytes=23_040, free_bytes=free * MIB) == expected
+
+
+def test_a_scoring_context_that_does_not_fit_is_refused_with_the_figures():
+    with pytest.raises(ModelUnloadable, match=r"takes 4352 tokens of 23040 bytes, and half of the 100 MiB"):
+        scoring_cell_count(4100, cell_bytes=23_040, free_bytes=100 * MIB)
