@@ -166,7 +166,7 @@ class LabelScorer:
                 message = "the model computed no numbers (NaN); its file may be damaged"
                 self._leave(job, _failed(job.ask, FailureKind.CRASH, message))
             except ModelUnloadable as error:
-                self._leave(job, _failed(job.ask, FailureKind.CRASH, str(error)))
+                self._leave(job, _failed(job.ask, FailureKind.CONTEXT_OVERFLOW, str(error)))
         ended, self._ended = tuple(self._ended), []
         return ended
 

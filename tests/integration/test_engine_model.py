@@ -229,18 +229,31 @@ async def test_keys_and_values_in_eight_bits_answer_as_well():
 
 async def test_with_little_memory_the_context_is_smaller_and_says_so(monkeypatch):
     from agent import device
+    from agent.engine.label_scores import LabelScorer
     from agent.engine.llama_cpp_runtime import LlamaCppRuntime
     from agent.engine.runtime import PromptTooLong
 
     # The weights, and twice 600 tokens of 23,040 bytes (30 layers, 3 heads of 64 keys and 64 values, 2 bytes each)
-    # with half as many for kept beginnings.
-    little = msgspec.structs.replace(device.profile(), memory_limit=98_000_000 + 2 * 600 * 23_040 * 3 // 2)
+    # with half as many for kept beginnings, and as many for the scores of one of two requests.
+    little = msgspec.structs.replace(device.profile(), memory_left=98_000_000 + 2 * 600 * 23_040 * 2)
     monkeypatch.setattr(device, "profile", lambda: little)
     runtime = LlamaCppRuntime(order())
     assert runtime.cells == runtime.context_tokens == 512
     assert await answer_of(runtime) == "The capital of France is Paris."
     with pytest.raises(PromptTooLong, match="all that the free memory holds"):
         runtime.prompt_tokens([Message("user", "word " * 600)])
+    less = msgspec.structs.replace(little, memory_left=8_000_000)
+    monkeypatch.setattr(device, "profile", lambda: less)
+    scorer = LabelScorer(runtime, waiting_line=0)
+    scorer.submit(frames.Score(id=1, messages=(Message("user", CAPITAL),), labels=("Paris", "London")))
+    (scored,) = scorer.step()
+    assert scored.failure.kind is FailureKind.CONTEXT_OVERFLOW
+    assert "half of the 7 MiB that are free must hold them" in scored.failure.message
+    monkeypatch.setattr(device, "profile", lambda: little)
+    scorer.submit(frames.Score(id=2, messages=(Message("user", CAPITAL),), labels=("Paris", "London")))
+    while not (ended := scorer.step()):
+        pass
+    assert ended[0].failure is None
     runtime.close()
 
 
