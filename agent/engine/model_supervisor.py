@@ -306,13 +306,11 @@ class ModelSupervisor:
             self._record_crash(Lost(f"cannot be started: {error.strerror}"))
             return False
         self._worker = worker
-        keeping = asyncio.create_task(
-            self.prefixes.serve(worker, self._file, lambda: self._in_flight > 0, self._next_change)
-        )
-        keeping.add_done_callback(_tell_failure)
+        keeping = self.prefixes.start(worker, self._file, lambda: self._in_flight > 0, self._next_change)
         try:
             self._ready = await worker.load(load_order(self._file, self._settings), self._settings.load_timeout_s)
             served = True
+            await self.prefixes.restored(worker)
             self._enter(WorkerState.READY)
             if lost := await self._lost_or_unused(worker):
                 self._record_crash(lost)
@@ -377,11 +375,6 @@ class ModelSupervisor:
 
     async def _next_change(self) -> None:
         await self._changed.wait()
-
-
-def _tell_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        LOG.error("named prefixes are not looked after any more: %s: %s", type(error).__name__, error)
 
 
 class _Unavailable(Exception):

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -24,6 +24,7 @@ from agent.types import Message, ModelFile, NamedPrefix, Sampling
 
 PROBE = Message("user", "a")  # in place of what a user will say
 STUCK_S = 60.0  # an unconfirmed cancel means that the worker hangs
+RESTORE_LIMIT_S = 1.0  # how long the first requests are held back at most
 
 
 class PrefixShelf(Protocol):
@@ -55,6 +56,19 @@ class PrefixKeeper:
         self._statuses: dict[str, PrefixStatus] = {}
         # Begun with a worker that was lost before it said how it ended: what may have killed it is not begun again.
         self._under_way: set[str] = set()
+        self._restoring: set[str] = set()  # the worker has not looked yet at what was saved of them
+        self._restored = asyncio.Event()
+
+    async def restored(self, worker: WorkerProcess) -> None:
+        """Wait until the worker has taken what was saved, so that its first requests find it; not for long."""
+        if not self._prefixes:
+            return
+        taken = asyncio.ensure_future(self._restored.wait())
+        ends: list[asyncio.Future[Any]] = [taken, worker.lost]
+        try:
+            await asyncio.wait(ends, timeout=RESTORE_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            taken.cancel()
 
     def statuses(self) -> list[PrefixStatus]:
         """Return what an operator sees, in the order of the configuration."""
@@ -63,15 +77,23 @@ class PrefixKeeper:
             for one in self._prefixes.values()
         ]
 
-    async def serve(
+    def start(
         self, worker: WorkerProcess, file: ModelFile, busy: Callable[[], bool], change: Callable[[], Awaitable[None]]
-    ) -> None:
-        """Look after the prefixes in one life of the worker, until it is lost. Cancel it then.
+    ) -> asyncio.Task[None]:
+        """Look after the prefixes in one life of the worker, until it is lost: cancel the task then.
 
         ``busy`` says whether requests are under way, ``change`` returns when that may be otherwise.
         """
+        task = asyncio.create_task(self._serve(worker, file, busy, change))
+        task.add_done_callback(_tell_failure)
+        return task
+
+    async def _serve(
+        self, worker: WorkerProcess, file: ModelFile, busy: Callable[[], bool], change: Callable[[], Awaitable[None]]
+    ) -> None:
         doubtful, self._under_way = self._under_way, set()
         self._statuses.clear()
+        self._restored, self._restoring = asyncio.Event(), set(self._prefixes)
         missing: asyncio.Queue[NamedPrefix] = asyncio.Queue()
         await worker.loading.wait()
         try:
@@ -95,6 +117,7 @@ class PrefixKeeper:
                 stored = await self._shelf.find(prefix.name, prefix.model)
         if self._shelf is None or stored is None or stored.model_digest != file.sha256:
             await worker.send(frames.Pin(name=prefix.name, messages=prefix.messages))
+            self._looked_at(prefix.name)
             return
         saved = frames.SavedPrefix(stored.fingerprint, stored.tokens, stored.parts)
         self._under_way.add(prefix.name)
@@ -118,6 +141,7 @@ class PrefixKeeper:
             news = await worker.prefix_news.get()
             prefix = self._prefixes[news.name]
             self._under_way.discard(prefix.name)
+            self._looked_at(prefix.name)
             self._statuses[prefix.name] = PrefixStatus(
                 name=prefix.name, model=prefix.model, state=news.state, tokens=news.tokens, message=news.message
             )
@@ -134,6 +158,11 @@ class PrefixKeeper:
                     LOG.error("prefix %s cannot be kept ready: %s", prefix.name, news.message)
                 case frames.PrefixState.COMPUTED if news.saved is not None:
                     await self._save(worker, file, prefix, news.saved)
+
+    def _looked_at(self, name: str) -> None:
+        self._restoring.discard(name)
+        if not self._restoring:
+            self._restored.set()
 
     async def _save(
         self, worker: WorkerProcess, file: ModelFile, prefix: NamedPrefix, saved: frames.SavedPrefix
@@ -184,6 +213,11 @@ class PrefixKeeper:
                 self._under_way.discard(prefix.name)
             if not busy():
                 return
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        LOG.error("named prefixes are not looked after any more: %s: %s", type(error).__name__, error)
 
 
 async def _finish(worker: WorkerProcess, ask: frames.Generate) -> None:
