@@ -24,6 +24,10 @@ def main() -> int:
             from agent.escalation.schema_validator import main as check
 
             return check(sys.argv[2:])
+        case ["quantize-worker"]:
+            from agent.models.recipes.worker import main as quantize
+
+            return quantize(sys.argv[2:])
     from agent.cli.main import cli
 
     cli(prog_name="outrider")

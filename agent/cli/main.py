@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "egress": ("agent.cli.egress:egress", "See what has left the device."),
     "target": ("agent.cli.target:target", "Say where requests may be escalated to."),
     "models": ("agent.cli.models:models", "See and check the installed models."),
+    "quantize": (
+        "agent.cli.quantize:quantize",
+        "Make a smaller model of MODEL, a name or a GGUF file, and put it into the store.",
+    ),
     "prefixes": ("agent.cli.prefixes:prefixes", "See and erase the saved beginnings of prompts."),
     "key": ("agent.cli.key:key", "See, replace and recover the database key."),
     "backup": ("agent.cli.backup:backup", "Write a consistent copy of the database."),

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as native
@@ -30,6 +28,7 @@ from agent.engine.llama_cpp_states import SequenceStates
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
 from agent.engine.threads import StepKind, StepThreads
 from agent.engine.worker_status import ModelTraits, ThreadChoice
+from agent.llama_library import load_backends
 from agent.structure import Tools
 from agent.types import KvType, Message, Prompt
 
@@ -39,35 +38,6 @@ SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
 # Before a prompt is tokenized it is known to be too long above this many bytes per token of context.
 BYTES_PER_TOKEN = 64
 KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
-_LOG_LEVEL_ERROR = 4
-
-
-def _log_errors(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
-    if level == _LOG_LEVEL_ERROR:
-        sys.stderr.write(text.decode("utf-8", "replace"))
-        sys.stderr.flush()
-
-
-_log_callback = native.llama_log_callback(_log_errors)  # the library keeps the pointer, we keep the object
-
-
-def load_backends() -> None:
-    """Make the CPU kernels available, for every way in which the library is built.
-
-    A stock build has them linked in. A portable build has one library per CPU family in
-    ``site-packages/bin`` and picks the best for this machine, but only when it is told to
-    look; the registry lives in ``libggml.so.0``, and any other name is a second, empty one.
-    """
-    native.llama_log_set(_log_callback, ctypes.c_void_p())
-    libraries = Path(native.__file__).parent / "lib"
-    for folder in (libraries, libraries.parents[1] / "bin"):
-        if any(folder.glob("libggml-cpu-*.so")):
-            ggml = ctypes.CDLL(str(libraries / "libggml.so.0"))
-            ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
-            ggml.ggml_backend_load_all_from_path.restype = None
-            ggml.ggml_backend_load_all_from_path(str(folder).encode())
-            break
-    native.llama_backend_init()
 
 
 class LlamaCppRuntime(SequenceStates):

@@ -8,6 +8,7 @@ looked at: their integrity is the SHA-256, checked by the store.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from pathlib import Path
@@ -82,6 +83,13 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     keys: frozenset[str] = frozenset()  # of all metadata
     scalars: dict[str, str | float | int] = {}  # metadata that are no arrays
     shapes: dict[str, tuple[int, ...]] = {}  # of all tensors, the length of a row first
+    types: dict[str, int] = {}  # of all tensors, numbers of TENSOR_TYPES
+    places: dict[str, tuple[int, int]] = {}  # of all tensors, first byte in the file and number of bytes
+
+    @property
+    def parameters(self) -> int:
+        """Weights in all tensors."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 class _Reader:
@@ -125,6 +133,13 @@ class _Reader:
         return value
 
 
+class _Tensor(msgspec.Struct, frozen=True):
+    shape: tuple[int, ...]
+    kind: int
+    bytes: int
+    at: int = 0  # counted from the first tensor
+
+
 class _Array(msgspec.Struct, frozen=True):
     kind: int
     length: int
@@ -133,19 +148,22 @@ class _Array(msgspec.Struct, frozen=True):
 _Value = str | float | int | _Array
 
 
-def check_gguf(path: Path) -> GgufHeader:
-    """Check the file's structure. Raises ModelRejected (never anything else for what is in the file)."""
+def check_gguf(path: Path, *, weights: bool = True) -> GgufHeader:
+    """Check the file's structure. Raises ModelRejected (never anything else for what is in the file).
+
+    Only a file of ``weights`` must name an architecture.
+    """
     try:
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise ModelRejected("GGUF: the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return check_gguf_bytes(data)
+                return check_gguf_bytes(data, weights=weights)
     except OSError as error:
         raise ModelRejected(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def check_gguf_bytes(data: mmap.mmap | bytes) -> GgufHeader:
+def check_gguf_bytes(data: mmap.mmap | bytes, *, weights: bool = True) -> GgufHeader:
     """Check a whole file in memory. Raises ModelRejected."""
     reader = _Reader(data)
     if data[reader.skip(4, "the magic") : reader.at] != b"GGUF":
@@ -156,8 +174,10 @@ def check_gguf_bytes(data: mmap.mmap | bytes) -> GgufHeader:
     tensors = _count(reader, "tensors", _MAX_TENSORS)
     entries = _count(reader, "metadata entries", _MAX_METADATA)
     metadata = _metadata(reader, entries)
-    shapes = _tensor_table(reader, tensors, _alignment(metadata))
-    return _header(version, shapes, metadata)
+    table = _tensor_table(reader, tensors, _alignment(metadata))
+    if not weights:
+        metadata.setdefault("general.architecture", (_STRING, "none"))
+    return _header(version, table, metadata)
 
 
 def _count(reader: _Reader, what: str, limit: int) -> int:
@@ -214,47 +234,45 @@ def _alignment(metadata: dict[str, tuple[int, _Value]]) -> int:
     return value
 
 
-def _tensor_table(reader: _Reader, count: int, alignment: int) -> dict[str, tuple[int, ...]]:
+def _tensor_table(reader: _Reader, count: int, alignment: int) -> dict[str, _Tensor]:
     """Check names, shapes and types, and that the tensors fill the rest of the file, one after the other."""
-    found: dict[str, tuple[int, ...]] = {}
-    expected = 0
+    found: dict[str, _Tensor] = {}
+    expected = last = 0
     for _ in range(count):
         name = reader.string("a tensor name", _MAX_TENSOR_NAME)
         if not name or name in found:
             raise ModelRejected(f"GGUF: the tensor name {name!r} is empty or used twice")
-        found[name], size = _tensor(reader, name)
+        tensor = _tensor(reader, name)
         offset = reader.uint64(f"the offset of {name!r}")
         if offset != expected:
             raise ModelRejected(f"GGUF: tensor {name!r} lies at offset {offset}; {expected} is where it must lie")
-        expected += -(-size // alignment) * alignment
-        last = offset + size
+        found[name] = msgspec.structs.replace(tensor, at=offset)
+        expected += -(-tensor.bytes // alignment) * alignment
+        last = offset + tensor.bytes
     start = -(-reader.at // alignment) * alignment
     if count and start + last > reader.size:
         raise ModelRejected(f"GGUF: the tensors need {start + last} bytes and the file has {reader.size}: truncated")
-    return found
+    return {name: msgspec.structs.replace(tensor, at=start + tensor.at) for name, tensor in found.items()}
 
 
-def _tensor(reader: _Reader, name: str) -> tuple[tuple[int, ...], int]:
-    """Return shape and size in bytes."""
+def _tensor(reader: _Reader, name: str) -> _Tensor:
     dimensions = reader.uint32(f"the dimensions of {name!r}")
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
         raise ModelRejected(f"GGUF: tensor {name!r} has {dimensions} dimensions; 1 to {_MAX_DIMENSIONS} are allowed")
-    shape = [reader.uint64(f"the shape of {name!r}") for _ in range(dimensions)]
+    shape = tuple(reader.uint64(f"the shape of {name!r}") for _ in range(dimensions))
     kind = reader.uint32(f"the type of {name!r}")
     if kind not in TENSOR_TYPES:
         raise ModelRejected(f"GGUF: tensor {name!r} has the unknown type {kind}")
     block, block_bytes = TENSOR_TYPES[kind]
-    elements = 1
-    for length in shape:
-        elements *= length
+    elements = math.prod(shape)
     if elements < 1 or elements >= 1 << 62:
-        raise ModelRejected(f"GGUF: tensor {name!r} has an impossible shape {shape}")
+        raise ModelRejected(f"GGUF: tensor {name!r} has an impossible shape {list(shape)}")
     if shape[0] % block:
         raise ModelRejected(f"GGUF: rows of tensor {name!r} have {shape[0]} values, not a multiple of {block}")
-    return tuple(shape), elements // block * block_bytes
+    return _Tensor(shape, kind, elements // block * block_bytes)
 
 
-def _header(version: int, shapes: dict[str, tuple[int, ...]], metadata: dict[str, tuple[int, _Value]]) -> GgufHeader:
+def _header(version: int, table: dict[str, _Tensor], metadata: dict[str, tuple[int, _Value]]) -> GgufHeader:
     architecture = metadata.get("general.architecture", (0, 0))[1]
     if not isinstance(architecture, str) or not architecture:
         raise ModelRejected("GGUF: general.architecture is missing or not a text")
@@ -267,12 +285,14 @@ def _header(version: int, shapes: dict[str, tuple[int, ...]], metadata: dict[str
         architecture=architecture,
         context_tokens=context if isinstance(context, int) else None,
         vocabulary=_vocabulary(metadata),
-        tensors=len(shapes),
+        tensors=len(table),
         metadata=len(metadata),
         has_chat_template=template is not None,
         keys=frozenset(metadata),
         scalars={key: value for key, (_, value) in metadata.items() if not isinstance(value, _Array)},
-        shapes=shapes,
+        shapes={name: tensor.shape for name, tensor in table.items()},
+        types={name: tensor.kind for name, tensor in table.items()},
+        places={name: (tensor.at, tensor.bytes) for name, tensor in table.items()},
     )
 
 

@@ -10,9 +10,10 @@ import pytest
 from fakes import peft, smollm2
 
 from agent.engine import frames
-from agent.engine.llama_cpp_runtime import LlamaCppRuntime, load_backends
+from agent.engine.llama_cpp_runtime import LlamaCppRuntime
 from agent.engine.runtime import Chunk, ModelUnloadable, Node
 from agent.engine.supervisor import EnginePool
+from agent.llama_library import load_backends
 from agent.models.adapters import AdapterCatalog
 from agent.models.gguf_check import check_gguf
 from agent.models.peft_conversion import convert

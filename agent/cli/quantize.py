@@ -1,0 +1,138 @@
+"""``outrider quantize``: make a smaller model of a larger one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import click
+
+from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.output import emit_json, notice, size, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.models.quantizing import Outcome, Target
+    from agent.models.recipes.job import Progress
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "phone"]),
+    default="cpu",
+    show_default=True,
+    help="The device that it is for.",
+)
+@click.option("--recipe", help="What to make, instead of the target's own; `--recipe list` names them.")
+@click.option("--name", help="Name of the new model.")
+@click.option(
+    "--importance",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An importance matrix of llama-imatrix. Default: one is made with the model itself.",
+)
+@click.option("--no-importance", is_flag=True, help="Quantize without an importance matrix: faster, a little worse.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Default: the cores of this machine.")
+@click.option("--licence", help="Licence of a file that does not say it.")
+@click.option("--force", is_flag=True, help="Go on where it does harm, or replace another model of that name.")
+@json_option
+@pass_invocation
+def quantize(
+    invocation: Invocation,
+    model: str,
+    target: Target,
+    recipe: str | None,
+    name: str | None,
+    importance: Path | None,
+    no_importance: bool,
+    threads: int | None,
+    licence: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make a smaller model of MODEL, a name or a GGUF file, and put it into the store.
+
+    cpu makes Q4_K_M. phone makes Q4_0 with a context of 2048 tokens, within 2 GiB of memory. MODEL
+    should be F16, BF16 or Q8_0: what is rounded already loses twice, and is refused without --force.
+    Needs no network. A call that was stopped goes on where it was when it is given again.
+
+    Example:  outrider quantize my-model-f16.gguf --target cpu
+    """
+    from agent import device
+    from agent.models.quantizing import DEFAULT_RECIPES, Wish
+    from agent.models.quantizing import quantize as make
+    from agent.models.recipes import RECIPES
+    from agent.models.store import open_store
+
+    if recipe == "list":
+        emit_json(list(RECIPES))
+        return
+    if importance and no_importance:
+        raise click.UsageError("--importance and --no-importance contradict each other")
+    wish = Wish(
+        source=model,
+        recipe=recipe or DEFAULT_RECIPES[target],
+        name=name,
+        target=target,
+        force=force,
+        importance="none" if no_importance else str(importance.resolve()) if importance else "auto",
+        threads=threads or device.profile().decode_threads,
+        licence=licence,
+    )
+    with _Bar(hidden=as_json) as bar:
+        outcome = make(open_store(invocation.data_path), wish, bar)
+    for warning in outcome.warnings:
+        notice(f"outrider: forced: {warning}")
+    if as_json:
+        emit_json(outcome)
+        return
+    _print(outcome)
+
+
+def _print(outcome: Outcome) -> None:
+    made = outcome.model
+    if outcome.was_there:
+        notice(f"{made.name} was made before; its files hold")
+    rows = [("name", made.name), ("title", made.title), ("size", f"{size(outcome.source_bytes)} -> {size(made.bytes)}")]
+    rows += [("context", str(made.context_tokens)), ("licence", made.licence), ("sha256", made.digest)]
+    if made.making:
+        rows += [("recipe", made.making.recipe), ("parent", f"{made.making.parent} ({made.making.parent_digest[:12]})")]
+        rows += [(key, value) for part in (made.making.versions, made.making.inputs) for key, value in part.items()]
+    table(["FIELD", "VALUE"], rows)
+    notice(f'ask it: outrider ask --model {made.name} "What is the capital of France?"')
+
+
+class _Bar:
+    """Shows how far the child is: a bar in a terminal, else a line for each step."""
+
+    def __init__(self, *, hidden: bool) -> None:
+        self._hidden = hidden
+        self._step = ""
+        self._update: Callable[[Progress], None] | None = None
+
+    def __enter__(self) -> Self:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if not self._hidden and console.is_terminal:
+            from rich.progress import Progress as Bars
+
+            bars = Bars(console=console, transient=True)
+            task = bars.add_task("starting", total=None)
+            bars.start()
+            self._stop = bars.stop
+            self._update = lambda at: bars.update(task, description=at.step, completed=at.done, total=at.total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._update:
+            self._stop()
+
+    def __call__(self, progress: Progress) -> None:
+        if self._update:
+            self._update(progress)
+        elif progress.step != self._step and not self._hidden:
+            notice(f"{progress.step} ...")
+        self._step = progress.step
