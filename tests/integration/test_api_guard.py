@@ -18,6 +18,7 @@ ROUTES = [
     ("GET", "/v1/requests/x/events"), ("GET", "/v1/queue"), ("GET", "/v1/queue/x"), ("POST", "/v1/queue/x/retry"),
     ("POST", "/v1/queue/x/cancel"), ("POST", "/v1/queue/release"), ("POST", "/v1/queue/purge"),
     ("POST", "/v1/queue/drain"), ("GET", "/v1/egress"), ("GET", "/v1/egress/verify"), ("POST", "/v1/admin/reload"),
+    ("GET", "/v1/prefixes"), ("GET", "/v1/prefixes/x"), ("POST", "/v1/prefixes/purge"),
     ("GET", "/"), ("GET", "/nowhere"),
 ]  # fmt: skip
 
