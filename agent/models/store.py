@@ -125,6 +125,10 @@ class ModelStore:
         except (FileNotFoundError, ValueError) as error:
             if isinstance(error, FileNotFoundError):
                 return None
+            spec = self._manifest.find(name)
+            if spec and isinstance(spec.source, PackageSource):
+                LOG.warning("%s cannot be read (%s): the model is taken anew from its package", path, error)
+                return None
             raise StorageError(f"{path} is damaged: {error}; remove it and pull the model again") from error
 
     def names(self) -> list[str]:

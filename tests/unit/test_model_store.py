@@ -273,6 +273,13 @@ def test_a_damaged_record_is_named(store, tmp_path):
         store.resolve("folder")
 
 
+def test_a_damaged_record_of_a_packaged_model_is_made_anew(store, tmp_path):
+    store.resolve("tiny")
+    (tmp_path / "models" / "refs" / "tiny.json").write_text('{"name":"tiny"}')
+    assert store.resolve("tiny").sha256 == hashlib.sha256(GOOD).hexdigest()
+    assert store.get("tiny") is not None
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "", ".", ".hidden", "a\\b"])
 def test_a_name_is_never_a_path(store, name):
     for verb in (store.resolve, store.show, store.verify, store.remove):
