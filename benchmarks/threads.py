@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--model", default=EngineSettings().model)
     given = parser.parse_args()
-    rounds, stretch_s = (3, 0.7) if given.quick else (9, 1.5)
+    rounds, stretch_s = (3, 0.5) if given.quick else (9, 1.5)
     tell = print_to_stderr
     cells: list[Cell] = []
     with tempfile.TemporaryDirectory() as folder:

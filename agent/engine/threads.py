@@ -92,7 +92,8 @@ class _Level:
         self._trial_steps.append(step)
         bold = abs(threads - self._advised) > abs(self.threads - self._advised)
         ratio = _cost(self._trial_steps) / _cost(self._steps)
-        if ratio > HOPELESS or _enough(self._trial_steps, BOLD_TRIAL_STEPS if bold else TRIAL_STEPS):
+        wanted = BOLD_TRIAL_STEPS if bold and ratio < 1 else TRIAL_STEPS
+        if ratio > HOPELESS or _enough(self._trial_steps, wanted):
             self._judge(threads, better=ratio < (1 - MARGIN if bold else 1), now=now)
 
     def _judge(self, trial: int, *, better: bool, now: float) -> None:

@@ -161,6 +161,17 @@ def test_what_was_right_under_one_load_does_not_outlast_it():
     assert machine.threads == 1
 
 
+def test_a_trial_that_does_not_look_better_ends_after_three_steps():
+    controller, now, seen = ThreadController(2), 0.0, []
+    for _ in range(600):
+        seen.append(controller.choose(2.0, 1, now))
+        span = {1: 0.019, 2: 0.012}[seen[-1]]
+        now += span
+        controller.observe(seen[-1], 1, span, now)
+    assert now > 6
+    assert seen.count(1) == 3
+
+
 def test_a_step_that_takes_long_is_no_trial():
     controller = ThreadController(2)
     now = 0.0
