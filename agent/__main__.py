@@ -16,6 +16,10 @@ def main() -> int:
             from agent.engine.speed_probe import main as speed
 
             return speed(sys.argv[2:])
+        case ["measure-worker"]:
+            from agent.evaluation.measure_worker import main as measure
+
+            return measure(sys.argv[2:])
         case ["migrate"]:
             from agent.storage.migrations import main as migrate
 

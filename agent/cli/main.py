@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "egress": ("agent.cli.egress:egress", "See what has left the device."),
     "target": ("agent.cli.target:target", "Say where requests may be escalated to."),
     "models": ("agent.cli.models:models", "See and check the installed models."),
+    "measure": (
+        "agent.cli.measure:measure",
+        "Measure what MODEL is worth on this device, and keep the result with it.",
+    ),
     "quantize": (
         "agent.cli.quantize:quantize",
         "Make a smaller model of MODEL, a name or a GGUF file, and put it into the store.",

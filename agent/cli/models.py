@@ -35,7 +35,17 @@ def list_models(invocation: Invocation, as_json: bool) -> None:
         return
     table(
         ["NAME", "STATE", "SIZE", "CONTEXT", "LICENCE", "TITLE"],
-        [(e.name, e.state, size(e.bytes), e.context_tokens, e.licence, e.title) for e in entries],
+        [
+            (
+                e.name,
+                e.state,
+                size(e.bytes),
+                e.context_tokens,
+                e.licence,
+                f"{e.title} (demo model)" if e.demo else e.title,
+            )
+            for e in entries
+        ],
     )
 
 
@@ -53,6 +63,28 @@ def show(invocation: Invocation, name: str, as_json: bool) -> None:
         emit_json(entry)
         return
     table(["FIELD", "VALUE"], [(field, getattr(entry, field)) for field in entry.__struct_fields__])
+
+
+@models.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Serve it although it was measured below the floor.")
+@click.option("--withdraw", is_flag=True, help="Do not any more.")
+@pass_invocation
+def allow(invocation: Invocation, name: str, force: bool, withdraw: bool) -> None:
+    """Serve a model that was measured below the floor, or stop doing so.
+
+    A daemon that has the model loaded is not told: it takes effect at the next load.
+
+    Example:  outrider models allow my-model --force
+    """
+    if force == withdraw:
+        raise click.UsageError("say either --force or --withdraw")
+    store = _store(invocation)
+    store.note(name, allowed=force)
+    entry = store.show(name)
+    faults = entry.quality.faults if entry.quality else ()
+    notice(f"{name}: {'; '.join(faults) or 'not measured, or not below the floor'}")
+    notice(f"{name} is served {'whatever was measured' if force else 'only above the floor'}")
 
 
 @models.command(name="convert-adapter")

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from agent.models.quality import Quality
 from agent.types import ModelFormat, ThinkingMarks
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -52,6 +53,8 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     remark: str = ""
     making: Making | None = None  # None: it came as it is
     added_at_ms: int = 0
+    quality: Quality | None = None  # as measured on this device
+    allowed: bool = False  # served by hand although it was measured below the floor
 
     @property
     def digest(self) -> str:

@@ -82,6 +82,7 @@ class ModelSpec(_Strict, frozen=True, kw_only=True):
     system_prompt: str | None = None  # used when a request has none
     thinking: ThinkingMarks | None = None  # of a model that thinks, where its template does not tell
     remark: str = ""
+    demo: bool = False  # shows that things work: labelled so, and served whatever its measured quality
 
     @property
     def pinned(self) -> bool:

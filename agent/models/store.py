@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +23,11 @@ import msgspec
 
 from agent.errors import DiskFull, ModelNotFound, ModelRejected, StorageError
 from agent.models.artifact import StoredFile, StoredModel
-from agent.models.blobs import BlobStore, Check, sync_folder, write_durably
+from agent.models.blobs import BlobStore, Check, link_or_copy, sync_folder, write_durably
 from agent.models.gguf_check import check_gguf
 from agent.models.manifest import HubSource, Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
+from agent.models.quality import Quality
+from agent.models.serving import measured, served
 from agent.telemetry import LOG
 from agent.types import ModelFile, ModelFormat
 
@@ -60,6 +61,9 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: str | None = None  # why a copy of this model was set aside, if one was
     remark: str = ""
     parent: str | None = None  # of an adapter: its base model
+    demo: bool = False  # shows that things work; not meant for real work
+    quality: Quality | None = None  # as measured here, of these very bytes
+    allowed: bool = False  # served by hand although below the floor
 
 
 class ModelStore:
@@ -74,8 +78,10 @@ class ModelStore:
     def manifest(self) -> Manifest:
         return self._manifest
 
-    def resolve(self, name: str) -> ModelFile:
+    def resolve(self, name: str, *, below_floor: bool = False) -> ModelFile:
         """Return a verified model, taking one that ships in a package into the store at first use.
+
+        One that was measured below the floor is rejected, unless it is asked for ``below_floor`` too.
 
         Hashes the files when they are new or altered: seconds for large ones, so call it in a thread.
         Raises ModelNotFound for an unknown name or one that has to be pulled first,
@@ -91,16 +97,7 @@ class ModelStore:
                     raise
                 LOG.warning("%s; taking it anew from its package", error)
                 model = self._import(name)
-            return ModelFile(
-                name=name,
-                path=str(self._path(model)),
-                format=model.format,
-                sha256=model.digest,
-                context_tokens=model.context_tokens,
-                chat_template=model.chat_template,
-                system_prompt=model.system_prompt,
-                thinking=model.thinking,
-            )
+            return served(model, str(self._path(model)), exempt=below_floor or self._demo(name))
 
     def add(self, model: StoredModel, files: Mapping[str, Path], *, move: bool = False) -> StoredModel:
         """Take a model in under its name, replacing what the name meant; all of it or nothing.
@@ -114,7 +111,18 @@ class ModelStore:
                 if not self.blobs.unchanged(file.sha256):
                     self.blobs.put(files[file.name], file, _check_of(model, file.name), model=model.name, move=move)
             self._hold(model)
+            known = self.get(model.name)
+            if known and known.digest == model.digest and model.quality is None:
+                model = msgspec.structs.replace(model, quality=known.quality, allowed=known.allowed)
             write_durably(self._ref(model.name), msgspec.json.encode(model))
+        return model
+
+    def note(self, name: str, **changes: Quality | bool) -> StoredModel:
+        """Keep ``quality`` or ``allowed`` with a model. Raises ModelNotFound when it is not in the store."""
+        model = self._stored(name)
+        with self._files_of(name):
+            model = msgspec.structs.replace(model, **changes)
+            write_durably(self._ref(name), msgspec.json.encode(model))
         return model
 
     def get(self, name: str) -> StoredModel | None:
@@ -159,10 +167,7 @@ class ModelStore:
         Raises ModelNotFound when it is not in the store, ModelRejected when it does not hold:
         the bad file is then in quarantine.
         """
-        model = self.get(name)
-        if model is None:
-            self.show(name)
-            raise ModelNotFound(f"model {name} is not in the store yet; its first use takes it in", param="model")
+        model = self._stored(name)
         with self._files_of(name):
             for file in model.files:
                 self._verify(model, file)
@@ -176,6 +181,17 @@ class ModelStore:
         with self._files_of(name):
             self._ref(name).unlink(missing_ok=True)
             sync_folder(self._root / "refs")
+
+    def _stored(self, name: str) -> StoredModel:
+        model = self.get(name)
+        if model is None:
+            self.show(name)
+            raise ModelNotFound(f"model {name} is not in the store yet; its first use takes it in", param="model")
+        return model
+
+    def _demo(self, name: str) -> bool:
+        spec = self._manifest.find(name)
+        return spec is not None and spec.demo
 
     def _current(self, name: str) -> StoredModel | None:
         """Return what is stored, unless the manifest now means other bytes by that name."""
@@ -206,7 +222,7 @@ class ModelStore:
         making = Path(tempfile.mkdtemp(prefix=".", dir=trees))
         try:
             for file in model.files:
-                _link(self.blobs.path(file.sha256), making / file.name)
+                link_or_copy(self.blobs.path(file.sha256), making / file.name)
             making.rename(self._tree(model))
         except OSError:
             shutil.rmtree(making, ignore_errors=True)
@@ -257,6 +273,9 @@ class ModelStore:
             path=str(self._path(model)) if there else None,
             quarantined=self._quarantine_reason(model.name),
             remark=model.remark,
+            demo=self._demo(model.name),
+            quality=measured(model),
+            allowed=model.allowed,
         )
 
     def _missing_entry(self, spec: ModelSpec) -> ModelEntry:
@@ -275,6 +294,7 @@ class ModelStore:
             path=None,
             quarantined=self._quarantine_reason(spec.name),
             remark=spec.remark,
+            demo=spec.demo,
         )
 
     def _import(self, name: str) -> StoredModel:
@@ -367,14 +387,6 @@ def packaged_file(spec: ModelSpec) -> Path | None:
         return None
     path = Path(str(distribution.locate_file(source.path)))
     return path if path.is_file() else None
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
-        target.chmod(0o444)
 
 
 def open_store(data_dir: Path) -> ModelStore:

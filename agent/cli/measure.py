@@ -1,0 +1,177 @@
+"""``outrider measure``: what a model is worth on this very device."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.output import emit_json, notice, size, table
+from agent.errors import InvalidRequest, ModelRejected
+
+if TYPE_CHECKING:
+    from agent.models.quality import Estimate, Quality
+    from agent.models.store import ModelStore
+    from agent.types import ModelFile
+
+MOST_TEXT_BYTES = 1 << 20
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--against", metavar="MODEL|FILE", help="Reference: a model of the store or a GGUF file. Default: its source."
+)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Read this file too (UTF-8, up to 1 MiB). Repeatable.",
+)
+@click.option(
+    "--longest-context", type=click.IntRange(512), help="Longest prompt to try, tokens. Default: engine.context_tokens."
+)
+@json_option
+@pass_invocation
+def measure(
+    invocation: Invocation,
+    model: str,
+    against: str | None,
+    texts: tuple[Path, ...],
+    longest_context: int | None,
+    as_json: bool,
+) -> int:
+    """Measure what MODEL is worth on this device, and keep the result with it.
+
+    Perplexity on a text that comes with this program, and how far the model is from its source
+    (KL divergence, same likeliest token); 20 direct instructions through the template that
+    serves; facts found in prompts of growing length; speed and memory. A model below the floor
+    is not served afterwards: the exit code is then 65. Takes minutes.
+
+    Example:  outrider measure smollm2-135m-instruct
+    """
+    from agent.evaluation import quality as evaluation
+    from agent.evaluation.measure_worker import Text
+
+    store = _store(invocation)
+    file = store.resolve(model, below_floor=True)
+    reference = _reference(store, file, against)
+    read = tuple(Text(path.name, _text(path)) for path in texts)
+    if reference is None:
+        notice("no reference at hand: how far it is from its source is not measured; name one with --against")
+    plan = evaluation.Plan(
+        model=file,
+        reference=reference,
+        texts=(evaluation.shipped_text(), *read),
+        engine=invocation.settings.engine,
+        longest_context=longest_context or invocation.settings.engine.context_tokens,
+    )
+    found = evaluation.measure(plan, notice, now_ms=time.time_ns() // 1_000_000)
+    store.note(model, quality=found)
+    entry = store.show(model)
+    if as_json:
+        emit_json({"model": model, "bytes": entry.bytes, "quality": found, "faults": found.faults})
+    else:
+        source = store.get(reference.name) if reference else None
+        other = source.quality if source and reference and source.digest == reference.sha256 else None
+        before = Path(reference.path).stat().st_size if reference else 0
+        rows = figures(found, entry.bytes)
+        if reference is None:
+            table(["FIGURE", model], rows)
+        else:
+            beside = dict(figures(other, before)) if other else _of_reference(found, before)
+            table(["FIGURE", reference.name, model], [(name, beside.get(name, "-"), value) for name, value in rows])
+        _tell_verdict(found, demo=entry.demo)
+    return ModelRejected.exit_code if found.faults and not entry.demo else 0
+
+
+def figures(quality: Quality, file_bytes: int) -> list[tuple[str, str]]:
+    """Return what was measured as lines for people."""
+    rows = [("size", size(file_bytes))]
+    for text in quality.texts:
+        rows.append((f"perplexity, {text.name}", _estimate(text.perplexity, "{:.2f}")))
+        rows.append((f"bits per byte, {text.name}", f"{text.bits_per_byte:.3f}"))
+        if text.divergence and text.agreement:
+            rows.append((f"KL divergence (nats), {text.name}", _estimate(text.divergence, "{:.4f}")))
+            rows.append((f"same likeliest token, {text.name}", _estimate(text.agreement, "{:.1%}")))
+    rows.append(("instructions followed", f"{quality.instructions_followed} of {quality.instructions_asked}"))
+    rows += [
+        (f"needles in {needles.prompt_tokens} tokens", f"{needles.found} of {needles.asked}")
+        for needles in quality.needles
+    ]
+    speed = quality.speed
+    return [
+        *rows,
+        ("tokens per second", f"{speed.tokens_per_second:.1f}"),
+        (f"first token after {speed.prompt_tokens} tokens", f"{speed.first_token_ms:.0f} ms"),
+        ("memory of the worker", size(speed.memory_bytes)),
+    ]
+
+
+def _of_reference(quality: Quality, file_bytes: int) -> dict[str, str]:
+    """Return what the comparison itself says of the reference, which was not measured for its own sake."""
+    rows = {"size": size(file_bytes)}
+    for text in quality.texts:
+        if text.reference_perplexity:
+            rows[f"perplexity, {text.name}"] = _estimate(text.reference_perplexity, "{:.2f}")
+    return rows
+
+
+def _tell_verdict(quality: Quality, *, demo: bool) -> None:
+    for fault in quality.faults:
+        notice(f"below the floor: {fault}")
+    if quality.faults:
+        notice(
+            "it is the demo model and served all the same" if demo else "it is not served; see: outrider models allow"
+        )
+    if useful := quality.useful_context_tokens:
+        notice(f"useful context: {useful} tokens; longer prompts count as too long for it")
+    elif quality.needles and quality.needles[-1].passed:
+        notice(f"useful context: at least {quality.needles[-1].prompt_tokens} tokens, no longer one was tried")
+    else:
+        notice("useful context: not found, it misses facts in the shortest prompt too; the nominal one stays the limit")
+
+
+def _estimate(estimate: Estimate, form: str) -> str:
+    return f"{form.format(estimate.value)} ({form.format(estimate.low)} to {form.format(estimate.high)})"
+
+
+def _reference(store: ModelStore, model: ModelFile, against: str | None) -> ModelFile | None:
+    """Return the reference that was named, else the model's source if the store has it."""
+    if against is None:
+        stored = store.get(model.name)
+        making = stored.making if stored else None
+        parent = store.get(making.parent) if making else None
+        if making is None or parent is None or parent.digest != making.parent_digest:
+            return None
+        return store.resolve(parent.name, below_floor=True)
+    from agent.models.quantizing import find_source
+    from agent.types import ModelFile
+
+    if against in store.names():
+        reference = store.resolve(against, below_floor=True)
+    else:
+        source = find_source(store, against)
+        reference = ModelFile(name=source.name, path=str(source.path), sha256=source.digest, context_tokens=512)
+    if reference.sha256 == model.sha256:
+        raise InvalidRequest(f"{against} is the same file as {model.name}: compare it with its source", param="against")
+    return reference
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > MOST_TEXT_BYTES:
+        raise InvalidRequest(f"{path} has more than 1 MiB; give a part of it", param="text")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{path} is not UTF-8 text: {error.reason}", param="text") from error
+
+
+def _store(invocation: Invocation) -> ModelStore:
+    from agent.models.store import open_store
+
+    return open_store(invocation.data_path)

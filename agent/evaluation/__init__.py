@@ -1,0 +1,1 @@
+"""What a model is worth on this very device: measured, kept with it, and acted upon."""

@@ -1,0 +1,90 @@
+"""What was measured of a model on this device, and the floor below which it is not served."""
+
+from __future__ import annotations
+
+import msgspec
+
+LEAST_INSTRUCTIONS = 0.5  # share of the direct instructions that are followed
+LEAST_AGREEMENT = 0.5  # share of positions with the same likeliest token as the reference
+LEAST_FOUND = 0.6  # share of needles that makes a length of context useful
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A figure with its 95 % interval (bootstrap over blocks of neighbouring tokens)."""
+
+    value: float
+    low: float
+    high: float
+
+
+class TextFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model predicts one text, and how that differs from a reference."""
+
+    name: str
+    tokens: int  # positions that count
+    perplexity: Estimate
+    bits_per_byte: float  # comparable between vocabularies
+    reference_perplexity: Estimate | None = None
+    divergence: Estimate | None = None  # KL(reference || model), mean nats per token
+    agreement: Estimate | None = None  # share of positions with the same likeliest token, 0..1
+    fault: str = ""  # sign of a damaged file: no numbers, or one token whatever the text
+
+
+class Needles(msgspec.Struct, frozen=True):
+    """How many facts were found again in a prompt of this length, spread over its depth."""
+
+    prompt_tokens: int
+    found: int
+    asked: int
+
+    @property
+    def passed(self) -> bool:
+        return self.found >= LEAST_FOUND * self.asked
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer costs here."""
+
+    tokens_per_second: float  # one stream
+    first_token_ms: float
+    prompt_tokens: int  # of that first token's prompt, nothing of it cached
+    memory_bytes: int  # of the worker, with its context
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """One measurement. It holds for these bytes only: ``digest``."""
+
+    digest: str
+    measured_at_ms: int
+    machine: str  # processor
+    runtime: str
+    reference: str | None  # name of the model that was compared with
+    reference_digest: str | None
+    texts: tuple[TextFigures, ...]
+    instructions_followed: int
+    instructions_asked: int
+    needles: tuple[Needles, ...]  # from short to long, up to the first length that failed
+    speed: Speed
+
+    @property
+    def useful_context_tokens(self) -> int | None:
+        """The longest prompt whose needles were found; None: all lengths that were tried passed, or not one did."""
+        passed = [needles.prompt_tokens for needles in self.needles if needles.passed]
+        return max(passed) if passed and len(passed) < len(self.needles) else None
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why the model is below the floor, each with the floor; empty when it is not."""
+        found = [f"{text.name}: {text.fault}" for text in self.texts if text.fault]
+        if self.instructions_followed < LEAST_INSTRUCTIONS * self.instructions_asked:
+            least = round(LEAST_INSTRUCTIONS * self.instructions_asked)
+            found.append(
+                f"follows {self.instructions_followed} of {self.instructions_asked} direct instructions, the floor is {least}"
+            )
+        found += [
+            f"{text.name}: agrees with {self.reference} on {text.agreement.value:.0%} of the tokens, "
+            f"the floor is {LEAST_AGREEMENT:.0%}"
+            for text in self.texts
+            if text.agreement and not text.fault and text.agreement.value < LEAST_AGREEMENT
+        ]
+        return tuple(found)
