@@ -69,8 +69,9 @@ def show(invocation: Invocation, name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Serve it although it was measured below the floor.")
 @click.option("--withdraw", is_flag=True, help="Do not any more.")
+@json_option
 @pass_invocation
-def allow(invocation: Invocation, name: str, force: bool, withdraw: bool) -> None:
+def allow(invocation: Invocation, name: str, force: bool, withdraw: bool, as_json: bool) -> None:
     """Serve a model that was measured below the floor, or stop doing so.
 
     A daemon that has the model loaded is not told: it takes effect at the next load.
@@ -83,6 +84,9 @@ def allow(invocation: Invocation, name: str, force: bool, withdraw: bool) -> Non
     store.note(name, allowed=force)
     entry = store.show(name)
     faults = entry.quality.faults if entry.quality else ()
+    if as_json:
+        emit_json({"name": name, "allowed": force, "faults": faults})
+        return
     notice(f"{name}: {'; '.join(faults) or 'not measured, or not below the floor'}")
     notice(f"{name} is served {'whatever was measured' if force else 'only above the floor'}")
 
