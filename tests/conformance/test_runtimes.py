@@ -1,55 +1,17 @@
-"""What every runtime must do. A new entry of RUNTIMES joins by one line in ``loaders``."""
+"""What every runtime must do, call by call. A new entry of RUNTIMES joins by one line in ``fakes.runtimes``."""
 
 import math
 
 import numpy as np
 import pytest
-from fakes import smollm2
-from fakes.fake_runtime import FakeRuntime
+from fakes.runtimes import CONTEXT, LOADERS
 
-from agent.engine import frames
 from agent.engine.runtime import RUNTIMES, Chunk, PromptTooLong
 from agent.types import Message
 
-CONTEXT = 256
-
-
-def order():
-    return frames.Load(
-        model=smollm2.model_file(), context_tokens=CONTEXT, parallel=3, waiting_line=0, threads=1, confine=False
-    )
-
-
-def llama_cpp():
-    from agent.engine.llama_cpp_runtime import LlamaCppRuntime
-
-    return LlamaCppRuntime(order())
-
-
-loaders = {
-    "fake": lambda: FakeRuntime(slots=3, context_tokens=CONTEXT, batch_tokens=64),
-    "llama.cpp": llama_cpp,
-}
-
 
 def test_every_runtime_is_here():
-    assert set(RUNTIMES) <= set(loaders)
-
-
-@pytest.fixture(
-    scope="module", params=[pytest.param(n, marks=[pytest.mark.model] if n != "fake" else []) for n in loaders]
-)
-def loaded(request):
-    runtime = loaders[request.param]()
-    yield runtime
-    runtime.close()
-
-
-@pytest.fixture
-def runtime(loaded):
-    yield loaded
-    for slot in range(loaded.slots):
-        loaded.clear(slot)
+    assert set(RUNTIMES) <= set(LOADERS)
 
 
 def prompt(runtime, text):

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 
 from agent.engine.grammar import Vocabulary
-from agent.engine.runtime import PromptRejected, PromptTooLong, Saved
+from agent.engine.runtime import PromptRejected, PromptTooLong, RuntimeBroken, Saved
 from agent.engine.worker_status import ModelTraits, ThreadChoice
 
 END = 256
@@ -77,6 +77,8 @@ class FakeRuntime:
                 self.computed += 1
                 self.held[chunk.slot].append((token, self.computed))
         assert self.cells_used() <= self.cells, "the native layer would be out of room"
+        if any(content[:6] == list(b"BROKEN") for content in self.content):
+            raise RuntimeBroken("llama_decode returned -3")
         rows = []
         for chunk in chunks:
             content = self.content[chunk.slot]

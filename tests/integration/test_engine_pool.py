@@ -106,6 +106,18 @@ async def test_a_crash_takes_all_that_run_and_none_is_asked_twice():
         assert pool.status()["m"].crashes == 1
 
 
+async def test_a_fault_of_the_native_layer_ends_the_worker_which_says_why():
+    from fakes import weightless_worker
+
+    async with pool_of(command=weightless_worker.COMMAND) as pool:
+        answer = await ask(pool, "BROKEN")
+        assert answer.failure.kind is FailureKind.CRASH
+        assert "RuntimeBroken: llama_decode returned -3" in answer.failure.message
+        assert (await ask(pool, "hello")).failure is None
+        assert pool.status()["m"].crashes == 1
+        assert "llama_decode returned -3" in pool.status()["m"].last_error
+
+
 async def test_bytes_that_are_no_frames_end_the_worker():
     async with pool_of() as pool:
         answer = await ask(pool, "garbage")

@@ -67,6 +67,18 @@ def streamed(client, **given):
     return content, list(calls.values()), reason, logprobs, verdict
 
 
+def test_a_chat_is_the_same_whole_and_streamed_with_log_probabilities(client):
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    whole = ask(client, asked, logprobs=True, top_logprobs=2).choices[0]
+    assert "Paris" in whole.message.content
+    assert whole.finish_reason == "stop"
+    text, calls, reason, logprobs, verdict = streamed(client, messages=asked, logprobs=True, top_logprobs=2)
+    assert (text, calls, reason) == (whole.message.content, [], "stop")
+    assert [token.token for token in logprobs] == [token.token for token in whole.logprobs.content]
+    assert all(token.logprob <= 0 and len(token.top_logprobs) == 2 for token in logprobs)
+    assert verdict["confidence"] > 0.5
+
+
 def test_a_pydantic_model_comes_back_parsed(client):
     answer = client.chat.completions.parse(model=MODEL, messages=EXTRACT, response_format=Person, max_tokens=80)
     person = answer.choices[0].message.parsed
