@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
-from agent.cli.output import emit_json, notice, size, table
+from agent.cli.output import confirm, emit_json, notice, size, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option(
     "--target",
     type=click.Choice(["cpu", "phone"]),
@@ -36,12 +36,21 @@ if TYPE_CHECKING:
 @click.option("--no-importance", is_flag=True, help="Quantize without an importance matrix: faster, a little worse.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: the cores of this machine.")
 @click.option("--licence", help="Licence of a file that does not say it.")
+@click.option("--setup", is_flag=True, help="Make the environment that converts checkpoints, and nothing else.")
+@click.option("--remove", is_flag=True, help="Remove that environment.")
+@click.option("--offline", is_flag=True, help="With --setup: ask no package index, take all from --find-links.")
+@click.option(
+    "--find-links",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --setup: a folder of wheels, with the source of llama-cpp-python.",
+)
+@click.option("--yes", is_flag=True, help="With --setup: do not ask.")
 @click.option("--force", is_flag=True, help="Go on where it does harm, or replace another model of that name.")
 @json_option
 @pass_invocation
 def quantize(
     invocation: Invocation,
-    model: str,
+    model: str | None,
     target: Target,
     recipe: str | None,
     name: str | None,
@@ -49,10 +58,18 @@ def quantize(
     no_importance: bool,
     threads: int | None,
     licence: str | None,
+    setup: bool,
+    remove: bool,
+    offline: bool,
+    find_links: Path | None,
+    yes: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Make a smaller model of MODEL, a name or a GGUF file, and put it into the store.
+
+    MODEL may also be the folder of a Hugging Face checkpoint (safetensors; Llama, Qwen2, Qwen3, Gemma 3,
+    Phi-3): it becomes GGUF without loss first, in an environment that --setup makes once.
 
     cpu makes Q4_K_M. phone makes Q4_0 with a context of 2048 tokens, within 2 GiB of memory. MODEL
     should be F16, BF16 or Q8_0: what is rounded already loses twice, and is refused without --force.
@@ -61,13 +78,18 @@ def quantize(
     Example:  outrider quantize my-model-f16.gguf --target cpu
     """
     from agent import device
+    from agent.models.converting import quantize_any
     from agent.models.quantizing import DEFAULT_RECIPES, Wish
-    from agent.models.quantizing import quantize as make
-    from agent.models.recipes import RECIPES
+    from agent.models.recipes.tensor_types import TARGETS
     from agent.models.store import open_store
 
-    if recipe == "list":
-        emit_json(list(RECIPES))
+    if setup or remove:
+        _environment(invocation, remove=remove, offline=offline, find_links=find_links, yes=yes)
+        return
+    if model is None and recipe != "list":
+        raise click.UsageError("name a MODEL, a GGUF file or the folder of a checkpoint")
+    if recipe == "list" or model is None:
+        emit_json(list(TARGETS))
         return
     if importance and no_importance:
         raise click.UsageError("--importance and --no-importance contradict each other")
@@ -82,13 +104,29 @@ def quantize(
         licence=licence,
     )
     with _Bar(hidden=as_json) as bar:
-        outcome = make(open_store(invocation.data_path), wish, bar)
+        outcome = quantize_any(open_store(invocation.data_path), invocation.data_path, wish, bar)
     for warning in outcome.warnings:
         notice(f"outrider: forced: {warning}")
     if as_json:
         emit_json(outcome)
         return
     _print(outcome)
+
+
+def _environment(invocation: Invocation, *, remove: bool, offline: bool, find_links: Path | None, yes: bool) -> None:
+    from agent.models.build_env import SIZE_TEXT, BuildEnvironment
+
+    environment = BuildEnvironment(invocation.data_path)
+    if remove:
+        notice(f"{environment.root} {'is removed' if environment.remove() else 'was not there'}")
+        return
+    if environment.ready:
+        notice(f"{environment.root} is there already; --remove removes it")
+        return
+    if not yes:
+        confirm(f"make an environment with torch in {environment.root}, {SIZE_TEXT}?")
+    environment.make(notice, offline=offline, find_links=find_links)
+    notice(f"{environment.root} is ready")
 
 
 def _print(outcome: Outcome) -> None:

@@ -26,7 +26,6 @@ from agent.errors import DiskFull, EngineFailed, InvalidRequest, ModelNotFound, 
 from agent.models.artifact import Making, StoredFile, StoredModel
 from agent.models.blobs import described
 from agent.models.gguf_check import GgufHeader, check_gguf
-from agent.models.recipes import RECIPES
 from agent.models.recipes.job import Event, Failed, Job, Made, Progress, raised
 from agent.models.recipes.tensor_types import GOOD_SOURCES, TARGETS, GgufTarget, expected_bytes, precision
 from agent.models.store import ModelStore
@@ -84,8 +83,8 @@ def quantize(store: ModelStore, wish: Wish, follow: Follow) -> Outcome:
     Raises InvalidRequest for a wish that makes no sense, ModelNotFound, ModelRejected, DiskFull,
     StorageError, WrongState when another call makes the same, EngineFailed when the child breaks.
     """
-    if wish.recipe not in RECIPES:
-        raise InvalidRequest(f"there is no recipe {wish.recipe!r}; there are {', '.join(RECIPES)}", param="recipe")
+    if wish.recipe not in TARGETS:
+        raise InvalidRequest(f"there is no recipe {wish.recipe!r}; there are {', '.join(TARGETS)}", param="recipe")
     source = find_source(store, wish.source)
     target = TARGETS[wish.recipe]
     warnings = _judge(source, target, wish)
@@ -97,10 +96,10 @@ def quantize(store: ModelStore, wish: Wish, follow: Follow) -> Outcome:
         versions={"outrider": __version__},
         inputs=_inputs(wish, target),
     )
-    if (there := _already(store, name, making, force=wish.force)) is not None:
+    if (there := already_made(store, name, making, force=wish.force)) is not None:
         return Outcome(model=there, source_bytes=source.path.stat().st_size, was_there=True, warnings=warnings)
-    with _folder(store, making) as folder:
-        _require_space(folder, expected_bytes(source.header, target, source.path.stat().st_size))
+    with making_folder(store, making) as folder:
+        require_space(folder, expected_bytes(source.header, target, source.path.stat().st_size))
         job = Job(
             recipe=wish.recipe,
             source=str(source.path),
@@ -126,7 +125,7 @@ def find_source(store: ModelStore, given: str) -> Source:
             raise ModelNotFound(f"there is no file {path}", param="model")
         header = check_gguf(path)
         return Source(
-            name=_slug(path.stem), path=path.resolve(), digest=described(path, "x").sha256, header=header, model=None
+            name=slug(path.stem), path=path.resolve(), digest=described(path, "x").sha256, header=header, model=None
         )
     file = store.resolve(given)
     if file.format is not ModelFormat.GGUF:
@@ -229,7 +228,7 @@ def _inputs(wish: Wish, target: GgufTarget) -> dict[str, str]:
         raise InvalidRequest(f"{wish.importance} cannot be read: {error.strerror}", param="importance") from error
 
 
-def _already(store: ModelStore, name: str, making: Making, *, force: bool) -> StoredModel | None:
+def already_made(store: ModelStore, name: str, making: Making, *, force: bool) -> StoredModel | None:
     """Return the model of that name when it was made just so. Raises WrongState when it is another one."""
     there = store.get(name)
     if there is None:
@@ -247,7 +246,7 @@ def _already(store: ModelStore, name: str, making: Making, *, force: bool) -> St
 
 
 @contextmanager
-def _folder(store: ModelStore, making: Making) -> Iterator[Path]:
+def making_folder(store: ModelStore, making: Making) -> Iterator[Path]:
     """Hold the folder for this outcome alone. Raises WrongState, StorageError."""
     text = msgspec.json.encode([making.recipe, making.parent_digest, sorted(making.inputs.items())])
     place = store.blobs.root / "making"
@@ -285,7 +284,8 @@ def _locked(handle: int) -> bool:
     return True
 
 
-def _require_space(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int) -> None:
+    """Raise DiskFull when so many bytes and some more are not free."""
     free = shutil.disk_usage(folder).free
     if free < needed + _MARGIN:
         raise DiskFull(
@@ -352,7 +352,8 @@ def _new_name(source: str, target: GgufTarget, device: Target) -> str:
     return stem[: 64 - len(ending)] + ending
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Return a text as a name of the store. Raises ModelRejected when nothing is left of it."""
     slug = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64]
     if not slug:
         raise ModelRejected(f"no name can be made of {text!r}; rename the file")

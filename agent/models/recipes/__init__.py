@@ -8,6 +8,7 @@ what a user can change, and takes up where it was stopped.
 from __future__ import annotations
 
 RECIPES: dict[str, str] = {
+    "checkpoint": "agent.models.recipes.checkpoint_to_gguf:make",
     "gguf-f16": "agent.models.recipes.gguf_to_gguf:make",
     "gguf-q8_0": "agent.models.recipes.gguf_to_gguf:make",
     "gguf-q6_k": "agent.models.recipes.gguf_to_gguf:make",

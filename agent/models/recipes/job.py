@@ -19,6 +19,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     output: str  # file name, without its ending
     threads: int
     force: bool = False
+    environment: str = ""  # data directory of the build environment, where the recipe needs one
     importance: str = "auto"  # "auto", "none", or an importance matrix file
 
 

@@ -1,0 +1,110 @@
+"""What is said of a Hugging Face checkpoint before anything of it is run."""
+
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from agent.errors import DiskFull, InvalidRequest, ModelRejected, WrongState
+from agent.models import build_env, checkpoint
+from agent.models.build_env import BuildEnvironment
+from agent.models.converting import quantize_any
+from agent.models.quantizing import Wish
+from agent.models.store import open_store
+
+CONFIG = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+
+
+def weights(path, *, kinds=("BF16",), cut=0):
+    header, at = {}, 0
+    for number, kind in enumerate(kinds):
+        size = 8 * {"F32": 4}.get(kind, 2)
+        header[f"w{number}"] = {"dtype": kind, "shape": [2, 4], "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header).encode()
+    path.write_bytes((struct.pack("<Q", len(raw)) + raw + b"\0" * at)[: -cut or None])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "Qwen3 Tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    weights(folder / "model.safetensors")
+    return folder
+
+
+def test_what_the_files_say(folder):
+    found = checkpoint.look(folder)
+    assert (found.architecture, found.parameters, found.kind) == ("qwen3", 8, "bf16")
+    weights(folder / "model-2.safetensors", kinds=("F32", "BF16"))
+    assert checkpoint.look(folder).kind == "f32"  # neither half holds the other without loss
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"architectures": ["PerceptronModel"]}, "PerceptronModel is not converted"),
+        ({"architectures": None}, "is not converted"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "never run"),
+        ({"quantization_config": {"bits": 4}}, "quantized already"),
+    ],
+)
+def test_configurations_that_are_refused(folder, change, said):
+    (folder / "config.json").write_text(json.dumps(CONFIG | change))
+    with pytest.raises(ModelRejected, match=said):
+        checkpoint.look(folder)
+
+
+def test_weights_that_are_refused(folder):
+    weights(folder / "model.safetensors", cut=3)
+    with pytest.raises(ModelRejected, match="truncated"):
+        checkpoint.look(folder)
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(ModelRejected, match="not a safetensors"):
+        checkpoint.look(folder)
+    weights(folder / "model.safetensors", kinds=("F8_E4M3",))
+    with pytest.raises(ModelRejected, match="F8_E4M3"):
+        checkpoint.look(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelRejected, match="pickled"):
+        checkpoint.look(folder)
+
+
+def test_without_the_environment_it_is_said_what_to_do(folder, tmp_path):
+    store = open_store(tmp_path / "data")
+    with pytest.raises(WrongState, match="--setup"):
+        quantize_any(store, tmp_path / "data", Wish(source=str(folder), recipe="gguf-q4_k_m"), lambda _: None)
+
+
+def test_an_environment_is_not_made_from_nothing(tmp_path, monkeypatch):
+    environment = BuildEnvironment(tmp_path)
+    with pytest.raises(InvalidRequest, match="--find-links"):
+        environment.make(lambda _: None, offline=True, find_links=None)
+    monkeypatch.setattr(build_env, "_NEEDED", 1 << 60)
+    with pytest.raises(DiskFull, match="GiB free"):
+        environment.make(lambda _: None, offline=True, find_links=tmp_path)
+    assert not environment.ready
+    assert environment.remove()
+    assert not environment.remove()
+
+
+def test_a_source_with_another_digest_is_not_unpacked(tmp_path):
+    archive = tmp_path / "llama_cpp_python-0.3.36.tar.gz"
+    archive.write_bytes(b"something else")
+    with pytest.raises(InvalidRequest, match="is not the source"):
+        BuildEnvironment(tmp_path)._unpack(archive)
+
+
+def test_a_program_of_the_environment_ends_with_the_one_who_asked(tmp_path):
+    from agent.models.recipes.checkpoint_to_gguf import _BOUND
+
+    script = tmp_path / "forever.py"
+    script.write_text("import sys, time\nprint(sys.argv[1], flush=True)\ntime.sleep(600)\n")
+    command = [sys.executable, "-c", _BOUND, str(script), "started"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"started\n"
+        child.stdin.close()
+        assert child.wait(timeout=30) == 1
