@@ -108,3 +108,19 @@ def test_a_program_of_the_environment_ends_with_the_one_who_asked(tmp_path):
         assert child.stdout.readline() == b"started\n"
         child.stdin.close()
         assert child.wait(timeout=30) == 1
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
+    from agent.models.gguf_check import GgufHeader
+    from agent.models.recipes.checkpoint_to_gguf import _require_tokenizer
+
+    def made(kind):
+        return GgufHeader(
+            version=3, architecture="llama", context_tokens=1, vocabulary=1, tensors=1, metadata=1,
+            has_chat_template=False, scalars={"tokenizer.ggml.model": kind},
+        )  # fmt: skip
+
+    (tmp_path / "tokenizer.json").write_text('{"pre_tokenizer": {"type": "ByteLevel"}}')
+    _require_tokenizer(tmp_path, made("gpt2"))
+    with pytest.raises(ModelRejected, match="otherwise"):
+        _require_tokenizer(tmp_path, made("llama"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agent.errors import ModelRejected
 from agent.models.build_env import BuildEnvironment, clean_environment
-from agent.models.gguf_check import check_gguf
+from agent.models.gguf_check import GgufHeader, check_gguf
 from agent.models.recipes.job import Job, Made, Progress, Tell
 from agent.types import ModelFormat
 
@@ -51,10 +51,22 @@ def make(job: Job, tell: Tell) -> Made:
     if child.returncode:
         last = b" | ".join(notes[-3:]).decode("utf-8", "replace")
         raise ModelRejected(f"the converter of llama.cpp does not take {job.source}: {last[-600:]}")
-    check_gguf(partial)
+    _require_tokenizer(Path(job.source), check_gguf(partial))
     partial.replace(made)
     return Made(
         files=(made.name,),
         format=ModelFormat.GGUF,
         versions={"converter": f"llama.cpp of llama-cpp-python {version('llama-cpp-python')}"},
     )
+
+
+def _require_tokenizer(folder: Path, header: GgufHeader) -> None:
+    """Refuse a result whose tokenizer is of another kind: the converter falls back on one without a word."""
+    tokenizer = folder / "tokenizer.json"
+    splits = tokenizer.is_file() and '"ByteLevel"' in tokenizer.read_text(encoding="utf-8")
+    kind = header.scalars.get("tokenizer.ggml.model")
+    if splits and not (folder / "tokenizer.model").is_file() and kind != "gpt2":
+        raise ModelRejected(
+            f"{tokenizer} works on bytes, and the converter of llama.cpp made a tokenizer of the kind {kind!r} of it: "
+            "it would read text otherwise. See byte_fallback and pre_tokenizer there"
+        )
