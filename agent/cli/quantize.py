@@ -68,8 +68,8 @@ def quantize(
 ) -> None:
     """Make a smaller model of MODEL, a name or a GGUF file, and put it into the store.
 
-    MODEL may also be the folder of a Hugging Face checkpoint (safetensors; Llama, Qwen2, Qwen3, Gemma 3,
-    Phi-3): it becomes GGUF without loss first, in an environment that --setup makes once.
+    MODEL may also be the folder of a Hugging Face checkpoint (safetensors; Llama, Qwen2,
+    Qwen3): it becomes GGUF without loss first, in an environment that --setup makes once.
 
     cpu makes Q4_K_M. phone makes Q4_0 with a context of 2048 tokens, within 2 GiB of memory. MODEL
     should be F16, BF16 or Q8_0: what is rounded already loses twice, and is refused without --force.

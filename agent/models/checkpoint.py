@@ -11,13 +11,11 @@ import msgspec
 
 from agent.errors import ModelRejected
 
-# Class in config.json -> architecture of llama.cpp. Others may convert too; these are tested.
+# Class in config.json -> architecture of llama.cpp. Only those whose logits were seen to be those of the checkpoint.
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
-    "Gemma3ForCausalLM": "gemma3",
-    "Phi3ForCausalLM": "phi3",
 }
 _LONGEST_HEADER = 100 << 20
 _LONGEST_CONFIG = 1 << 20
