@@ -33,6 +33,7 @@ from agent.engine.supervisor import EnginePool
 from agent.errors import AddressInUse, OutriderError
 from agent.escalation.dispatcher import Dispatcher
 from agent.models.adapters import AdapterCatalog
+from agent.models.aliases import DEFAULT, Aliases
 from agent.models.store import open_store
 from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
@@ -93,6 +94,7 @@ async def serve(
         stack.callback(listener.close)
         tokens = load_tokens(config.data_path)
         store = open_store(config.data_path)
+        aliases = Aliases(store.blobs.root, config.engine.model)
         catalog = AdapterCatalog(config.adapters, resolve or store.resolve, store.served)
         prefixes = storage.prefix_store(config.engine.prefix_disk_bytes)
         stack.push_async_callback(prefixes.close)
@@ -144,6 +146,7 @@ async def serve(
                 settings=config,
                 targets=lambda: live.settings.targets,
                 models=catalog.list,
+                aliases=aliases,
                 tokens=tokens,
                 now_ms=now_ms,
                 version=__version__,
@@ -156,7 +159,7 @@ async def serve(
         await dispatcher.start()
         await stack.enter_async_context(_task(_maintain(storage)))
         await stack.enter_async_context(_task(asyncio.to_thread(catalog.check)))
-        await stack.enter_async_context(_task(engine.start([config.engine.model])))
+        await stack.enter_async_context(_task(engine.start([aliases.target(DEFAULT)])))
         stack.enter_context(_announced(config.data_path, listener, tls=bool(config.server.tls_cert)))
         _on_signals(server, reload)
         _warn_about_egress(config)

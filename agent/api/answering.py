@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -48,8 +49,10 @@ async def _call(request: Request, parse: Parser) -> Call:
     settings = deps.settings
     body = await read_json(request, settings.server.max_body_bytes)
     call = parse(body, request.headers, server=settings.server, routing=settings.routing, now_ms=deps.now_ms())
-    model_card(deps, call.request.model)
-    return call
+    model = deps.aliases.target(call.request.model)
+    model_card(deps, model)
+    requests = tuple(msgspec.structs.replace(one, model=model) for one in call.requests)
+    return msgspec.structs.replace(call, requests=requests)
 
 
 def model_card(deps: ApiDeps, name: str) -> ModelCard:

@@ -21,6 +21,7 @@ from agent.api import (
     openai_routes,
     ops_routes,
     prefix_routes,
+    promotion_routes,
     queue_routes,
     request_routes,
 )
@@ -44,6 +45,7 @@ def create_app(deps: ApiDeps) -> Starlette:
         routes=[
             *openai_routes.ROUTES,
             *model_routes.ROUTES,
+            *promotion_routes.ROUTES,
             *classify_routes.ROUTES,
             *request_routes.ROUTES,
             *prefix_routes.ROUTES,

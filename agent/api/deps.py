@@ -12,6 +12,7 @@ from agent.api.auth import Role, Tokens
 from agent.engine.supervisor import EnginePool
 from agent.errors import Forbidden
 from agent.escalation.dispatcher import Dispatcher
+from agent.models.aliases import Aliases
 from agent.pipeline import Pipeline
 from agent.settings import Settings, TargetSettings
 from agent.storage import Storage
@@ -57,6 +58,7 @@ class ApiDeps(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings  # as at the start; targets change with a reload
     targets: Callable[[], Sequence[TargetSettings]]  # as they are now
     models: Callable[[], Sequence[ModelCard]]
+    aliases: Aliases
     tokens: Tokens
     now_ms: Callable[[], int]
     version: str

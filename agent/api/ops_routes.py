@@ -13,6 +13,7 @@ from starlette.routing import Route
 from agent.api.deps import ApiDeps, deps_of, need_admin
 from agent.api.wire import json_response
 from agent.engine.supervisor import WorkerState
+from agent.models.aliases import DEFAULT
 from agent.telemetry import METRICS, sample
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -29,7 +30,7 @@ async def readyz(request: Request) -> Response:
     """``GET /readyz``: 200 when the default model can answer, else 503; always what is wrong and why."""
     deps = deps_of(request)
     workers = deps.engine.status()
-    default = workers.get(deps.settings.engine.model)
+    default = workers.get(deps.aliases.target(DEFAULT))
     ready = default is not None and default.state in ABLE
     targets = deps.dispatcher.status()
     body: dict[str, Any] = {
@@ -45,7 +46,7 @@ async def readyz(request: Request) -> Response:
 
 def _problems(deps: ApiDeps) -> Iterator[str]:
     workers = deps.engine.status()
-    name = deps.settings.engine.model
+    name = deps.aliases.target(DEFAULT)
     if name not in workers:
         yield f"model {name} is not loaded yet"
     for model, status in sorted(workers.items()):

@@ -22,7 +22,7 @@ def answer_options(function: Decorated) -> Decorated:
     """Add the options that ``ask`` and ``chat`` share."""
     for option in reversed(
         (
-            click.option("--model", help="Local model; the default is engine.model."),
+            click.option("--model", help="Local model or alias; without it, default."),
             click.option("--system", help="System prompt."),
             click.option(
                 "--max-tokens",
@@ -91,7 +91,7 @@ def ask(
     text = sys.stdin.read() if question == "-" else question
     messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
     messages.append({"role": "user", "content": text})
-    body = request_body(invocation, messages, options)
+    body = request_body(messages, options)
     timeout_s = patience_s(invocation, options)
     streamed = sys.stdout.isatty() if stream is None else stream
     with DaemonClient(invocation.settings) as client:
@@ -114,10 +114,10 @@ def ask(
     return 0 if text_of(answer) else NO_TEXT
 
 
-def request_body(invocation: Invocation, messages: list[dict[str, str]], options: dict[str, Any]) -> dict[str, Any]:
+def request_body(messages: list[dict[str, str]], options: dict[str, Any]) -> dict[str, Any]:
     """Return the chat request for these options; what was not given is left out."""
     body: dict[str, Any] = {
-        "model": options["model"] or invocation.settings.engine.model,
+        "model": options["model"] or "default",
         "messages": messages,
         "temperature": options["temperature"],
     }

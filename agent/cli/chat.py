@@ -34,7 +34,7 @@ def chat(invocation: Invocation, /, as_json: bool, **options: Any) -> None:
     messages = list(opening)
     with DaemonClient(invocation.settings) as client:
         if sys.stdin.isatty():
-            notice(f"{options['model'] or invocation.settings.engine.model} at {client.url}; {HELP}")
+            notice(f"{options['model'] or 'the default model'} at {client.url}; {HELP}")
         for line in _turns():
             if line == "/quit":
                 return
@@ -46,7 +46,7 @@ def chat(invocation: Invocation, /, as_json: bool, **options: Any) -> None:
                 notice(HELP)
                 continue
             asked = [*messages, {"role": "user", "content": line}]
-            body = request_body(invocation, asked, options)
+            body = request_body(asked, options)
             try:
                 if as_json:
                     answer = client.answer(body, patience_s(invocation, options))

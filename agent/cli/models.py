@@ -9,6 +9,7 @@ import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import emit_json, notice, size, table
+from agent.cli.promotion import promote, rollback
 from agent.errors import OutriderError
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 @click.group()
 def models() -> None:
     """See and check the installed models."""
+
+
+models.add_command(promote)
+models.add_command(rollback)
 
 
 @models.command(name="list")

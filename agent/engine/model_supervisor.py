@@ -39,6 +39,7 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
     backoff_cap_s: float = 30.0
     stuck_s: float = 60.0  # an unconfirmed cancel means that the worker hangs
     leave_s: float = 2.0  # from the order to leave to the kill
+    linger_s: float = 5.0  # unused, before the worker of a model that was replaced leaves
 
 
 class ModelSupervisor:
@@ -67,7 +68,8 @@ class ModelSupervisor:
         self._ready: frames.Ready | None = None
         self._crashes = 0
         self._last_error = ""
-        self._in_flight = 0
+        self.in_flight = 0
+        self.requests = 0  # taken so far
         self._stopping = False
         self._unused = asyncio.Event()
         self._unused_timer: asyncio.TimerHandle | None = None
@@ -82,7 +84,7 @@ class ModelSupervisor:
     def status(self) -> WorkerStatus:
         """Return what an operator sees."""
         told = self._ready or frames.Ready(runtime="", context_tokens=0, confinement=(), load_ms=0)
-        active = min(self._in_flight, self._settings.parallel) if self.state is WorkerState.READY else 0
+        active = min(self.in_flight, self._settings.parallel) if self.state is WorkerState.READY else 0
         pid = self._worker.pid if self._worker else None
         return WorkerStatus(
             state=self.state,
@@ -96,7 +98,7 @@ class ModelSupervisor:
             crashes=self._crashes,
             last_error=self._last_error,
             active=active,
-            waiting=self._in_flight - active,
+            waiting=self.in_flight - active,
             rss_bytes=rss_bytes(pid),
             threads=self._worker.threads if self._worker else None,
         )
@@ -108,10 +110,10 @@ class ModelSupervisor:
         if self.state is WorkerState.READY:
             try:
                 async with asyncio.timeout(grace_s):
-                    while self._in_flight:
-                        await self._next_change()
+                    while self.in_flight:
+                        await self.next_change()
             except TimeoutError:
-                LOG.warning("model %s: %d requests are cut off by the stop", self._file.name, self._in_flight)
+                LOG.warning("model %s: %d requests are cut off by the stop", self._file.name, self.in_flight)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -166,20 +168,21 @@ class ModelSupervisor:
 
     @property
     def _full(self) -> bool:
-        return self._in_flight >= self._room
+        return self.in_flight >= self._room
 
     def _busy(self) -> Failure:
         return Failure(FailureKind.BUSY, f"{self._room} requests are running or waiting; try again shortly")
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
-        self._in_flight += 1
+        self.in_flight += 1
+        self.requests += 1
         self._watch_use()
         self._notify()
         try:
             yield
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
             self._watch_use()
             self._notify()
 
@@ -230,7 +233,7 @@ class ModelSupervisor:
                     worker = self._worker
                     if self.state is WorkerState.READY and worker is not None and not worker.lost.done():
                         return worker
-                    await self._next_change()
+                    await self.next_change()
         except TimeoutError:
             raise _Unavailable(FailureKind.TIMEOUT, "the deadline passed before the model was ready") from None
 
@@ -291,8 +294,8 @@ class ModelSupervisor:
             failures_in_a_row = 1 if served else failures_in_a_row + 1
             if self.state is WorkerState.IDLE:
                 failures_in_a_row = 0
-                while not self._in_flight:
-                    await self._next_change()
+                while not self.in_flight:
+                    await self.next_change()
         LOG.error("model %s is quarantined: its worker crashed too often", self._file.name)
         self._enter(WorkerState.QUARANTINED)
 
@@ -306,7 +309,7 @@ class ModelSupervisor:
             self._record_crash(Lost(f"cannot be started: {error.strerror}"))
             return False
         self._worker = worker
-        keeping = self.prefixes.start(worker, self._file, lambda: self._in_flight > 0, self._next_change)
+        keeping = self.prefixes.start(worker, self._file, lambda: self.in_flight > 0, self.next_change)
         try:
             self._ready = await worker.load(load_order(self._file, self._settings), self._settings.load_timeout_s)
             served = True
@@ -340,12 +343,12 @@ class ModelSupervisor:
         if self._unused_timer is not None:
             self._unused_timer.cancel()
             self._unused_timer = None
-        if self._settings.idle_unload_s and not self._in_flight and self.state is WorkerState.READY:
+        if self._settings.idle_unload_s and not self.in_flight and self.state is WorkerState.READY:
             loop = asyncio.get_running_loop()
             self._unused_timer = loop.call_later(self._settings.idle_unload_s, self._unload)
 
     def _unload(self) -> None:
-        if self.state is WorkerState.READY and not self._in_flight:
+        if self.state is WorkerState.READY and not self.in_flight:
             LOG.info("model %s leaves the memory: nobody has used it for a while", self._file.name)
             # At once, so that a request that comes now waits for the next life.
             self._enter(WorkerState.IDLE)
@@ -373,7 +376,8 @@ class ModelSupervisor:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def _next_change(self) -> None:
+    async def next_change(self) -> None:
+        """Return when the state or the number of requests in flight has changed."""
         await self._changed.wait()
 
 

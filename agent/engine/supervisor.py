@@ -15,7 +15,7 @@ from agent.engine.choices import generate_choices
 from agent.engine.model_supervisor import ModelSupervisor, Patience
 from agent.engine.prefix_keeper import PrefixKeeper, PrefixShelf, PrefixStatus
 from agent.engine.worker_status import WorkerState, WorkerStatus
-from agent.errors import OutriderError
+from agent.errors import EngineFailed, OutriderError
 from agent.scores import Scores
 from agent.settings import EngineSettings
 from agent.telemetry import LOG
@@ -57,6 +57,7 @@ class EnginePool:
         self._refused: dict[str, str] = {}
         self._crash_times: dict[str, deque[float]] = {}
         self._opening = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._stopped = False
 
     async def start(self, preload: Sequence[str] = ()) -> None:
@@ -73,6 +74,8 @@ class EnginePool:
     async def stop(self, grace_s: float) -> None:
         """Let running requests finish for ``grace_s`` seconds, then end all workers."""
         self._stopped = True
+        for task in self._retiring:
+            task.cancel()
         await asyncio.gather(*(model.stop(grace_s) for model in self._models.values()))
 
     async def generate(self, request: InferenceRequest) -> AsyncGenerator[Delta | Generation, None]:
@@ -135,6 +138,37 @@ class EnginePool:
             runtime=status.runtime,
             failure=scored.failure,
         )
+
+    async def make_ready(self, name: str) -> None:
+        """Have a model loaded; return when it can answer. Raises OutriderError when it cannot."""
+        model = await self._supervisor(name)
+        while model.state is WorkerState.STARTING:
+            await model.next_change()
+        if model.state in {WorkerState.READY, WorkerState.IDLE}:
+            return
+        reason = model.status().last_error.partition("\n")[0]
+        if self._models.get(name) is model:
+            del self._models[name]
+        await model.stop(0)
+        raise EngineFailed(f"model {name} cannot be loaded: {reason}")
+
+    def retire(self, name: str) -> None:
+        """Let the worker of a model leave once nobody uses it any more; a later request loads it again."""
+        task = asyncio.create_task(self._retire(name), name=f"retire {name}")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, name: str) -> None:
+        model = self._models.get(name)
+        while model is not None and self._models.get(name) is model:
+            while model.in_flight:
+                await model.next_change()
+            # Those that were on their way to it when the traffic was switched still come.
+            requests = model.requests
+            await asyncio.sleep(self._patience.linger_s)
+            if model.requests == requests and self._models.get(name) is model and not self._stopped:
+                del self._models[name]
+                await model.stop(0)
 
     def status(self) -> dict[str, WorkerStatus]:
         """Return the state of each model asked for so far, by name."""

@@ -34,6 +34,7 @@ from agent.engine.prefix_keeper import PrefixStatus
 from agent.engine.supervisor import WorkerState, WorkerStatus
 from agent.engine.worker_status import ModelTraits
 from agent.escalation.dispatcher import Dispatcher
+from agent.models.aliases import Aliases
 from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
 from agent.scores import Scores
@@ -307,6 +308,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
             settings=settings,
             targets=lambda: api.targets,
             models=lambda: [Card(MODEL), Card("vendor/other"), Card("absent", state="missing")],
+            aliases=Aliases(settings.data_path / "models", MODEL),
             tokens=Tokens(USER, ADMIN),
             now_ms=now_ms,
             version="0",

@@ -19,6 +19,7 @@ ROUTES = [
     ("POST", "/v1/queue/x/cancel"), ("POST", "/v1/queue/release"), ("POST", "/v1/queue/purge"),
     ("POST", "/v1/queue/drain"), ("GET", "/v1/egress"), ("GET", "/v1/egress/verify"), ("POST", "/v1/admin/reload"),
     ("GET", "/v1/prefixes"), ("GET", "/v1/prefixes/x"), ("POST", "/v1/prefixes/purge"),
+    ("GET", "/v1/aliases"), ("POST", "/v1/aliases/promote"), ("POST", "/v1/aliases/rollback"),
     ("GET", "/"), ("GET", "/nowhere"),
 ]  # fmt: skip
 
