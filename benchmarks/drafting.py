@@ -30,7 +30,7 @@ from benchmarks.intervals import median
 
 MODEL = "smollm2-135m-instruct"
 ROUNDS = 9
-QUICK_S = 28.0  # nothing more begins after it, so that the whole stays under 50 s
+QUICK_S = 42.0  # nothing begins that would end later
 ANSWER_TOKENS = 64
 _FERRY = (
     "The ferry leaves the old harbour at seven in the morning and reaches the island before noon. On the way it passes "
@@ -50,17 +50,31 @@ _JSON = (
     '{"name": "Ada Lovelace", "born": 1815, "city": "London", "languages": ["English", "French"], '
     '"works": [{"title": "Notes", "year": 1843}, {"title": "Letters", "year": 1852}]}'
 )
+Chat = tuple[Message, ...]
+
+
+def _asked(*texts: str) -> Chat:
+    """Return a conversation: user and assistant by turns."""
+    return tuple(Message("assistant" if turn % 2 else "user", text) for turn, text in enumerate(texts))
+
+
+# What this small model does copy: texts, and what it has already written in the conversation.
 COPY_HEAVY = (
-    f"Repeat this text word by word, with 'ferry' changed to 'boat':\n\n{_FERRY}",
-    f"Repeat the following text exactly:\n\n{_BREAD}",
-    f"Rename the variable result to amount in this code and print the whole code:\n\n```python\n{_CODE}```",
-    f"Print this JSON again with the city changed to Paris:\n\n{_JSON}",
+    _asked(f"Repeat this text word by word, with 'ferry' changed to 'boat':\n\n{_FERRY}"),
+    _asked(f"Repeat the following text exactly:\n\n{_BREAD}"),
+    _asked("Write the function.", f"```python\n{_CODE}```", "Write the function again, with amount for result."),
+    _asked("Write the JSON.", f"```json\n{_JSON}\n```", "Write the JSON again, with the city Paris."),
+)
+# What it was asked to copy and rewrites instead: guesses look good for a while and then fail.
+NOT_COPIED = (
+    _asked(f"Rename the variable result to amount in this code and print the whole code:\n\n```python\n{_CODE}```"),
+    _asked(f"Print this JSON again with the city changed to Paris:\n\n{_JSON}"),
 )
 ORDINARY = (
-    "Write a short story about a dog and a river.",
-    "Explain how a bicycle stays upright.",
-    "Give five tips for better sleep.",
-    "Why is the sky blue?",
+    _asked("Write a short story about a dog and a river."),
+    _asked("Explain how a bicycle stays upright."),
+    _asked("Give five tips for better sleep."),
+    _asked("Why is the sky blue?"),
 )
 
 
@@ -68,13 +82,14 @@ class Cell(NamedTuple):
     """Prompts, how many of them run at once, and the ratio that is wanted."""
 
     name: str
-    prompts: tuple[str, ...]
+    prompts: tuple[Chat, ...]
     together: int
     wanted: float
 
 
 CELLS = (
     Cell("copy-heavy prompts, one at a time", COPY_HEAVY, 1, 1.3),
+    Cell("copies that become something else", NOT_COPIED, 1, 0.97),
     Cell("ordinary prompts, one at a time", ORDINARY, 1, 0.97),
     Cell("ordinary prompts, four at a time", ORDINARY, 4, 0.97),
 )
@@ -114,18 +129,23 @@ def main(arguments: list[str] | None = None) -> int:
 def _measured(runtime: LlamaCppRuntime, rounds: int, until: float) -> list[dict[str, object]]:
     rates: dict[tuple[Cell, bool], list[float]] = {(cell, on): [] for cell in CELLS for on in (True, False)}
     drafting = Drafting()  # one, as a worker has: what it has learnt stays
-    texts: dict[tuple[str, bool], str] = {}
-    for turn in range(rounds):
+    texts: dict[tuple[Chat, bool], str] = {}
+    took = dict.fromkeys(CELLS, 0.0)
+    for _ in range(rounds):
         for cell in CELLS:
-            if turn and time.monotonic() > until:
-                break
+            turn = len(rates[cell, True])
+            begun = time.monotonic()
+            if turn and begun + took[cell] > until:
+                continue
             for on in (True, False) if turn % 2 else (False, True):
                 rate, found = _rate(runtime, cell, drafting if on else None)
                 rates[cell, on].append(rate)
+                took[cell] = time.monotonic() - begun
                 if cell.together == 1:
                     texts |= {(prompt, on): text for prompt, text in zip(cell.prompts, found, strict=True)}
-    differ = sum(texts[prompt, True] != texts[prompt, False] for prompt in COPY_HEAVY + ORDINARY)
-    whole = len(COPY_HEAVY) + len(ORDINARY)
+    prompts = COPY_HEAVY + NOT_COPIED + ORDINARY
+    differ = sum(texts[prompt, True] != texts[prompt, False] for prompt in prompts)
+    whole = len(prompts)
     print(f"{differ} of {whole} prompts got another text with drafting ({differ / whole:.0%})", file=sys.stderr)
     return [_row(cell, rates[cell, True], rates[cell, False]) for cell in CELLS]
 
@@ -152,7 +172,7 @@ def _rate(runtime: LlamaCppRuntime, cell: Cell, drafting: Drafting | None) -> tu
         scheduler = Scheduler(runtime, waiting_line=0, drafting=drafting)
         for number, prompt in enumerate(group):
             sampling = Sampling(max_tokens=ANSWER_TOKENS)
-            scheduler.submit(frames.Generate(id=number, messages=(Message("user", prompt),), sampling=sampling))
+            scheduler.submit(frames.Generate(id=number, messages=prompt, sampling=sampling))
         found = dict.fromkeys(range(len(group)), "")
         started: float | None = None
         while not scheduler.idle:
