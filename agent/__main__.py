@@ -32,6 +32,10 @@ def main() -> int:
             from agent.models.recipes.worker import main as quantize
 
             return quantize(sys.argv[2:])
+        case ["pull-worker"]:
+            from agent.models.download import main as download
+
+            return download(sys.argv[2:])
     from agent.cli.main import cli
 
     cli(prog_name="outrider")

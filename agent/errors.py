@@ -35,6 +35,7 @@ OutriderError
  |-- AlreadyRunning              exit 75
  |-- AddressInUse                exit 75
  |-- DaemonUnreachable           exit 69
+ |-- SourceUnreachable           exit 69
  |-- ModelRejected               a model file that must not be loaded
 
 Each class has a stable ``code`` (in the API and in ``--json``), an HTTP status, an exit
@@ -331,6 +332,15 @@ class AddressInUse(OutriderError):
 
     code = "address_in_use"
     exit_code = 75
+
+
+class SourceUnreachable(OutriderError):
+    """Where a model comes from cannot be reached, or the network is switched off."""
+
+    code = "source_unreachable"
+    status = 502
+    exit_code = 69
+    retryable = True
 
 
 class DaemonUnreachable(OutriderError):

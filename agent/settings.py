@@ -159,6 +159,20 @@ class ConnectivitySettings(_Section, frozen=True, kw_only=True, forbid_unknown_f
     ] = 300.0
 
 
+class PullSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where models come from. Requests and targets are not concerned."""
+
+    offline: Annotated[
+        bool, Meta(description="No model is downloaded, whatever a command says. HF_HUB_OFFLINE=1 does the same.")
+    ] = False
+    endpoint: Annotated[
+        str, Meta(description="Hub or mirror, https. Empty: $HF_ENDPOINT, else https://huggingface.co.")
+    ] = ""
+    token_file: Annotated[
+        str, Meta(description="File with an access token of the hub, mode 0600. Empty: $HF_TOKEN, if set.")
+    ] = ""
+
+
 class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Somewhere bigger to escalate to, one [[targets]] table each."""
 
@@ -236,6 +250,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     queue: QueueSettings = QueueSettings()
     retention: RetentionSettings = RetentionSettings()
     connectivity: ConnectivitySettings = ConnectivitySettings()
+    pull: PullSettings = PullSettings()
     targets: tuple[TargetSettings, ...] = ()
     adapters: tuple[AdapterSettings, ...] = ()
     prefixes: tuple[PrefixSettings, ...] = ()

@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "agent.cli.measure:measure",
         "Measure what MODEL is worth on this device, and keep the result with it.",
     ),
+    "pull": (
+        "agent.cli.pull:pull",
+        "Get MODEL: a name, owner/repository[@revision][:file], an https URL, or a GGUF file or folder.",
+    ),
     "quantize": (
         "agent.cli.quantize:quantize",
         "Make a smaller model of MODEL, a name or a GGUF file, and put it into the store.",

@@ -150,8 +150,9 @@ class ModelStore:
         return tuple(self.show(name) for name in dict.fromkeys([*catalogue, *self.names()]))
 
     def served(self) -> tuple[ModelEntry, ...]:
-        """Return those that a runtime can read."""
-        return tuple(entry for entry in self.list() if entry.format is ModelFormat.GGUF)
+        """Return those that a runtime can read and that need no pull first."""
+        ready = (entry for entry in self.list() if entry.format is ModelFormat.GGUF and "chat" in entry.tasks)
+        return tuple(entry for entry in ready if entry.state is not ModelState.MISSING)
 
     def show(self, name: str) -> ModelEntry:
         """Return one model. Raises ModelNotFound."""
