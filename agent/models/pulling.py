@@ -27,7 +27,7 @@ from agent.errors import (
 )
 from agent.models.artifact import StoredFile, StoredModel
 from agent.models.blobs import described
-from agent.models.checkpoint_check import check_config, check_safetensors
+from agent.models.checkpoint import look
 from agent.models.gguf_check import check_gguf
 from agent.models.lock_file import LockedModel, LockFile
 from agent.models.manifest import PackageSource
@@ -36,6 +36,7 @@ from agent.models.pull_child import Follow, PullChild
 from agent.models.pull_job import Job, RemoteFile
 from agent.models.pull_source import Wanted, chosen, format_of, local_files, wanted
 from agent.models.quantizing import MOST_PARAMETERS
+from agent.models.safetensors_check import check_safetensors
 from agent.models.store import ModelStore, stored_model
 from agent.settings import PullSettings
 from agent.types import ModelFormat
@@ -209,12 +210,14 @@ def _download(
             follow,
         )
         paths = {file.name: folder / file.name for file in files}
-        seen = tuple(promised.get(file.name) or _verified(file, folder) for file in files)
-        model = _model(want, paths, seen, listing.revision, licence, force=wish.force)
         try:
+            seen = tuple(_verified(store, want.name, folder, file, promised.get(file.name)) for file in files)
+            model = _model(want, paths, seen, listing.revision, licence, force=wish.force)
             kept = store.add(model, paths, move=True)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # whole: taken in, or found to be wrong
+        except ModelRejected:
+            shutil.rmtree(folder, ignore_errors=True)  # it would be found wrong again: the next pull begins anew
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
     new = _lock_in(lock, kept, locked, accepted_at_ms=accepted, replace=wish.update)
     return Outcome(model=kept, was_there=False, newly_locked=new)
 
@@ -245,18 +248,22 @@ def _differs(name: str) -> WrongState:
     )
 
 
-def _verified(file: RemoteFile, folder: Path) -> StoredFile:
-    """Return what arrived, under the digest that the hub has told. The store compares it with the bytes."""
-    seen = described(folder / file.name, file.name)
+def _verified(store: ModelStore, model: str, folder: Path, file: RemoteFile, promised: StoredFile | None) -> StoredFile:
+    """Return what arrived. Raises ModelRejected when it is not what was promised: the file is then in quarantine."""
+    path = folder / file.name
+    seen = described(path, file.name)
     if file.bytes is not None and seen.bytes != file.bytes:
         raise ModelRejected(f"{file.name} has {seen.bytes} bytes, {file.bytes} were promised; pull again")
     if file.git_sha1:
         digest = hashlib.sha1(b"blob %d\0" % seen.bytes, usedforsecurity=False)
-        digest.update((folder / file.name).read_bytes())
+        digest.update(path.read_bytes())
         if digest.hexdigest() != file.git_sha1:
-            (folder / file.name).unlink()
             raise ModelRejected(f"{file.name} is not what its repository says: damaged or altered; pull again")
-    return seen if file.sha256 is None else msgspec.structs.replace(seen, sha256=file.sha256)
+    wanted_sha256 = promised.sha256 if promised else file.sha256 or seen.sha256
+    if seen.sha256 != wanted_sha256:
+        other = msgspec.structs.replace(seen, sha256=wanted_sha256)
+        store.blobs.put(path, other, lambda _: None, model=model, move=True)
+    return seen
 
 
 def _model(
@@ -279,9 +286,12 @@ def _model(
         licence = licence or str(header.scalars.get("general.license", "unknown"))
         title = str(header.scalars.get("general.name", want.name))
     else:
-        context = check_config(paths["config.json"])
-        parameters = sum(check_safetensors(path) for name, path in paths.items() if name.endswith(".safetensors"))
-        title = want.name
+        for name, path in paths.items():
+            if name.endswith(".safetensors"):
+                check_safetensors(path)
+        parameters, title = look(paths["config.json"].parent).parameters, want.name
+        told = msgspec.json.decode(paths["config.json"].read_bytes()).get("max_position_embeddings")
+        context = told if type(told) is int and told > 0 else None
     _require_class(want, parameters, force=force)
     return StoredModel(
         name=want.name,

@@ -105,14 +105,24 @@ def test_a_server_without_ranges_is_taken_from_the_start(get, server):
     assert get().model.digest == SHA
 
 
-def test_wrong_bytes_go_to_quarantine_and_leave_nothing_visible(get, server):
-    server.sent["tiny-q8.gguf"] = DATA[:-1] + b"\0"
+@pytest.mark.parametrize("sent", [DATA[:-1] + b"\0", b"XXXX" + DATA[4:]], ids=["weights", "header"])
+def test_wrong_bytes_go_to_quarantine_and_leave_nothing_visible(get, server, sent):
+    server.sent["tiny-q8.gguf"] = sent
     with pytest.raises(ModelRejected, match="SHA-256"):
         get()
     assert get.store.get("tiny-q8") is None
     assert get.lock.get("tiny-q8") is None
     assert "SHA-256" in get.store.blobs.quarantined()[0].reason
     server.sent.clear()
+    assert get().model.digest == SHA
+
+
+def test_a_file_that_is_no_model_is_refused_and_fetched_anew_when_it_is_mended(get, server):
+    server.files["tiny-q8.gguf"] = b"XXXX" + DATA[4:]
+    with pytest.raises(ModelRejected, match="GGUF"):
+        get()
+    assert get.store.get("tiny-q8") is None
+    server.files["tiny-q8.gguf"] = DATA
     assert get().model.digest == SHA
 
 
@@ -137,14 +147,17 @@ def test_a_small_file_is_held_to_the_digest_of_its_repository(get, server):
 def checkpoint(server, **config):
     header = json.dumps({"w": {"dtype": "F16", "shape": [2, 4], "data_offsets": [0, 16]}}).encode()
     server.files = {
-        "config.json": json.dumps({"model_type": "llama", "max_position_embeddings": 512, **config}).encode(),
+        "config.json": json.dumps(
+            {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512, **config}
+        ).encode(),
         "model.safetensors": struct.pack("<Q", len(header)) + header + b"\1" * 16,
         "modeling_evil.py": b"boom",
     }
 
 
 @pytest.mark.parametrize(
-    ("config", "why"), [({"model_type": "mamba"}, "architecture 'mamba'"), ({"auto_map": {"a": "b"}}, "code of the")]
+    ("config", "why"),
+    [({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"), ({"auto_map": {"a": "b"}}, "code of its own")],
 )
 def test_a_checkpoint_that_cannot_be_used_is_refused(get, server, config, why):
     checkpoint(server, **config)

@@ -298,7 +298,7 @@ def test_the_manifest_now_means_other_bytes(store, tmp_path, package):
 @pytest.mark.model
 def test_the_default_model_is_taken_in_and_holds(tmp_path):
     store = store_module.open_store(tmp_path)
-    (entry,) = store.list()
+    entry = store.show("smollm2-135m-instruct")
     assert entry.state is ModelState.AVAILABLE
     store.resolve(entry.name)
     assert store.verify(entry.name).state is ModelState.INSTALLED
