@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -24,8 +24,9 @@ class Hub:
         self.cut_after = []  # bytes after which the next downloads are cut, one each
         self.statuses = []  # of the next downloads, before they work
         self.ranges = True
-        self.pause = None  # an Event: downloads stop half way until it is set
+        self.pause = False  # downloads stop half way, until their client is gone
         self.half = threading.Event()  # a download has come to that point
+        self.gone = threading.Event()  # and its client has ended
         self.requests = []  # (method, path, headers)
         self.url = ""
 
@@ -109,12 +110,16 @@ def hub():
                 self.wfile.write(body[: state.cut_after.pop(0)])
                 self.close_connection = True
                 return
-            if state.pause is not None:
+            if state.pause:
                 self.wfile.write(body[: len(body) // 2])
                 self.wfile.flush()
                 state.half.set()
-                state.pause.wait(30)
-                body = body[len(body) // 2 :]
+                self.close_connection = True
+                self.connection.settimeout(30)
+                with suppress(ConnectionError):
+                    self.connection.recv(1)
+                state.gone.set()
+                return
             try:
                 self.wfile.write(body)
             except OSError:
@@ -131,14 +136,13 @@ def hub():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # clients are killed on purpose
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     state.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield state
     finally:
-        if state.pause is not None:
-            state.pause.set()
         server.shutdown()
         server.server_close()
         thread.join()

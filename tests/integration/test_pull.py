@@ -171,17 +171,17 @@ def test_killed_in_the_middle_it_goes_on_and_never_looks_whole(get, server, tmp_
     configuration = tmp_path / "outrider.toml"
     configuration.touch()
     for _ in range(4):
-        server.pause, server.half = threading.Event(), threading.Event()
+        server.pause, server.half, server.gone = True, threading.Event(), threading.Event()
         command = [sys.executable, "-m", "agent", "--data-dir", str(tmp_path), "pull", GIVEN, "--json"]
         environment = {**os.environ, "HF_ENDPOINT": server.url, "OUTRIDER_CONFIG": str(configuration)}
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as child:
             assert server.half.wait(30)
             child.send_signal(signal.SIGKILL)
-        server.pause.set()
+        assert server.gone.wait(30)
         assert get.store.get("tiny-q8") is None
         assert not list((get.store.blobs.root / "blobs").glob("*"))
         assert get.lock.get("tiny-q8") is None
-    server.pause = None
+    server.pause = False
     assert get().model.digest == SHA
     assert server.downloads()[-1][1].get("Range")
     assert parts(get.store) == []
