@@ -16,7 +16,7 @@ from agent.engine.runtime import Chunk
 from agent.engine.sequence import Sequence as Request
 
 WORTHWHILE = 1.1
-USUAL_SLOPE = 0.5  # cost of a further token in a step, of a step of one token; before it is measured
+USUAL_SLOPE = 0.6  # cost of a further token in a step, of a step of one token; before it is measured
 _USUAL_WEIGHT = 8.0  # squared tokens of spread that this counts as
 _FADING = 0.97  # of past steps, with each further one: what was measured long ago is tried again
 _SHORTEST_S = 1e-6  # less is no measurement
