@@ -18,15 +18,13 @@ from agent.engine import frames, thinking
 from agent.engine.answer_tokens import AnswerTokens
 from agent.engine.drafting import Drafting
 from agent.engine.grammar import COMPILE_LIMIT_S, Grammars, RuleBroken, RuleRejected
+from agent.engine.prefill_pace import PrefillPace, waits_its_turn
 from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, agreeing
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
 from agent.engine.sampling import NoDistribution, Sampler
 from agent.engine.sequence import Sequence
 from agent.engine.thinking import Thoughts
 from agent.types import Failure, FailureKind, Token
-
-# Prompt tokens in one step while others decode: they wait for this piece before their next token.
-PREFILL_BESIDE_DECODING = 64
 
 
 class Scheduler:
@@ -50,6 +48,7 @@ class Scheduler:
         self._tokens = AnswerTokens(runtime)
         self._grammars = Grammars(runtime.vocabulary, runtime.vocabulary_size)
         self.prefixes = PrefixCache(runtime)
+        self._pace = PrefillPace()
         self._waiting_line = waiting_line
         self._drafting = drafting if runtime.drafted_tokens else None
         self._clock = clock
@@ -124,8 +123,10 @@ class Scheduler:
         if chunks:
             began = self._clock()
             rows = self._runtime.decode(chunks)
+            spent = self._clock() - began
+            self._pace.observe(chunks, spent)
             if self._drafting:
-                self._drafting.observe(chunks, self._clock() - began)
+                self._drafting.observe(chunks, spent)
             for chunk, sequence in zip(chunks, sequences, strict=True):
                 sequence.decoded += len(chunk.tokens) - chunk.drafted
                 if chunk.wants_row:
@@ -137,7 +138,7 @@ class Scheduler:
     def _admit(self) -> None:
         """Give slots to those that wait, in order of arrival, as long as their whole answers fit the memory.
 
-        One whose rule still compiles is passed over.
+        One whose rule still compiles is passed over; a long prompt may wait until somebody has ended.
         """
         reserved = sum(sequence.reserve for sequence in self._running)
         for sequence in tuple(self._waiting):
@@ -146,6 +147,9 @@ class Scheduler:
             if not self._has_rule(sequence):
                 continue
             if reserved + sequence.reserve > self._runtime.cells:
+                return
+            own = len(sequence.prompt) - self.prefixes.reach(sequence.prompt, sequence.scope)
+            if waits_its_turn(own, self._running):
                 return
             self._waiting.remove(sequence)
             sequence.slot = self._free.pop()
@@ -185,8 +189,8 @@ class Scheduler:
         decoding = [sequence for sequence in self._running if not sequence.prompt_left]
         prefilling = [sequence for sequence in self._running if sequence.prompt_left]
         room = self._runtime.batch_tokens - len(decoding)
-        if decoding and len(self._running) > 1:
-            room = min(room, PREFILL_BESIDE_DECODING)
+        if len(self._running) > 1:
+            room = self._pace.room(len(decoding), len(prefilling), room)
         sequences = list(decoding)
         chunks = []
         for sequence, draft in zip(decoding, self._drafts(decoding, prefilling), strict=True):
