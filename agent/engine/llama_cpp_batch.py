@@ -11,6 +11,22 @@ from numpy.typing import NDArray
 
 from agent.engine.runtime import Chunk
 
+# Flash attention on a processor works on this many rows of a batch at once. Rows of several sequences
+# in one such tile make it compute every row against the cells of all of them.
+TILE_ROWS = 64
+FEW_TOKENS = 32  # of one sequence
+
+
+def few_tokens(chunks: Sequence[Chunk]) -> int:
+    """Return how many chunks at the beginning are better decoded apart from the rest; 0: all go together.
+
+    Small chunks (those that decode come first) spoil the tiles of a piece of a prompt behind them:
+    with three sequences of 500 tokens at work, a piece of 64 took 470 ms with them and 280 without.
+    """
+    if sum(len(chunk.tokens) for chunk in chunks) < TILE_ROWS:
+        return 0
+    return next((index for index, chunk in enumerate(chunks) if len(chunk.tokens) >= FEW_TOKENS), 0)
+
 
 class Batch:
     """The native batch over numpy arrays that are made once."""

@@ -22,7 +22,7 @@ from agent.engine.control_texts import ControlTexts, parts
 from agent.engine.grammar import Vocabulary
 from agent.engine.kv_cache import BYTES_PER_VALUE, cell_count
 from agent.engine.llama_cpp_adapter import LlamaCppAdapter
-from agent.engine.llama_cpp_batch import Batch
+from agent.engine.llama_cpp_batch import Batch, few_tokens
 from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.llama_cpp_states import SequenceStates
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
@@ -34,6 +34,7 @@ from agent.types import KvType, Message, Prompt
 
 BATCH_TOKENS = 64  # a step lasts under a second on a slow or busy device; larger ones are no faster there
 DRAFTED_TOKENS = 24  # in one step; more never pays on a processor, and each takes memory for a row
+CELLS_TOGETHER = 512  # up to so many taken cells, all chunks of a step go through the model in one call
 SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
 # Before a prompt is tokenized it is known to be too long above this many bytes per token of context.
 BYTES_PER_TOKEN = 64
@@ -273,8 +274,14 @@ class LlamaCppRuntime(SequenceStates):
         return list(buffer[:count])
 
     def decode(self, chunks: Sequence[Chunk]) -> list[Row]:
-        """Append the chunks and return the rows asked for, in one native call."""
+        """Append the chunks and return the rows asked for."""
         self._check(chunks)
+        first = few_tokens(chunks) if sum(self._filled) > CELLS_TOGETHER else 0
+        # The second call uses the memory of the first one's rows.
+        rows = [row.copy() for row in self._decode(chunks[:first])] if first else []
+        return rows + self._decode(chunks[first:])
+
+    def _decode(self, chunks: Sequence[Chunk]) -> list[Row]:
         rows_at = self._batch.fill(chunks)
         tokens = sum(len(chunk.tokens) for chunk in chunks)
         kind = StepKind.DECODE if tokens == len(chunks) else StepKind.PREFILL

@@ -18,7 +18,7 @@ from agent.engine import frames, thinking
 from agent.engine.answer_tokens import AnswerTokens
 from agent.engine.drafting import Drafting
 from agent.engine.grammar import COMPILE_LIMIT_S, Grammars, RuleBroken, RuleRejected
-from agent.engine.prefill_pace import PrefillPace, waits_its_turn
+from agent.engine.prefill_pace import PrefillPace
 from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, agreeing
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
 from agent.engine.sampling import NoDistribution, Sampler
@@ -138,7 +138,7 @@ class Scheduler:
     def _admit(self) -> None:
         """Give slots to those that wait, in order of arrival, as long as their whole answers fit the memory.
 
-        One whose rule still compiles is passed over; a long prompt may wait until somebody has ended.
+        One whose rule still compiles is passed over.
         """
         reserved = sum(sequence.reserve for sequence in self._running)
         for sequence in tuple(self._waiting):
@@ -147,9 +147,6 @@ class Scheduler:
             if not self._has_rule(sequence):
                 continue
             if reserved + sequence.reserve > self._runtime.cells:
-                return
-            own = len(sequence.prompt) - self.prefixes.reach(sequence.prompt, sequence.scope)
-            if waits_its_turn(own, self._running):
                 return
             self._waiting.remove(sequence)
             sequence.slot = self._free.pop()
