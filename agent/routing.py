@@ -194,6 +194,9 @@ def after(
         return decide(Action.QUEUED, Reason.ROUTE, "route", f"{request.route_mode} asks for a target")
     if failure:
         return _after_failure(request, route, failure.kind, decide)
+    if generation is None:  # no local answer, and what it was meant for is closed by now
+        reason = Reason.UNSUPPORTED_MEDIA if route.media else Reason.EGRESS_NEVER
+        return decide(Action.REFUSED, reason, "route", "nobody may be asked, and there is no local answer")
     score = confidence.score if confidence else None
     if score is not None and score >= policy.threshold:
         return decide(Action.ANSWERED, Reason.CONFIDENT, "threshold", f"{score:.3f} >= {policy.threshold:g}")

@@ -7,7 +7,6 @@ batch sizes, flash attention and caches are their own defaults unless a name say
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import socket
@@ -23,6 +22,7 @@ import llama_peer
 import psutil
 
 from agent.models.manifest import load_manifest
+from agent.models.store import packaged_file
 from benchmarks import http_load
 from benchmarks.http_load import Address
 
@@ -199,8 +199,10 @@ class Field:
 
 def model_file() -> Path:
     """Return the GGUF file of the embedded package: what all contestants read."""
-    source = load_manifest().get(MODEL).source
-    return Path(str(importlib.metadata.distribution(source.distribution).locate_file(source.path)))
+    path = packaged_file(load_manifest().get(MODEL))
+    if path is None:
+        sys.exit(f"the package of {MODEL} is not installed: run make demo first")
+    return path
 
 
 def _free_port() -> int:

@@ -21,7 +21,7 @@ from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.structure import OutputFormat, Tools
 from agent.types import DraftingMode, Failure, KvType, Message, ModelFile, Prompt, Sampling, Thinking, Token
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME_BYTES = 64 << 20
 PIECE_BYTES = 1 << 20  # of a saved prefix in one frame
 _LENGTH = struct.Struct(">I")

@@ -83,7 +83,7 @@ class EnginePool:
         try:
             model = await self._supervisor(request.model)
         except OutriderError as error:
-            yield _failed(FailureKind.REJECTED, str(error), request.model)
+            yield _failed(FailureKind.REJECTED, str(error), request.model, "model")
             return
 
         def generate(one: InferenceRequest) -> AsyncGenerator[Delta | Generation]:
@@ -112,7 +112,7 @@ class EnginePool:
         try:
             model = await self._supervisor(request.model)
         except OutriderError as error:
-            return Scores(failure=Failure(FailureKind.REJECTED, str(error)), model=request.model)
+            return Scores(failure=Failure(FailureKind.REJECTED, str(error), "model"), model=request.model)
         ask = frames.Score(
             id=0,
             messages=request.messages if messages is None else tuple(messages),
@@ -210,5 +210,5 @@ class EnginePool:
             return known
 
 
-def _failed(kind: FailureKind, message: str, model: str) -> Generation:
-    return Generation(model=model, failure=Failure(kind, message))
+def _failed(kind: FailureKind, message: str, model: str, param: str = "messages") -> Generation:
+    return Generation(model=model, failure=Failure(kind, message, param))

@@ -15,8 +15,8 @@ import msgspec
 
 from agent.errors import ModelNotFound, ModelRejected, OutriderError
 from agent.models.adapter_check import check_adapter
+from agent.models.entry import ModelEntry, ModelState
 from agent.models.gguf_check import check_gguf
-from agent.models.store import ModelEntry, ModelState
 from agent.settings import AdapterSettings
 from agent.telemetry import LOG
 from agent.types import AdapterFile, ModelFile, ModelFormat
@@ -34,17 +34,18 @@ class AdapterCatalog:
         entries: Callable[[], Sequence[ModelEntry]],
     ) -> None:
         """``resolve`` and ``entries`` are those of the store of base models."""
-        self._adapters = {adapter.name: adapter for adapter in adapters}
+        models = {entry.name for entry in entries()}
+        for adapter in adapters:
+            if adapter.name in models:
+                LOG.error("adapter %s has the name of a model: the model keeps it; rename the adapter", adapter.name)
+        self._adapters = {adapter.name: adapter for adapter in adapters if adapter.name not in models}
         self._resolve = resolve
         self._entries = entries
         self._digests: dict[str, str] = {}  # of what was resolved last, by name
 
     def check(self) -> None:
         """Log every adapter that cannot be served, and why."""
-        models = {entry.name for entry in self._entries()}
         for name in self._adapters:
-            if name in models:
-                LOG.error("adapter %s has the name of a model: the adapter is what requests get", name)
             try:
                 self.resolve(name)
             except OutriderError as error:
@@ -69,9 +70,8 @@ class AdapterCatalog:
 
         The digest of an adapter is empty before it was resolved for the first time.
         """
-        models = {entry.name: entry for entry in self._entries() if entry.name not in self._adapters}
-        bases = {entry.name: entry for entry in self._entries()}
-        adapters = [self._entry(adapter, bases.get(adapter.model)) for adapter in self._adapters.values()]
+        models = {entry.name: entry for entry in self._entries()}
+        adapters = [self._entry(adapter, models.get(adapter.model)) for adapter in self._adapters.values()]
         return (*models.values(), *adapters)
 
     def adapter(self, name: str) -> ModelEntry | None:

@@ -8,12 +8,25 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from agent.errors import InvalidRequest
 from agent.models.quality import Quality
 from agent.types import ModelFormat, ThinkingMarks
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 ModelName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+
+def checked_name(name: str) -> str:
+    """Return a name that a model may have. Raises InvalidRequest for any other."""
+    try:
+        return msgspec.convert(name, ModelName)
+    except msgspec.ValidationError:
+        raise InvalidRequest(
+            f"{name[:80]!r} is no name for a model: up to 64 small letters, digits, '.', '_' and '-', "
+            "a letter or digit first",
+            param="name",
+        ) from None
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):

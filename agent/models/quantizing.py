@@ -23,7 +23,7 @@ import msgspec
 
 from agent import __version__, executable
 from agent.errors import DiskFull, EngineFailed, InvalidRequest, ModelNotFound, ModelRejected, StorageError, WrongState
-from agent.models.artifact import Making, StoredFile, StoredModel
+from agent.models.artifact import Making, StoredFile, StoredModel, checked_name
 from agent.models.blobs import described
 from agent.models.gguf_check import GgufHeader, check_gguf
 from agent.models.recipes.job import Event, Failed, Job, Made, Progress, raised
@@ -85,6 +85,8 @@ def quantize(store: ModelStore, wish: Wish, follow: Follow) -> Outcome:
     """
     if wish.recipe not in TARGETS:
         raise InvalidRequest(f"there is no recipe {wish.recipe!r}; there are {', '.join(TARGETS)}", param="recipe")
+    if wish.name:
+        checked_name(wish.name)
     source = find_source(store, wish.source)
     target = TARGETS[wish.recipe]
     warnings = _judge(source, target, wish)

@@ -16,14 +16,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
-from agent.errors import DiskFull, ModelNotFound, ModelRejected, StorageError
+from agent.errors import DiskFull, InvalidRequest, ModelNotFound, ModelRejected, StorageError
 from agent.models.artifact import StoredFile, StoredModel
 from agent.models.blobs import BlobStore, Check, link_or_copy, sync_folder, write_durably
+from agent.models.entry import ModelEntry, ModelState
 from agent.models.gguf_check import check_gguf
 from agent.models.manifest import HubSource, Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
 from agent.models.quality import Quality
@@ -32,38 +32,6 @@ from agent.telemetry import LOG
 from agent.types import ModelFile, ModelFormat
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
-class ModelState(StrEnum):
-    """How near a model is to running."""
-
-    INSTALLED = "installed"  # verified, in the store
-    CHANGED = "changed"  # in the store, altered since it was verified: hashed again at the next use
-    AVAILABLE = "available"  # its package is installed: taken into the store at first use
-    MISSING = "missing"  # to be pulled, or its package is not installed
-
-
-class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as it stands on this device."""
-
-    name: str
-    title: str
-    format: ModelFormat
-    licence: str
-    state: ModelState
-    bytes: int  # 0: not known before the first pull
-    sha256: str  # digest of the model; "": not known before the first pull
-    context_tokens: int
-    parameters: int | None
-    tasks: tuple[str, ...]
-    source: str
-    path: str | None  # in the store, when it is there
-    quarantined: str | None = None  # why a copy of this model was set aside, if one was
-    remark: str = ""
-    parent: str | None = None  # of an adapter: its base model
-    demo: bool = False  # shows that things work; not meant for real work
-    quality: Quality | None = None  # as measured here, of these very bytes
-    allowed: bool = False  # served by hand although below the floor
 
 
 class ModelStore:
@@ -114,7 +82,10 @@ class ModelStore:
             known = self.get(model.name)
             if known and known.digest == model.digest and model.quality is None:
                 model = msgspec.structs.replace(model, quality=known.quality, allowed=known.allowed)
-            write_durably(self._ref(model.name), msgspec.json.encode(model))
+            record = msgspec.json.encode(model)
+            if fault := _fault(record):
+                raise InvalidRequest(f"model {model.name!r} cannot be kept: {fault}", param="name")
+            write_durably(self._ref(model.name), record)
         return model
 
     def note(self, name: str, **changes: Quality | bool) -> StoredModel:
@@ -145,9 +116,15 @@ class ModelStore:
         return list(dict.fromkeys([*stored, *(spec.name for spec in self._manifest.models)]))
 
     def list(self) -> tuple[ModelEntry, ...]:
-        """Return every model of the manifest and of the store; reads no weights."""
+        """Return every model of the manifest and of the store, but for damaged records; reads no weights."""
         catalogue = [spec.name for spec in self._manifest.models]
-        return tuple(self.show(name) for name in dict.fromkeys([*catalogue, *self.names()]))
+        entries = []
+        for name in dict.fromkeys([*catalogue, *self.names()]):
+            try:
+                entries.append(self.show(name))
+            except (ModelNotFound, StorageError) as error:  # one bad record hides no other model
+                LOG.warning("%s", error)
+        return tuple(entries)
 
     def served(self) -> tuple[ModelEntry, ...]:
         """Return those that a runtime can read and that need no pull first."""
@@ -358,6 +335,15 @@ def _source_text(spec: ModelSpec) -> str:
     if isinstance(source, PackageSource):
         return f"package {source.distribution} {source.version}"
     return f"hub {source.repository}" if isinstance(source, HubSource) else source.url
+
+
+def _fault(record: bytes) -> str | None:
+    """Return why a record could not be read again, or None."""
+    try:
+        msgspec.json.decode(record, type=StoredModel)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return None
 
 
 def _check_of(model: StoredModel, name: str) -> Check:

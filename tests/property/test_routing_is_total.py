@@ -184,3 +184,14 @@ def test_media_goes_to_a_target_or_is_refused_and_never_to_the_local_model():
     assert (RouteMode.LOCAL_FIRST, True) in queued
     assert (RouteMode.LOCAL_FIRST, False) not in queued
     assert not {mode for mode, _ in queued} & {RouteMode.LOCAL_ONLY}
+
+
+@pytest.mark.parametrize("media", [True, False])
+def test_without_a_local_answer_and_with_nobody_to_ask_it_is_refused(media):
+    closed = routing.Policy(threshold=0.5, targets=(target(EgressPolicy.NEVER),))
+    route = msgspec.structs.replace(
+        routing.before(request(), closed), media=media, use_local=False, straight=False, egress=EgressPolicy.NEVER
+    )
+    decision = routing.after(request(), route, None, None, closed)
+    assert decision.action is Action.REFUSED
+    assert decision.reason is (Reason.UNSUPPORTED_MEDIA if media else Reason.EGRESS_NEVER)

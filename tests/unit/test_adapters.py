@@ -9,9 +9,9 @@ from fakes.gguf import ARRAY, F32, METADATA, STRING, U32, gguf
 
 from agent.errors import ModelNotFound, ModelRejected
 from agent.models.adapters import AdapterCatalog, combined_digest
+from agent.models.entry import ModelEntry, ModelState
 from agent.models.gguf_check import check_gguf
 from agent.models.peft_conversion import convert, read_safetensors, reordered
-from agent.models.store import ModelEntry, ModelState
 from agent.settings import AdapterSettings
 from agent.types import ModelFile, ModelFormat
 

@@ -11,12 +11,13 @@ import msgspec
 import pytest
 from fakes.gguf import gguf
 
-from agent.errors import DiskFull, ModelNotFound, ModelRejected, StorageError
+from agent.errors import DiskFull, InvalidRequest, ModelNotFound, ModelRejected, StorageError
 from agent.models import blobs as blobs_module
 from agent.models import store as store_module
 from agent.models.artifact import StoredFile, StoredModel
+from agent.models.entry import ModelState
 from agent.models.manifest import Manifest, ManifestFile, ModelSpec, PackageSource
-from agent.models.store import ModelState, ModelStore, packaged_file
+from agent.models.store import ModelStore, packaged_file
 from agent.types import ModelFormat
 
 GOOD = gguf()
@@ -271,6 +272,21 @@ def test_a_damaged_record_is_named(store, tmp_path):
     (tmp_path / "models" / "refs" / "folder.json").write_text("{")
     with pytest.raises(StorageError, match=r"folder\.json is damaged"):
         store.resolve("folder")
+
+
+def test_a_damaged_record_hides_no_other_model(store, tmp_path):
+    model, files = folder_model(tmp_path)
+    store.add(model, files)
+    (tmp_path / "models" / "refs" / "folder.json").write_text("{")
+    (tmp_path / "models" / "refs" / "My Model.json").write_text("{}")
+    assert [entry.name for entry in store.list()] == ["tiny"]
+
+
+def test_a_name_that_could_not_be_read_again_is_refused(store, tmp_path):
+    model, files = folder_model(tmp_path, name="My Model")
+    with pytest.raises(InvalidRequest, match="My Model"):
+        store.add(model, files)
+    assert store.get("My Model") is None
 
 
 def test_a_damaged_record_of_a_packaged_model_is_made_anew(store, tmp_path):
