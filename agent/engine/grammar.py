@@ -31,6 +31,7 @@ COMPILE_LIMIT_S = 2.0
 QUICK_S = 0.05  # nearly all grammars are ready by then; others compile beside the running answers
 MOST_CALLS = 8
 MOST_KEPT = 32  # compiled grammars
+MOST_UNDER_WAY = 8  # that compile or wait for their turn
 LONGEST_TOKEN = 64  # bytes
 LONGEST_REASON = 300  # characters
 # Upper bounds of llguidance on work and memory, tighter than its defaults.
@@ -188,28 +189,35 @@ class Grammars:
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._nulls = NullSpellings(())
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
         self._kept: OrderedDict[bytes, Compiling] = OrderedDict()
 
     def begin(self, output: OutputFormat | None, tools: Tools | None) -> Compiling | None:
         """Begin to compile a rule, or find it compiled; None where anything may be said.
 
-        Raises RuleRejected while another rule takes long to compile: that cannot be stopped,
-        so there is only one at a time.
+        One compiles at a time, in the order of asking. Raises RuleRejected while too many wait:
+        a compilation cannot be stopped, and a slow one holds up those behind it.
         """
         if output is None and not (tools and tools.callable):
             return None
         key = msgspec.msgpack.encode((output, tools))
         known = self._kept.get(key)
         if known is None:
-            if any(not kept.ready() for kept in self._kept.values()):
-                raise RuleRejected("another one is still being compiled; try again shortly")
-            known = Compiling(lambda: self._compile(output, tools))
-            known.ready(QUICK_S)
+            under_way = sum(not kept.ready() for kept in self._kept.values())
+            if under_way >= MOST_UNDER_WAY:
+                raise RuleRejected(f"{under_way} others are still being compiled; try again shortly")
+            known = Compiling(lambda: self._compile_in_turn(output, tools))
+            if not under_way:
+                known.ready(QUICK_S)
             self._kept[key] = known
             while len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return known
+
+    def _compile_in_turn(self, output: OutputFormat | None, tools: Tools | None) -> Constraint:
+        with self._turn:
+            return self._compile(output, tools)
 
     def _compile(self, output: OutputFormat | None, tools: Tools | None) -> Constraint:
         text = rule_text(output, tools)

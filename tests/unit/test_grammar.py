@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -222,16 +223,39 @@ def test_a_rule_that_takes_too_long_harms_nobody_else(monkeypatch):
             frames.Generate(id=number, messages=(Message("user", "hi"),), sampling=Sampling(), response_format=output)
         )
 
+    monkeypatch.setattr(grammar, "MOST_UNDER_WAY", 2)
     submit(1, "slow")
     submit(2, None)
     submit(3, "a")
+    submit(4, "b")
     ended = {}
     while not serving.idle:
         ended |= {one.id: one for one in serving.step().ended}
     gate.set()
     assert "to compile" in ended[1].failure.message
     assert ended[2].finish_reason == "stop"
-    assert "still being compiled" in ended[3].failure.message
+    assert "to compile" in ended[3].failure.message
+    assert "2 others are still being compiled" in ended[4].failure.message
+
+
+def test_rules_asked_for_at_once_are_compiled_one_after_the_other(monkeypatch):
+    compile_rule, under_way, most = Grammars._compile, [], []
+
+    def watched(self, output, tools):
+        under_way.append(output.source)
+        most.append(len(under_way))
+        try:
+            time.sleep(0.02)
+            return compile_rule(self, output, tools)
+        finally:
+            under_way.pop()
+
+    monkeypatch.setattr(Grammars, "_compile", watched)
+    monkeypatch.setattr(grammar, "QUICK_S", 0.0)
+    grammars = Grammars(FakeRuntime().vocabulary, 257)
+    rules = [grammars.begin(OutputFormat(kind=FormatKind.REGEX, source=text), None) for text in "abcd"]
+    assert all(rule.ready(30) and rule.constraint() for rule in rules)
+    assert max(most) == 1
 
 
 def test_compiled_rules_are_kept_and_the_oldest_leave():
