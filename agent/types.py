@@ -160,6 +160,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     response_format: OutputFormat | None = None
     tools: Tools | None = None
     thinking: Thinking | None = None
+    prediction: str = ""  # what the answer is expected to repeat; it makes it faster, never different
     task: str | None = None
     route_mode: RouteMode = RouteMode.LOCAL_FIRST
     on_low_confidence: OnLowConfidence = OnLowConfidence.DRAFT

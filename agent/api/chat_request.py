@@ -25,7 +25,6 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
-    "prediction": (),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
@@ -53,6 +52,7 @@ def parse_chat(
         for name, given in (("stop", sampling.stop), ("min_tokens", sampling.min_tokens)):
             if given:
                 raise fields.wrong_value(name, "cannot be combined with response_format or tools: they end the answer")
+    prediction = _prediction(fields)
     stream = fields.flag("stream") or False
     include_usage = stream_options(fields, stream=stream)
     for name, defaults in UNSUPPORTED.items():
@@ -67,6 +67,7 @@ def parse_chat(
         response_format=response_format,
         tools=tools,
         thinking=thinking,
+        prediction=prediction,
     )
     request = call.request(asked, server=server, routing=routing, now_ms=now_ms)
     return Call((request,), stream, include_usage)
@@ -121,6 +122,20 @@ def _message(fields: Fields) -> Message:
         raise fields.missing("content")
     fields.finish()
     return Message(role=_ROLES[role], content=content, name=name, tool_calls=calls, tool_call_id=call_id, parts=parts)
+
+
+def _prediction(fields: Fields) -> str:
+    """Take ``prediction``; return the text that the answer is expected to repeat, or ""."""
+    prediction = fields.nested("prediction")
+    if prediction is None:
+        return ""
+    if prediction.text("type", 64) != "content":
+        raise prediction.wrong_value("type", "must be content")
+    content, _ = parse_content(prediction, media=False)
+    if content is None:
+        raise prediction.missing("content")
+    prediction.finish()
+    return content
 
 
 def stream_options(fields: Fields, *, stream: bool) -> bool:

@@ -58,6 +58,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     prompt: Prompt | None = None  # continue this, instead of answering messages
     scope: str = ""  # what is cached of it is found by requests of the same scope; "": by all that have none
     suffix: str = ""  # what comes after the gap that the answer fills
+    prediction: str = ""  # what the answer is expected to repeat
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="score"):

@@ -149,6 +149,7 @@ class ModelSupervisor:
                 response_format=request.response_format,
                 tools=request.tools,
                 thinking=request.thinking,
+                prediction=request.prediction,
             )
             async with contextlib.aclosing(self._converse(ask, deadline, answer)) as events:
                 async for event in events:

@@ -26,6 +26,9 @@ from agent.engine.sequence import Sequence
 from agent.engine.thinking import Thoughts
 from agent.types import Failure, FailureKind, Token
 
+# Of a prediction, for each token of the context: more is not read.
+PREDICTION_CHARACTERS = 8
+
 
 class Scheduler:
     """Shares the slots of a runtime between requests. Used by one thread."""
@@ -96,6 +99,9 @@ class Scheduler:
         sequence.rule, sequence.rule_by = rule, self._clock() + COMPILE_LIMIT_S
         sequence.rule_param = _ruled_by(ask)
         sequence.scope = ask.scope
+        if self._drafting and ask.prediction:
+            most = self._runtime.context_tokens
+            sequence.predicted = self._runtime.label_tokens(ask.prediction[: most * PREDICTION_CHARACTERS])[:most]
         sequence.thoughts = thoughts
         self._waiting.append(sequence)
 

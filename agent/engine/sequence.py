@@ -95,11 +95,12 @@ class Sequence:
     def next_chunk(self, room: int, draft: Tokens[int] = ()) -> Chunk:
         """Return what to decode next, at most ``room`` tokens, and then those of a draft.
 
-        There is one only where the room suffices for all tokens that are known.
+        The draft is left out where the room does not suffice for all tokens that are known.
         """
         tokens = self.prompt[self.decoded : self.decoded + room]
         room -= len(tokens)
         begin = max(0, self.decoded - len(self.prompt))
         tokens += self.answer[begin : begin + room]
         wants_row = len(tokens) == self.left
-        return Chunk(self.slot, self.decoded, [*tokens, *draft], wants_row, drafted=len(draft))
+        guessed = draft if wants_row else ()
+        return Chunk(self.slot, self.decoded, [*tokens, *guessed], wants_row, drafted=len(guessed))

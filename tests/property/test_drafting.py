@@ -4,14 +4,16 @@ import random
 
 import pytest
 from fakes.fake_drafting import FakeDrafting
-from fakes.fake_runtime import FakeRuntime
+from fakes.fake_runtime import FakeRuntime, expected_answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.engine import frames
 from agent.engine.drafting import WORTHWHILE, Drafting, StepCosts, draft_lengths
 from agent.engine.prompt_lookup import Hits, PromptLookup
+from agent.engine.sampling import Sampler
 from agent.engine.scheduler import Scheduler
+from agent.engine.sequence import Sequence
 from agent.types import Message, Sampling
 
 
@@ -165,6 +167,29 @@ def test_a_copied_text_is_guessed_to_its_end_also_past_a_changed_word():
 def test_what_the_caller_predicts_is_guessed_from_the_first_token():
     lookup = PromptLookup([1, 2, 3], Hits(), predicted=[5, 6, 7])
     assert lookup.draft(3) == [5, 6, 7]
+
+
+def test_a_predicted_answer_takes_fewer_steps_and_is_the_same():
+    prediction, _ = expected_answer(b"xy")
+    steps = {}
+    for given_ in ("", prediction):
+        scheduler = Scheduler(FakeRuntime(batch_tokens=32), waiting_line=0, drafting=Drafting())
+        ask = frames.Generate(id=1, messages=(Message("user", "xy"),), sampling=Sampling(), prediction=given_)
+        scheduler.submit(ask)
+        text, steps[given_] = "", 0
+        while not scheduler.idle:
+            step = scheduler.step()
+            steps[given_] += 1
+            text += "".join(event.text for event in (*step.pieces, *step.ended))
+        assert text == prediction
+    assert len(prediction) > 4
+    assert steps[prediction] < steps[""]
+
+
+def test_no_guess_follows_tokens_that_do_not_fit():
+    sequence = Sequence(1, [1, 2, 3], Sampling(), Sampler(Sampling()), 20, None)
+    assert sequence.next_chunk(2, [7, 8]) == (-1, 0, [1, 2], False, 0)
+    assert sequence.next_chunk(3, [7, 8]) == (-1, 0, [1, 2, 3, 7, 8], True, 2)
 
 
 def test_hits_teach_the_chance_of_a_match():

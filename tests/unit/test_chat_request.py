@@ -161,6 +161,27 @@ def test_what_is_out_of_range_or_unknown_is_refused_by_name(fields, param, code)
     assert refused(**fields) == (param, code)
 
 
+def test_a_prediction_is_text():
+    assert parse().request.prediction == ""
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    for content, text in (("the answer", "the answer"), (parts, "a\nb")):
+        assert parse(prediction={"type": "content", "content": content}).request.prediction == text
+
+
+@pytest.mark.parametrize(
+    ("prediction", "param"),
+    [
+        ("text", "prediction"),
+        ({"content": "x"}, "prediction.type"),
+        ({"type": "content"}, "prediction.content"),
+        ({"type": "content", "content": 5}, "prediction.content"),
+        ({"type": "content", "content": "x", "more": 1}, "prediction.more"),
+    ],
+)
+def test_a_prediction_that_is_none_is_refused(prediction, param):
+    assert refused(prediction=prediction)[0] == param
+
+
 @pytest.mark.parametrize("name", sorted(UNSUPPORTED))
 def test_what_is_unsupported_passes_only_where_it_changes_nothing(name):
     parse(**{name: None})
