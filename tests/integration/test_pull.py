@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,10 @@ def test_killed_in_the_middle_it_goes_on_and_never_looks_whole(get, server, tmp_
         environment = {**os.environ, "HF_ENDPOINT": server.url, "OUTRIDER_CONFIG": str(configuration)}
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as child:
             assert server.half.wait(30)
+            until = time.monotonic() + 30
+            while not any(part.stat().st_size for part in get.store.blobs.root.rglob("*.part")):
+                assert time.monotonic() < until, "nothing of the half is on disk"
+                time.sleep(0.02)
             child.send_signal(signal.SIGKILL)
         assert server.gone.wait(30)
         assert get.store.get("tiny-q8") is None
