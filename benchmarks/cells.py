@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks import prompts, samples
-from benchmarks.contestants import ONE_THREAD, OURS, PYTHON, SERVER
+from benchmarks.contestants import LOOKUPS, NAMED, ONE_THREAD, OURS, PYTHON, SERVER, SLOTS, UNGUESSED
 from benchmarks.intervals import Statistic, median, p95
 from benchmarks.samples import LLAMA_BENCH, Sample
 
@@ -37,6 +37,8 @@ class Comparison:
     what: str
     peers: tuple[str, ...]
     wanted: Wanted | None = None
+    peer_figure: str = ""  # where it is not the same
+    ours: str = OURS
     less_is_better: bool = False
     statistic: Statistic = median
 
@@ -140,6 +142,35 @@ def _single_cells() -> list[Cell]:
             (OURS, SERVER),
             (_first(SERVER),),
         ),
+        Cell(
+            "first-restart",
+            "the same after a restart, from disk",
+            samples.first_after_restart,
+            (NAMED, SLOTS),
+            (
+                Comparison("restart_ms", "first token, ms", (SLOTS,), less_is_better=True, ours=NAMED),
+                Comparison(
+                    "restart_ms",
+                    "first token, ms, beside our own from memory",
+                    (NAMED,),
+                    Wanted(ratio=0.83),  # at most 1.2 times as long
+                    peer_figure="warm_ms",
+                    less_is_better=True,
+                    ours=NAMED,
+                ),
+            ),
+        ),
+        Cell(
+            "copying",
+            "answers that copy from their prompts",
+            samples.copying,
+            (OURS, UNGUESSED, SERVER, *LOOKUPS),
+            (
+                Comparison("decode_per_s", "tokens/s", (UNGUESSED,), Wanted(ratio=1.3)),
+                Comparison("decode_per_s", "tokens/s", (SERVER,)),
+                Comparison("decode_per_s", "tokens/s", LOOKUPS),
+            ),
+        ),
         *(_labels(count, names, wanted) for count, names, wanted in _LABEL_SETS),
         *(
             Cell(
@@ -202,5 +233,5 @@ def _busy(cell: Cell) -> Cell:
 def all_cells() -> dict[str, Cell]:
     """Return every cell by name."""
     idle = [*_speed_cells(), *_single_cells()]
-    busy = [_busy(cell) for cell in idle if cell.name not in {"ceiling", "memory"}]
+    busy = [_busy(cell) for cell in idle if cell.name not in {"ceiling", "memory", "copying", "first-restart"}]
     return {cell.name: cell for cell in (*idle, *busy)}

@@ -7,6 +7,7 @@ batch sizes, flash attention and caches are their own defaults unless a name say
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -25,10 +26,12 @@ from agent.models.manifest import load_manifest
 from agent.models.store import packaged_file
 from benchmarks import http_load
 from benchmarks.http_load import Address
+from benchmarks.prompts import of_words
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2-135m-instruct"
 SYSTEM = "You are a helpful assistant."  # given to all, so that no template adds one of its own
+SHARED_SYSTEM = of_words(400, "shared prefix")
 PLACES = 16
 PLACE_TOKENS = 1024
 START_PATIENCE_S = 60.0
@@ -69,9 +72,14 @@ class Contestant:
 
     def chat_body(self, prompt: str, tokens: int, *, system: str = SYSTEM, stream: bool = True) -> dict[str, Any]:
         """Return a greedy chat of exactly ``tokens`` tokens."""
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+        return self.conversation(messages, tokens, stream=stream)
+
+    def conversation(self, messages: list[dict[str, str]], tokens: int, *, stream: bool = True) -> dict[str, Any]:
+        """Return the same with all messages given."""
         body: dict[str, Any] = {
             "model": MODEL,
-            "messages": [{"role": "system", "content": system}, {"role": "user", "content": prompt}],
+            "messages": messages,
             "max_tokens": tokens,
             "temperature": 0,
             **self.endless(),
@@ -130,10 +138,10 @@ class Outrider(Contestant):
 
         super().__init__(folder, [sys.executable, "-m", "agent", "--config", str(config), "serve"], ready)
 
-    def chat_body(self, prompt: str, tokens: int, *, system: str = SYSTEM, stream: bool = True) -> dict[str, Any]:
-        """Return a greedy chat that is answered here whatever its confidence."""
+    def conversation(self, messages: list[dict[str, str]], tokens: int, *, stream: bool = True) -> dict[str, Any]:
+        """Return a chat that is answered here whatever its confidence."""
         own = {"outrider": {"route_mode": "local_only", "on_low_confidence": "draft"}}
-        return super().chat_body(prompt, tokens, system=system, stream=stream) | own
+        return super().conversation(messages, tokens, stream=stream) | own
 
 
 class LlamaServer(Contestant):
@@ -211,10 +219,22 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _with_lookup(name: str, folder: Path) -> Contestant:
+    return LlamaServer(folder, "--spec-type", name.rpartition(" ")[2])
+
+
 OURS, SERVER, ONE_THREAD, PYTHON = "outrider", "llama-server", "llama-server -t 1", "llama_cpp.server"
+NAMED, SLOTS = "outrider with a named prefix", "llama-server --slot-save-path"
+UNGUESSED = "outrider without drafting"
+LOOKUPS = tuple(f"llama-server --spec-type {kind}" for kind in ("ngram-simple", "ngram-mod"))
+_PREFIX = f'[[prefixes]]\nname = "shared"\nsystem = {json.dumps(SHARED_SYSTEM)}'
 KINDS: dict[str, Callable[[Path], Contestant]] = {
     OURS: Outrider,
+    NAMED: lambda folder: Outrider(folder, _PREFIX),
+    UNGUESSED: lambda folder: Outrider(folder, 'drafting = "off"'),
     SERVER: LlamaServer,
     ONE_THREAD: lambda folder: LlamaServer(folder, "--threads", "1"),
+    SLOTS: lambda folder: LlamaServer(folder, "--slot-save-path", f"{folder}/"),
+    **{name: functools.partial(_with_lookup, name) for name in LOOKUPS},
     PYTHON: PythonServer,
 }

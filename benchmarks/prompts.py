@@ -72,17 +72,5 @@ def message(key: str) -> str:
     )
 
 
-def to_copy(key: str) -> str:
-    """Return a passage to be written again word for word; about 150 tokens."""
-    source = random.Random(key)
-    lines = (
-        f"{index}. The {source.choice(WORDS)} of the {source.choice(WORDS)} is {source.choice(WORDS)} and "
-        f"{source.choice(WORDS)}."
-        for index in range(1, 11)
-    )
-    text = "\n".join(lines)
-    return f"{text}\n\nRepeat the text above word for word, beginning with line 1."
-
-
 def _opening(source: random.Random) -> str:
     return f"{source.choice(WORDS).capitalize()} {source.choice(WORDS)} {source.randrange(1000)}."

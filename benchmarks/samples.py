@@ -16,13 +16,17 @@ from typing import NamedTuple
 import llama_peer
 
 from benchmarks import label_walk, prompts
-from benchmarks.contestants import MODEL, OURS, Contestant, Field, model_file
-from benchmarks.http_load import Answer, at_once, chat, post
+from benchmarks.contestants import MODEL, OURS, SHARED_SYSTEM, SLOTS, Contestant, Field, model_file
+from benchmarks.drafting import COPY_HEAVY
+from benchmarks.http_load import Answer, at_once, chat, get, post
 
 Figures = dict[str, float]
 Sample = Callable[[Field, str, str], Figures]
 
 LLAMA_BENCH = "llama-bench"
+SLOT_FILE = "shared-prefix.bin"
+SAVE_PATIENCE_S = 30.0
+COPY_TOKENS = 56  # fewer than there are to copy
 CEILING_TOKENS = 64
 FRAME_TOKENS = 20  # of SYSTEM and the template around one message
 LENGTHS_DIFFER = 3  # tokens by which a prompt of so many words may miss its length
@@ -106,12 +110,62 @@ def first_token(prompt_tokens: int) -> Sample:
 def first_after_shared(field: Field, side: str, key: str) -> Figures:
     """The time to the first token of a new question behind a system prompt of 400 tokens that was used before."""
     contestant = field[side]
-    system = prompts.of_words(400, "shared prefix")
-    found = []
-    for question in (f"{key} before", key):  # the first brings the system prompt in, where it is not yet
-        body = contestant.chat_body(prompts.short(question), 1, system=system)
-        found = _ask(contestant, [body]).answers
-    return {"first_ms": 1000 * found[0].first_s, "cached_tokens": found[0].cached_tokens}
+    _ask_behind_shared(contestant, f"{key} before")  # brings the system prompt in, where it is not yet
+    found = _ask_behind_shared(contestant, key)
+    return {"first_ms": 1000 * found.first_s, "cached_tokens": found.cached_tokens}
+
+
+def _ask_behind_shared(contestant: Contestant, key: str, **more: object) -> Answer:
+    body = contestant.chat_body(prompts.short(key), 1, system=SHARED_SYSTEM)
+    return _ask(contestant, [body | more]).answers[0]
+
+
+def first_after_restart(field: Field, side: str, key: str) -> Figures:
+    """The same right after a restart, from what was saved, and the next question's time beside it.
+
+    Ours comes ready with it; to llama-server a client says which slot to restore, in the time that counts.
+    """
+    own = {"id_slot": 0} if side == SLOTS else {}
+    if not (field.folder(side) / SLOT_FILE).exists():
+        _ask_behind_shared(field[side], f"{key} before", **own)
+        _save_prefix(field[side], side)
+        (field.folder(side) / SLOT_FILE).touch()
+    field.close(side)
+    contestant = field[side]
+    begun = time.perf_counter()
+    if side == SLOTS:
+        post(contestant.address, "/slots/0?action=restore", {"filename": SLOT_FILE})
+    restored_s = time.perf_counter() - begun
+    first = _ask_behind_shared(contestant, key, **own)
+    warm = _ask_behind_shared(contestant, f"{key} again", **own)
+    return {
+        "restart_ms": 1000 * (restored_s + first.first_s),
+        "warm_ms": 1000 * warm.first_s,
+        "cached_tokens": first.cached_tokens,
+    }
+
+
+def _save_prefix(contestant: Contestant, side: str) -> None:
+    if side == SLOTS:
+        post(contestant.address, "/slots/0?action=save", {"filename": SLOT_FILE})
+        return
+    until = time.monotonic() + SAVE_PATIENCE_S
+    while not get(contestant.address, "/v1/prefixes/shared")["saved"]:
+        if time.monotonic() > until:
+            raise RuntimeError(f"{side} has not saved its prefix within {SAVE_PATIENCE_S:g} s")
+        time.sleep(0.1)
+
+
+def copying(field: Field, side: str, key: str) -> Figures:
+    """Decode speed of answers that repeat much of their prompts."""
+    contestant = field[side]
+    tokens, seconds = 0, 0.0
+    for conversation in COPY_HEAVY:
+        messages = [{"role": message.role, "content": message.content} for message in conversation]
+        answer = _ask(contestant, [contestant.conversation(messages, COPY_TOKENS)]).answers[0]
+        tokens += answer.completion_tokens - 1
+        seconds += answer.last_s - answer.first_s
+    return {"decode_per_s": tokens / seconds}
 
 
 def ceiling(field: Field, side: str, key: str) -> Figures:

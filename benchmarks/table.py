@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.cells import Cell, Comparison, Wanted
-from benchmarks.contestants import OURS
 from benchmarks.intervals import Ratio, ratio
 from benchmarks.measurement import Samples
 
@@ -31,20 +30,20 @@ class Row(NamedTuple):
 def rows_of(cell: Cell, samples: Samples) -> Iterator[Row]:
     """Yield the rows of a cell; none where a contestant has no figures."""
     for comparison in cell.rows:
-        if all(samples.get(side) for side in (OURS, *comparison.peers)):
+        if all(samples.get(side) for side in (comparison.ours, *comparison.peers)):
             yield _row(cell, comparison, samples)
 
 
 def _row(cell: Cell, comparison: Comparison, samples: Samples) -> Row:
-    def values(side: str) -> list[float]:
-        return [figures[comparison.figure] for figures in samples[side]]
+    def values(side: str, figure: str = comparison.peer_figure or comparison.figure) -> list[float]:
+        return [figures[figure] for figures in samples[side]]
 
     statistic = comparison.statistic
     choose = min if comparison.less_is_better else max
     peer = choose(comparison.peers, key=lambda side: statistic(values(side)))
-    ours, theirs = values(OURS), values(peer)
+    ours, theirs = values(comparison.ours, comparison.figure), values(peer)
     found = ratio(theirs, ours, statistic) if comparison.less_is_better else ratio(ours, theirs, statistic)
-    best = "the best fixed setting, " if len(comparison.peers) > 1 else ""
+    best = "the best of several, " if len(comparison.peers) > 1 else ""
     return Row(
         name=f"{cell.what}: {comparison.what}",
         ours=statistic(ours),
