@@ -61,6 +61,7 @@ class Cell:
 
 
 PAR = Wanted(reaches=1.0)
+ONLY_IDLE = {"ceiling", "memory", "copying", "first-restart", "whole-1", "whole-4", "whole-16", "long-16"}
 BEST_FIXED = (SERVER, ONE_THREAD)
 
 
@@ -233,5 +234,5 @@ def _busy(cell: Cell) -> Cell:
 def all_cells() -> dict[str, Cell]:
     """Return every cell by name."""
     idle = [*_speed_cells(), *_single_cells()]
-    busy = [_busy(cell) for cell in idle if cell.name not in {"ceiling", "memory", "copying", "first-restart"}]
+    busy = [_busy(cell) for cell in idle if cell.name not in ONLY_IDLE]
     return {cell.name: cell for cell in (*idle, *busy)}

@@ -84,18 +84,21 @@ def _measured(chosen: argparse.Namespace) -> list[table.Row]:
                 continue
             rounds = cell.quick_rounds if chosen.quick else chosen.rounds
             _tell(f"{cell.name}, {rounds} rounds")
+            bench.disturbed = 0
             samples = bench.measure(cell, rounds, until)
             if chosen.record:
-                append(chosen.record, cell, samples)
+                append(chosen.record, cell, samples, bench.disturbed)
             rows += table.rows_of(cell, samples)
     return rows
 
 
 def _recorded(path: Path) -> list[table.Row]:
-    found, _ = read(path)
+    found, about = read(path)
     known = all_cells()
     if unknown := found.keys() - known.keys():
         raise ValueError(f"{path}: there is no cell {', '.join(sorted(unknown))} any more")
+    _tell(f"{about['from']} to {about['to']}, commits {', '.join(about['commits'])}")
+    _tell(f"rounds that began beside other programs: {about['disturbed']}")
     return [row for name, cell in known.items() if name in found for row in table.rows_of(cell, found[name])]
 
 

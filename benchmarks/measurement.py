@@ -13,9 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.cells import Cell
 from benchmarks.contestants import ROOT, Field
 from benchmarks.samples import Figures, warm_up
+
+QUIET_CORES = 0.3
+QUIET_SPAN_S = 0.15
+QUIET_PATIENCE_S = 3.0
 
 Samples = dict[str, list[Figures]]  # by contestant, in the order of the rounds
 
@@ -27,6 +33,7 @@ class Bench:
         self._field = field
         self._tell = tell
         self._warm: set[str] = set()
+        self.disturbed = 0  # rounds that began while other programs were at work
         self._run = f"{time.time_ns():x}"  # part of all prompts, so that no earlier run has cached them
 
     def measure(self, cell: Cell, rounds: int, until: float = float("inf")) -> Samples:
@@ -42,6 +49,8 @@ class Bench:
         longest = 0.0
         with spinning() if cell.busy else contextlib.nullcontext():
             for number in range(rounds * cell.repeat):
+                if not cell.busy and not self._quiet(until):
+                    self.disturbed += 1
                 begun = time.monotonic()
                 if begun + longest > until and number:
                     self._tell(f"{cell.name}: the time is used up after {number} of {rounds * cell.repeat}")
@@ -52,6 +61,27 @@ class Bench:
                     found[side].append(figure)
                 longest = max(longest, time.monotonic() - begun)
         return found
+
+    def _quiet(self, until: float) -> bool:
+        """Wait a little for other programs to rest; return whether they do."""
+        patience = min(until, time.monotonic() + QUIET_PATIENCE_S)
+        while (busy := busy_cores()) > QUIET_CORES:
+            if time.monotonic() > patience:
+                self._tell(f"other programs use {busy:.1f} cores")
+                return False
+        return True
+
+
+def busy_cores() -> float:
+    """Return how many cores are at work in the next moment. The contestants are idle between rounds."""
+
+    def spent() -> float:
+        times = psutil.cpu_times()
+        return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+
+    before, begun = spent(), time.monotonic()
+    time.sleep(QUIET_SPAN_S)
+    return (spent() - before) / (time.monotonic() - begun)
 
 
 def _order(sides: tuple[str, ...], number: int) -> tuple[str, ...]:
@@ -75,9 +105,10 @@ def spinning() -> Iterator[None]:
             process.wait()
 
 
-def append(path: Path, cell: Cell, samples: Samples) -> None:
+def append(path: Path, cell: Cell, samples: Samples, disturbed: int = 0) -> None:
     """Add what was measured to a file of JSON lines."""
-    line = {"cell": cell.name, "at": datetime.now(UTC).isoformat(timespec="seconds"), "commit": _commit()}
+    line: dict[str, Any] = {"cell": cell.name, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    line |= {"commit": _commit(), "disturbed": disturbed}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as record:
         record.write(json.dumps(line | {"samples": samples}) + "\n")
@@ -89,12 +120,13 @@ def read(path: Path) -> tuple[dict[str, Samples], dict[str, Any]]:
     Raises ValueError, with the line's number, on anything but such lines.
     """
     found: dict[str, Samples] = {}
-    about: dict[str, Any] = {"from": None, "to": None, "commits": []}
+    about: dict[str, Any] = {"from": None, "to": None, "commits": [], "disturbed": 0}
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             line = json.loads(text)
             for side, figures in line["samples"].items():
                 found.setdefault(line["cell"], {}).setdefault(side, []).extend(figures)
+            about["disturbed"] += line["disturbed"]
             about["from"], about["to"] = about["from"] or line["at"], line["at"]
             if line["commit"] not in about["commits"]:
                 about["commits"].append(line["commit"])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from agent.engine.runtime import Chunk
 
-STALL_S = 0.5  # for which a piece may hold up those who decode, when as many wait as decode
+STALL_S = 0.5  # for which, about, a piece may hold up those who decode, when as many wait as decode
 TILE_TOKENS = 64  # attention works in tiles of so many tokens: a smaller piece costs nearly as much
 NEW_SHARE = 0.3  # weight of the latest step in the mean
 
@@ -41,4 +41,4 @@ class PrefillPace:
         stall_s = STALL_S * max(1.0, prefilling / decoding)
         if self._token_s * most <= stall_s:
             return most
-        return min(most, max(1, int(stall_s / self._token_s) // TILE_TOKENS) * TILE_TOKENS)
+        return min(most, max(1, round(stall_s / self._token_s / TILE_TOKENS)) * TILE_TOKENS)

@@ -26,9 +26,9 @@ def test_before_any_step_was_timed_a_piece_is_one_tile():
     assert PrefillPace().room(1, 1, MOST) == TILE_TOKENS
 
 
-def test_a_piece_takes_no_longer_than_those_who_decode_may_wait():
+def test_a_piece_takes_about_as_long_as_those_who_decode_may_wait():
     assert paced(140).room(3, 1, MOST) == 2 * TILE_TOKENS
-    assert paced(100).room(1, 2, MOST) == 3 * TILE_TOKENS  # more wait for a first token than decode
+    assert paced(90).room(1, 2, MOST) == 3 * TILE_TOKENS  # more wait for a first token than decode
     assert paced(100).room(1, 9, MOST) == MOST
 
 
