@@ -54,6 +54,7 @@ class Cell:
     rows: tuple[Comparison, ...]
     repeat: int = 1  # samples of each side in a round
     quick_rounds: int = 0  # in the short run; 0: not part of it
+    round_s: float = 0.0  # what a sample of all sides takes about on two free cores, where that has to be known
 
     @property
     def busy(self) -> bool:
@@ -99,6 +100,7 @@ def _speed_cells() -> list[Cell]:
                     (OURS, SERVER, *(() if stream else slow)),
                     (_rate(SERVER, wanted=PAR), _cpu(SERVER), *(() if stream else map(_rate, slow))),
                     quick_rounds=quick if stream else 0,
+                    round_s=1.8 if clients == 1 else 13.0,
                 )
             )
         cells.append(
@@ -125,6 +127,7 @@ def _single_cells() -> list[Cell]:
                 Comparison("decode_per_s", "tokens/s", (SERVER,)),
             ),
             quick_rounds=2,
+            round_s=3.6,
         ),
         Cell(
             "first-64",
@@ -133,7 +136,8 @@ def _single_cells() -> list[Cell]:
             (OURS, SERVER),
             (_first(SERVER, wanted=Wanted(at_most=200.0), statistic=p95), _first(SERVER)),
             repeat=5,
-            quick_rounds=2,
+            quick_rounds=1,
+            round_s=0.8,
         ),
         Cell("first-cold", "prompt of 512 tokens, cold", samples.first_token(512), (OURS, SERVER), (_first(SERVER),)),
         Cell(
@@ -190,6 +194,7 @@ def _single_cells() -> list[Cell]:
             (OURS, SERVER),
             (Comparison("resident_mib", "MiB resident", (SERVER,), less_is_better=True),),
             quick_rounds=1,
+            round_s=4.0,
         ),
     ]
 
@@ -208,6 +213,7 @@ def _labels(count: int, names: Sequence[str], wanted: float) -> Cell:
             Comparison("wall_ms", "ms", (SERVER,), less_is_better=True),
         ),
         quick_rounds=1 if count == 10 else 0,
+        round_s=4.5,
     )
 
 

@@ -34,6 +34,7 @@ class Bench:
         self._tell = tell
         self._warm: set[str] = set()
         self.disturbed = 0  # rounds that began while other programs were at work
+        self.longest_s = 0.0  # round
         self._run = f"{time.time_ns():x}"  # part of all prompts, so that no earlier run has cached them
 
     def measure(self, cell: Cell, rounds: int, until: float = float("inf")) -> Samples:
@@ -41,25 +42,25 @@ class Bench:
 
         Only whole rounds count. Raises RuntimeError, Refused or OSError when a contestant fails.
         """
+        self.disturbed, self.longest_s = 0, 0.0
         for side in cell.sides:
             if side not in self._warm:
                 warm_up(self._field, side)
                 self._warm.add(side)
         found: Samples = {side: [] for side in cell.sides}
-        longest = 0.0
         with spinning() if cell.busy else contextlib.nullcontext():
             for number in range(rounds * cell.repeat):
                 if not cell.busy and not self._quiet(until):
                     self.disturbed += 1
                 begun = time.monotonic()
-                if begun + longest > until and number:
+                if begun + self.longest_s > until and number:
                     self._tell(f"{cell.name}: the time is used up after {number} of {rounds * cell.repeat}")
                     break
                 key = f"{self._run} {cell.name} {number}"
                 figures = {side: cell.sample(self._field, side, key) for side in _order(cell.sides, number)}
                 for side, figure in figures.items():
                     found[side].append(figure)
-                longest = max(longest, time.monotonic() - begun)
+                self.longest_s = max(self.longest_s, time.monotonic() - begun)
         return found
 
     def _quiet(self, until: float) -> bool:

