@@ -188,7 +188,6 @@ class Grammars:
         self._size = size
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._nulls = NullSpellings(())
-        self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._kept: OrderedDict[bytes, Compiling] = OrderedDict()
 
@@ -232,17 +231,16 @@ class Grammars:
         return compiled
 
     def _native_tokenizer(self) -> llguidance.LLTokenizer:
-        with self._lock:
-            if self._tokenizer is None:
-                vocabulary = self._vocabulary()
-                self._nulls = NullSpellings(vocabulary.tokens)
-                self._tokenizer = llguidance.LLTokenizer(
-                    llguidance.TokenizerWrapper(_Tokenizer(vocabulary)),
-                    n_vocab=self._size,
-                    eos_token=list(vocabulary.ends),
-                    slices=llguidance.LLTokenizer.json_slices(),
-                )
-            return self._tokenizer
+        if self._tokenizer is None:
+            vocabulary = self._vocabulary()
+            self._nulls = NullSpellings(vocabulary.tokens)
+            self._tokenizer = llguidance.LLTokenizer(
+                llguidance.TokenizerWrapper(_Tokenizer(vocabulary)),
+                n_vocab=self._size,
+                eos_token=list(vocabulary.ends),
+                slices=llguidance.LLTokenizer.json_slices(),
+            )
+        return self._tokenizer
 
 
 class _Tokenizer:

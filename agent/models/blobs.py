@@ -19,8 +19,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -79,16 +78,6 @@ class BlobStore:
         except (FileNotFoundError, msgspec.DecodeError):
             return False  # never verified, or cut short: the file is hashed again
 
-    @contextmanager
-    def incoming(self) -> Iterator[Path]:
-        """A folder of this store for files under way; it goes with all that is in it at the end."""
-        self.prepare()
-        folder = Path(tempfile.mkdtemp(prefix="in-", dir=self.root / "incoming"))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
     def prepare(self) -> None:
         """Make the folders. Raises OSError."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -98,7 +87,7 @@ class BlobStore:
     def put(self, source: Path, wanted: StoredFile, check: Check, *, model: str, move: bool = False) -> None:
         """Take a file in, if it is exactly ``wanted`` and passes ``check``.
 
-        ``move`` is for a file in ``incoming()``: it is renamed instead of copied.
+        ``move`` renames the file instead of copying it: for one of ours on the same file system.
         Raises ModelRejected, the bad file in quarantine, or OSError with nothing changed.
         """
         self.prepare()

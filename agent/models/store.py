@@ -71,7 +71,7 @@ class ModelStore:
         """Take a model in under its name, replacing what the name meant; all of it or nothing.
 
         ``files`` maps the names of ``model.files`` to where they are now; ``move`` renames them
-        (they then lie in ``blobs.incoming()``). Raises ModelRejected when one is not what
+        (they then are ours, on the same file system). Raises ModelRejected when one is not what
         ``model`` says, DiskFull, StorageError.
         """
         with self._files_of(model.name):

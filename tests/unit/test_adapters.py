@@ -211,3 +211,10 @@ def test_broken_safetensors_are_refused(tmp_path, data):
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(ModelRejected, match="safetensors"):
         list(read_safetensors(tmp_path / "a"))
+
+
+def test_a_model_keeps_its_name_before_an_adapter(base, tmp_path):
+    path = adapter(tmp_path / "a.gguf")
+    found = catalog(base, path, name="small")
+    assert found.resolve("small").adapter is None
+    assert [entry.parent for entry in found.list()] == [None]

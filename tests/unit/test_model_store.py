@@ -17,6 +17,7 @@ from agent.models import store as store_module
 from agent.models.artifact import StoredFile, StoredModel
 from agent.models.entry import ModelState
 from agent.models.manifest import Manifest, ManifestFile, ModelSpec, PackageSource
+from agent.models.quantizing import Wish, quantize
 from agent.models.store import ModelStore, packaged_file
 from agent.types import ModelFormat
 
@@ -318,3 +319,9 @@ def test_the_default_model_is_taken_in_and_holds(tmp_path):
     assert entry.state is ModelState.AVAILABLE
     store.resolve(entry.name)
     assert store.verify(entry.name).state is ModelState.INSTALLED
+
+
+@pytest.mark.parametrize("name", ["My Model", "-a", "a/b", "a" * 65, "é"])
+def test_what_is_no_name_is_refused_before_any_work(store, name):
+    with pytest.raises(InvalidRequest, match="is no name for a model"):
+        quantize(store, Wish(source="tiny", recipe="gguf-q8_0", target="cpu", name=name), None)
