@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
+from agent.encoder import EncoderSpec
 from agent.structure import CallPiece, OutputFormat, ToolCall, Tools
 
 Prompt = str | tuple[int, ...]
@@ -387,3 +388,4 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     system_prompt: str | None = None  # used when a request has none; None: what the template does by itself
     adapter: AdapterFile | None = None
     thinking: ThinkingMarks | None = None  # None: those that its template writes, if it does
+    encoder: EncoderSpec | None = None  # None: as its files say

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from agent.encoder import EncoderSpec
 from agent.errors import InvalidRequest
 from agent.models.quality import Quality
 from agent.types import ModelFormat, ThinkingMarks
@@ -63,6 +64,7 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     chat_template: str | None = None  # overrides the template in the file
     system_prompt: str | None = None  # used when a request has none
     thinking: ThinkingMarks | None = None  # of a model that thinks, where its template does not tell
+    encoder: EncoderSpec | None = None  # how an encoder is read, where its files do not tell
     remark: str = ""
     making: Making | None = None  # None: it came as it is
     added_at_ms: int = 0

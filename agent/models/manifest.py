@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from agent.encoder import EncoderSpec
 from agent.errors import ConfigError, ModelNotFound
 from agent.models.artifact import FileName, ModelName, Sha256
 from agent.types import ModelFormat, ThinkingMarks
@@ -72,7 +73,7 @@ class ModelSpec(_Strict, frozen=True, kw_only=True):
     accept: bool = False  # whether a person has to accept the licence before a pull
     family: str  # architecture as the formats name it: llama, qwen2, qwen3, gemma3, ...
     parameters: Annotated[int, Meta(ge=1)] | None = None
-    tasks: Annotated[tuple[Literal["chat", "classify", "embed", "rerank"], ...], Meta(min_length=1)] = ("chat",)
+    tasks: Annotated[tuple[Literal["chat", "classify", "embed", "rerank", "tag"], ...], Meta(min_length=1)] = ("chat",)
     context_tokens: Annotated[int, Meta(ge=256)]  # most tokens the model was made for
     files: Annotated[tuple[ManifestFile, ...], Meta(min_length=1)]
     source: PackageSource | HubSource | UrlSource
@@ -81,6 +82,7 @@ class ModelSpec(_Strict, frozen=True, kw_only=True):
     chat_template: str | None = None  # overrides the template in the file
     system_prompt: str | None = None  # used when a request has none
     thinking: ThinkingMarks | None = None  # of a model that thinks, where its template does not tell
+    encoder: EncoderSpec | None = None  # how an encoder is read, where its files do not tell
     remark: str = ""
     demo: bool = False  # shows that things work: labelled so, and served whatever its measured quality
 

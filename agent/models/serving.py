@@ -34,4 +34,5 @@ def served(model: StoredModel, path: str, *, exempt: bool) -> ModelFile:
         chat_template=model.chat_template,
         system_prompt=model.system_prompt,
         thinking=model.thinking,
+        encoder=model.encoder,
     )

@@ -318,6 +318,7 @@ def stored_model(spec: ModelSpec, files: Sequence[StoredFile], *, revision: str 
         chat_template=spec.chat_template,
         system_prompt=spec.system_prompt,
         thinking=spec.thinking,
+        encoder=spec.encoder,
         remark=spec.remark,
     )
 
