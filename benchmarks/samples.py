@@ -16,7 +16,7 @@ from typing import NamedTuple
 import llama_peer
 
 from benchmarks import label_walk, prompts
-from benchmarks.contestants import MODEL, OURS, SHARED_SYSTEM, SLOTS, Contestant, Field, model_file
+from benchmarks.contestants import MODEL, OURS, PYTHON, SHARED_SYSTEM, SLOTS, Contestant, Field, model_file
 from benchmarks.drafting import COPY_HEAVY
 from benchmarks.http_load import Answer, at_once, chat, get, post
 
@@ -63,7 +63,8 @@ def warm_up(field: Field, side: str) -> None:
     """Have a server touch its memory, open its files and start its threads."""
     if side != LLAMA_BENCH:
         contestant = field[side]
-        _ask(contestant, [contestant.chat_body(prompts.short(f"warm {index}"), 4) for index in range(2)])
+        stream = side != PYTHON  # its streams do not tell how many tokens they had
+        _ask(contestant, [contestant.chat_body(prompts.short(f"warm {n}"), 4, stream=stream) for n in range(2)])
 
 
 def speed(clients: int, tokens: int, *, words: int = 0, stream: bool = True) -> Sample:
