@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("model", required=False)
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "phone"]),
+    type=click.Choice(["cpu", "npu", "phone"]),
     default="cpu",
     show_default=True,
     help="The device that it is for.",
@@ -70,6 +70,7 @@ def quantize(
 
     MODEL may also be the folder of a Hugging Face checkpoint (safetensors; Llama, Qwen2,
     Qwen3): it becomes GGUF without loss first, in an environment that --setup makes once.
+    Of an ONNX encoder, a name or a folder, one of 8 bits is made and compared with it.
 
     cpu makes Q4_K_M. phone makes Q4_0 with a context of 2048 tokens, within 2 GiB of memory. MODEL
     should be F16, BF16 or Q8_0: what is rounded already loses twice, and is refused without --force.
@@ -79,7 +80,8 @@ def quantize(
     """
     from agent import device
     from agent.models.converting import quantize_any
-    from agent.models.quantizing import DEFAULT_RECIPES, Wish
+    from agent.models.encoder_making import ENCODER_RECIPES
+    from agent.models.quantizing import Wish
     from agent.models.recipes.tensor_types import TARGETS
     from agent.models.store import open_store
 
@@ -89,13 +91,13 @@ def quantize(
     if model is None and recipe != "list":
         raise click.UsageError("name a MODEL, a GGUF file or the folder of a checkpoint")
     if recipe == "list" or model is None:
-        emit_json(list(TARGETS))
+        emit_json([*TARGETS, *ENCODER_RECIPES])
         return
     if importance and no_importance:
         raise click.UsageError("--importance and --no-importance contradict each other")
     wish = Wish(
         source=model,
-        recipe=recipe or DEFAULT_RECIPES[target],
+        recipe=recipe or "",
         name=name,
         target=target,
         force=force,

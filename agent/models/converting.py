@@ -16,9 +16,10 @@ from agent.models.artifact import Making, StoredModel
 from agent.models.blobs import described
 from agent.models.build_env import BuildEnvironment
 from agent.models.checkpoint import Checkpoint, look
+from agent.models.encoder_making import find_encoder, quantize_encoder
 from agent.models.gguf_check import check_gguf
 from agent.models.quantizing import (
-    MOST_PARAMETERS,
+    DEFAULT_RECIPES,
     Follow,
     Outcome,
     Wish,
@@ -28,8 +29,11 @@ from agent.models.quantizing import (
     require_space,
     run,
     slug,
+    with_recipe,
 )
 from agent.models.recipes.job import Job
+from agent.models.recipes.tensor_types import TARGETS
+from agent.models.size_limit import size_fault
 from agent.models.store import ModelStore
 from agent.types import ModelFormat
 
@@ -38,13 +42,16 @@ _LONGEST_STEM = 58
 
 
 def quantize_any(store: ModelStore, data_path: Path, wish: Wish, follow: Follow) -> Outcome:
-    """Make a model of a GGUF model or of a checkpoint: a folder, or a model of the store in that format.
+    """Make a model of a GGUF model, an ONNX encoder or a checkpoint: a folder, or a model of the store.
 
     Raises what ``quantize`` raises, and WrongState when the build environment is not there.
     """
+    if (encoder := find_encoder(store, wish.source)) is not None:
+        return quantize_encoder(store, encoder, wish, follow)
     folder, parent = _checkpoint_of(store, wish.source)
     if folder is None:
         return quantize(store, wish, follow)
+    wish = with_recipe(wish, DEFAULT_RECIPES, tuple(TARGETS), folder.name)
     outcome = _convert(store, data_path, folder, parent, wish, follow)
     if wish.recipe == f"gguf-{outcome.model.name.rpartition('-')[2]}":
         return outcome
@@ -65,12 +72,8 @@ def _convert(
     store: ModelStore, data_path: Path, folder: Path, parent: StoredModel | None, wish: Wish, follow: Follow
 ) -> Outcome:
     found = look(folder)
-    if found.parameters > MOST_PARAMETERS and not wish.force:
-        raise InvalidRequest(
-            f"{folder.name} has {found.parameters / 1e9:.1f} billion weights; up to {MOST_PARAMETERS / 1e9:.1f} billion "
-            "are meant to be served by this program. Use --force to convert it all the same",
-            param="model",
-        )
+    if (fault := size_fault(folder.name, found.parameters)) and not wish.force:
+        raise InvalidRequest(f"{fault}. Use --force to convert it all the same", param="model")
     stem = parent.name if parent else slug(folder.name)
     name = f"{stem[:_LONGEST_STEM]}-{found.kind}"
     making = Making(recipe="checkpoint", parent=stem, parent_digest=_digest(found), versions={"outrider": __version__})

@@ -35,8 +35,8 @@ from agent.models.pull_access import hub_endpoint, hub_token, is_offline
 from agent.models.pull_child import Follow, PullChild
 from agent.models.pull_job import Job, RemoteFile
 from agent.models.pull_source import Wanted, chosen, format_of, local_files, wanted
-from agent.models.quantizing import MOST_PARAMETERS
 from agent.models.safetensors_check import check_safetensors
+from agent.models.size_limit import size_fault
 from agent.models.store import ModelStore, stored_model
 from agent.settings import PullSettings
 from agent.types import ModelFormat
@@ -309,12 +309,8 @@ def _model(
 
 def _require_class(want: Wanted, parameters: int | None, *, force: bool) -> None:
     count = (want.spec.parameters if want.spec else None) or parameters or 0
-    if count > MOST_PARAMETERS and not force:
-        raise InvalidRequest(
-            f"{want.name} has {count / 1e9:.1f} billion weights; up to {MOST_PARAMETERS / 1e9:.1f} billion are meant to "
-            "be served by this program. Use --force to pull it all the same",
-            param="model",
-        )
+    if (fault := size_fault(want.name, count)) and not force:
+        raise InvalidRequest(f"{fault}. Use --force to pull it all the same", param="model")
 
 
 def _lock_in(

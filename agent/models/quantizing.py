@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -28,10 +28,10 @@ from agent.models.blobs import described
 from agent.models.gguf_check import GgufHeader, check_gguf
 from agent.models.recipes.job import Event, Failed, Job, Made, Progress, raised
 from agent.models.recipes.tensor_types import GOOD_SOURCES, TARGETS, GgufTarget, expected_bytes, precision
+from agent.models.size_limit import size_fault
 from agent.models.store import ModelStore
 from agent.types import ModelFormat
 
-MOST_PARAMETERS = 3_500_000_000
 PHONE_CONTEXT = 2048  # tokens
 PHONE_MEMORY = 2 << 30  # bytes, for weights and cache
 _MARGIN = 64 << 20  # bytes of disk to leave free
@@ -42,6 +42,11 @@ _NOTES = 20  # last lines of the child's stderr that are kept
 
 Target = Literal["cpu", "npu", "phone"]
 DEFAULT_RECIPES: dict[Target, str] = {"cpu": "gguf-q4_k_m", "phone": "gguf-q4_0"}
+NO_DECODER_FOR_NPU = (
+    "a model that writes text is not made for an NPU here. That takes graphs of a fixed length, one for the prompt and "
+    "one for each token, 16-bit activations, and a context compiled by the maker's own tools for the very chip: make it "
+    "with those, or use --target cpu. Encoders (embeddings, classification) are made for an NPU"
+)
 Follow = Callable[[Progress], None]
 
 
@@ -49,7 +54,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """What shall be made."""
 
     source: str  # a name in the store or the manifest, or the path of a file
-    recipe: str
+    recipe: str = ""  # "": the target's own, for such a source
     name: str | None = None  # of the new model
     target: Target = "cpu"
     force: bool = False
@@ -83,11 +88,10 @@ def quantize(store: ModelStore, wish: Wish, follow: Follow) -> Outcome:
     Raises InvalidRequest for a wish that makes no sense, ModelNotFound, ModelRejected, DiskFull,
     StorageError, WrongState when another call makes the same, EngineFailed when the child breaks.
     """
-    if wish.recipe not in TARGETS:
-        raise InvalidRequest(f"there is no recipe {wish.recipe!r}; there are {', '.join(TARGETS)}", param="recipe")
+    source = find_source(store, wish.source)
+    wish = with_recipe(wish, DEFAULT_RECIPES, tuple(TARGETS), source.name)
     if wish.name:
         checked_name(wish.name)
-    source = find_source(store, wish.source)
     target = TARGETS[wish.recipe]
     warnings = _judge(source, target, wish)
     name = wish.name or _new_name(source.name, target, wish.target)
@@ -117,6 +121,16 @@ def quantize(store: ModelStore, wish: Wish, follow: Follow) -> Outcome:
         kept = store.add(model, {file.name: folder / file.name for file in files}, move=True)
         shutil.rmtree(folder, ignore_errors=True)
     return Outcome(model=kept, source_bytes=source.path.stat().st_size, was_there=False, warnings=warnings)
+
+
+def with_recipe(wish: Wish, defaults: Mapping[Target, str], known: Sequence[str], name: str) -> Wish:
+    """Return the wish with a recipe for its kind of source. Raises InvalidRequest where there is none."""
+    if not wish.recipe and wish.target not in defaults:
+        raise InvalidRequest(f"{name}: {NO_DECODER_FOR_NPU}", param="target")
+    recipe = wish.recipe or defaults[wish.target]
+    if recipe not in known:
+        raise InvalidRequest(f"there is no recipe {recipe!r} for {name}; there are {', '.join(known)}", param="recipe")
+    return msgspec.structs.replace(wish, recipe=recipe)
 
 
 def find_source(store: ModelStore, given: str) -> Source:
@@ -176,11 +190,8 @@ def _judge(source: Source, target: GgufTarget, wish: Wish) -> tuple[str, ...]:
     """Refuse what makes no sense or does harm; with ``force``, return it as warnings."""
     has = precision(source.header)
     faults = []
-    if source.header.parameters > MOST_PARAMETERS:
-        faults.append(
-            f"{source.name} has {source.header.parameters / 1e9:.1f} billion weights; "
-            f"up to {MOST_PARAMETERS / 1e9:.1f} billion are meant to be served by this program"
-        )
+    if fault := size_fault(source.name, source.header.parameters):
+        faults.append(fault)
     if has.name == target.name or (has.name not in GOOD_SOURCES and has.bits <= target.bits):
         faults.append(
             f"{source.name} is {has.name} ({has.bits:.2f} bits a weight): as {target.name} it gains nothing, "

@@ -16,7 +16,7 @@ from fakes import tiny_gguf
 from agent import executable
 from agent.cli.main import cli
 from agent.errors import DiskFull, EngineFailed, InvalidRequest, ModelNotFound, ModelRejected, StorageError, WrongState
-from agent.models import quantizing
+from agent.models import quantizing, size_limit
 from agent.models.gguf_check import check_gguf
 from agent.models.quantizing import Wish, quantize
 from agent.models.recipes import RECIPES
@@ -154,7 +154,7 @@ def test_bad_sources(store, source, tmp_path, monkeypatch):
         made(store, tiny_gguf.write(tmp_path / "odd.gguf", architecture="perceptron"))
     with pytest.raises(InvalidRequest, match="there are gguf-f16"):
         made(store, source, "gguf-q1")
-    monkeypatch.setattr(quantizing, "MOST_PARAMETERS", 1000)
+    monkeypatch.setattr(size_limit, "MOST_PARAMETERS", 1000)
     with pytest.raises(InvalidRequest, match="--force"):
         made(store, source)
     assert not leftovers(store)

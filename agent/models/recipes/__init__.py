@@ -16,4 +16,5 @@ RECIPES: dict[str, str] = {
     "gguf-q4_k_m": "agent.models.recipes.gguf_to_gguf:make",
     "gguf-q4_0": "agent.models.recipes.gguf_to_gguf:make",
     "gguf-iq4_xs": "agent.models.recipes.gguf_to_gguf:make",
+    "onnx-int8": "agent.models.recipes.onnx_to_int8:make",
 }

@@ -39,6 +39,8 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made", tag_field="kin
     versions: dict[str, str]
     inputs: dict[str, str] = {}
     remark: str = ""
+    parameters: int | None = None  # where the files do not say it themselves
+    context_tokens: int | None = None  # the same
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed", tag_field="kind"):
