@@ -83,13 +83,13 @@ class Encoder:
             output: Any = self._session.run(None, inputs)[0]
         except Exception as error:  # as above
             raise ModelRejected(f"onnxruntime cannot run the model on a text: {str(error)[:300]}") from error
-        values = np.asarray(output, np.float64)[0]
+        values: NDArray[np.float64] = np.asarray(output, np.float64)[0]
         if values.ndim > 1:
             mask = (
                 inputs["attention_mask"][0].astype(np.float64) if "attention_mask" in inputs else np.ones(len(values))
             )
             values = (values * mask[:, None]).sum(0) / mask.sum()
-        return values.ravel()
+        return values.reshape(-1)
 
 
 def texts() -> tuple[str, ...]:
