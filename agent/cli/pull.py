@@ -72,7 +72,7 @@ def pull(
     table(["FIELD", "VALUE"], rows)
     if outcome.newly_locked:
         notice("commit and digests are recorded in models.lock.json")
-    if kept.format == "gguf":
+    if kept.format == "gguf" and "chat" in kept.tasks:
         notice(f'ask it: outrider ask --model {kept.name} "What is the capital of France?"')
     elif kept.format == "checkpoint":
         notice("a checkpoint cannot be served as it is: it is a source to quantize from")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -73,15 +74,17 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     @property
     def digest(self) -> str:
-        """What calibrations, quarantines and saved prefixes are keyed by.
-
-        SHA-256 of the one file, else of the lines ``<sha256>  <name>`` sorted by name.
-        """
-        if len(self.files) == 1:
-            return self.files[0].sha256
-        lines = "".join(f"{file.sha256}  {file.name}\n" for file in sorted(self.files, key=lambda f: f.name))
-        return hashlib.sha256(lines.encode()).hexdigest()
+        """What calibrations, quarantines and saved prefixes are keyed by."""
+        return model_digest(self.files)
 
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
+
+
+def model_digest(files: Sequence[StoredFile]) -> str:
+    """Return the SHA-256 of the one file, else of the lines ``<sha256>  <name>`` sorted by name."""
+    if len(files) == 1:
+        return files[0].sha256
+    lines = "".join(f"{file.sha256}  {file.name}\n" for file in sorted(files, key=lambda f: f.name))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -16,11 +16,14 @@ from msgspec import Meta
 
 from agent.encoder import EncoderSpec
 from agent.errors import ConfigError, ModelNotFound
-from agent.models.artifact import FileName, ModelName, Sha256
+from agent.models.artifact import FileName, ModelName, Sha256, StoredFile, model_digest
 from agent.types import ModelFormat, ThinkingMarks
 
 Profile = Literal["cpu", "npu", "phone"]
 """A class of hardware with its budget."""
+
+Task = Literal["chat", "complete", "classify", "embed", "rerank", "tag"]
+"""What a model is for; one that only completes was never taught to follow instructions."""
 
 
 _RelativePath = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")]
@@ -40,12 +43,24 @@ class ManifestFile(_Strict, frozen=True, kw_only=True):
     sha256: Sha256 | None = None
 
 
-class PackageSource(_Strict, frozen=True, kw_only=True, tag="package", tag_field="kind"):
-    """A Python distribution that carries the one file; it is read, never imported."""
+class PackagePart(_Strict, frozen=True, kw_only=True):
+    """A file inside a Python distribution; it is read, never imported."""
 
     distribution: Annotated[str, Meta(min_length=1)]
     version: Annotated[str, Meta(min_length=1)]  # the only one that is accepted
     path: _RelativePath  # inside site-packages
+
+
+class PackageSource(_Strict, frozen=True, kw_only=True, tag="package", tag_field="kind"):
+    """Python distributions that carry the files; a file in several parts is their concatenation."""
+
+    files: dict[FileName, Annotated[tuple[PackagePart, ...], Meta(min_length=1)]]
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """Every distribution once, as pip takes it, in the order of the manifest."""
+        parts = (part for parts in self.files.values() for part in parts)
+        return tuple(dict.fromkeys(f"{part.distribution}=={part.version}" for part in parts))
 
 
 class HubSource(_Strict, frozen=True, kw_only=True, tag="hub", tag_field="kind"):
@@ -73,7 +88,7 @@ class ModelSpec(_Strict, frozen=True, kw_only=True):
     accept: bool = False  # whether a person has to accept the licence before a pull
     family: str  # architecture as the formats name it: llama, qwen2, qwen3, gemma3, ...
     parameters: Annotated[int, Meta(ge=1)] | None = None
-    tasks: Annotated[tuple[Literal["chat", "classify", "embed", "rerank", "tag"], ...], Meta(min_length=1)] = ("chat",)
+    tasks: Annotated[tuple[Task, ...], Meta(min_length=1)] = ("chat",)
     context_tokens: Annotated[int, Meta(ge=256)]  # most tokens the model was made for
     files: Annotated[tuple[ManifestFile, ...], Meta(min_length=1)]
     source: PackageSource | HubSource | UrlSource
@@ -90,6 +105,15 @@ class ModelSpec(_Strict, frozen=True, kw_only=True):
     def pinned(self) -> bool:
         """Whether every byte is known beforehand."""
         return all(file.sha256 is not None for file in self.files)
+
+    @property
+    def promised(self) -> tuple[StoredFile, ...]:
+        """The files of which every byte is known beforehand."""
+        return tuple(
+            StoredFile(name=file.name, bytes=file.bytes, sha256=file.sha256)
+            for file in self.files
+            if file.bytes is not None and file.sha256 is not None
+        )
 
 
 class _Document(_Strict, frozen=True, kw_only=True):
@@ -142,8 +166,8 @@ def load_manifest(path: Path | None = None) -> Manifest:
 def parse_manifest(text: str) -> Manifest:
     """Return the manifest in ``text``. Raises ValueError naming the key at fault."""
     document = msgspec.convert(json.loads(text, object_pairs_hook=_without_duplicates), _Document)
-    digests = [file.sha256 for spec in document.models for file in spec.files if file.sha256]
-    for what, values in (("name", [spec.name for spec in document.models]), ("sha256", digests)):
+    digests = [model_digest(spec.promised) for spec in document.models if spec.pinned]
+    for what, values in (("name", [spec.name for spec in document.models]), ("digest", digests)):
         if twice := sorted({value for value in values if values.count(value) > 1}):
             raise ValueError(f"the {what} {twice[0]} is used twice")
     for spec in document.models:
@@ -165,9 +189,13 @@ def _fault(spec: ModelSpec) -> str | None:
         if source.pin == "commit" and not (source.revision and spec.pinned):
             return 'pin = "commit" needs the revision and bytes and sha256 of every file'
         return None
-    if len(spec.files) != 1 or not spec.pinned:
-        return "a package or URL carries one file, with bytes and sha256"
-    return None
+    if not spec.pinned:
+        return "files of a package or URL need bytes and sha256"
+    if isinstance(source, PackageSource):
+        if source.files.keys() != {file.name for file in spec.files}:
+            return "the files and those of its packages differ in their names"
+        return None
+    return "a URL carries one file" if len(spec.files) != 1 else None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -27,17 +27,18 @@ from agent.errors import (
 )
 from agent.models.artifact import StoredFile, StoredModel
 from agent.models.blobs import described
+from agent.models.catalogue import source_text, stored_model
 from agent.models.checkpoint import look
 from agent.models.gguf_check import check_gguf
 from agent.models.lock_file import LockedModel, LockFile
-from agent.models.manifest import PackageSource
+from agent.models.manifest import ModelSpec, PackageSource
 from agent.models.pull_access import hub_endpoint, hub_token, is_offline
 from agent.models.pull_child import Follow, PullChild
 from agent.models.pull_job import Job, RemoteFile
 from agent.models.pull_source import Wanted, chosen, format_of, local_files, wanted
 from agent.models.safetensors_check import check_safetensors
 from agent.models.size_limit import size_fault
-from agent.models.store import ModelStore, stored_model
+from agent.models.store import ModelStore
 from agent.settings import PullSettings
 from agent.types import ModelFormat
 
@@ -92,10 +93,9 @@ def pull(store: ModelStore, settings: PullSettings, wish: Wish, ask: Ask, follow
     want = wanted(wish.given, wish.name, store.manifest, store.names())
     lock = LockFile(store.blobs.root.parent)
     with _storing(store):
-        if want.spec and isinstance(want.spec.source, PackageSource):
-            store.resolve(want.name)
-            return Outcome(model=_stored(store, want.name), was_there=True, newly_locked=False)
         locked = lock.get(want.name)
+        if want.spec and isinstance(want.spec.source, PackageSource):
+            return _take_packaged(store, lock, want.spec, locked, ask)
         _require_own_name(store, want, locked)
         if not wish.update and (there := store.get(want.name)) is not None and _holds(store, want.name):
             return Outcome(model=there, was_there=True, newly_locked=_lock_in(lock, there, None))
@@ -104,6 +104,32 @@ def pull(store: ModelStore, settings: PullSettings, wish: Wish, ask: Ask, follow
         _require_network(settings, wish)
         with PullChild() as child:
             return _download(child, store, lock, settings, want, None if wish.update else locked, wish, ask, follow)
+
+
+def _take_packaged(store: ModelStore, lock: LockFile, spec: ModelSpec, locked: LockedModel | None, ask: Ask) -> Outcome:
+    there = store.get(spec.name)
+    if there is not None and {file.sha256 for file in there.files} == {file.sha256 for file in spec.promised}:
+        store.resolve(spec.name, below_floor=True)
+        return Outcome(model=there, was_there=True, newly_locked=False)
+    accepted = locked.accepted_at_ms if locked and locked.licence == spec.licence else None
+    if not spec.accept:
+        return Outcome(model=store.take_packaged(spec), was_there=True, newly_locked=False)
+    ask(
+        Offer(
+            name=spec.name,
+            source=source_text(spec),
+            revision="",
+            licence=spec.licence,
+            licence_url=spec.licence_url,
+            must_accept=accepted is None,
+            files=tuple(RemoteFile(path=file.name, bytes=file.bytes, sha256=file.sha256) for file in spec.files),
+            bytes=sum(file.bytes or 0 for file in spec.files),
+            pinned=True,
+        )
+    )
+    kept = store.take_packaged(spec)
+    new = _lock_in(lock, kept, locked, accepted_at_ms=accepted or int(time.time() * 1000))
+    return Outcome(model=kept, was_there=False, newly_locked=new)
 
 
 def _require_network(settings: PullSettings, wish: Wish) -> None:
@@ -335,12 +361,6 @@ def _lock_in(
     )
     lock.put(model.name, entry)
     return True
-
-
-def _stored(store: ModelStore, name: str) -> StoredModel:
-    model = store.get(name)
-    assert model is not None, "resolve has put it there"
-    return model
 
 
 def _require_space(folder: Path, needed: int) -> None:

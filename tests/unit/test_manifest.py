@@ -17,10 +17,18 @@ ENTRY = {
     "format": "gguf",
     "family": "llama",
     "files": [{"name": "tiny.gguf", "bytes": 10, "sha256": "0" * 64}],
-    "source": {"kind": "package", "distribution": "tiny-model", "version": "1.0", "path": "tiny_model/tiny.gguf"},
+    "source": {
+        "kind": "package",
+        "files": {"tiny.gguf": [{"distribution": "tiny-model", "version": "1.0", "path": "tiny_model/tiny.gguf"}]},
+    },
 }
+PART = ENTRY["source"]["files"]["tiny.gguf"][0]
 FILE = ENTRY["files"][0]
 HUB = {"kind": "hub", "repository": "owner/tiny", "pin": "first-pull"}
+
+
+def source(**parts):
+    return {"kind": "package", "files": {name: list(found) for name, found in parts.items()}}
 
 
 def document(*models, **more):
@@ -36,7 +44,7 @@ def test_the_shipped_manifest_holds_and_has_the_default_model():
 
 def test_the_names_of_a_parsed_manifest():
     manifest = parse_manifest(document(ENTRY))
-    assert manifest.get("tiny").source.version == "1.0"
+    assert manifest.get("tiny").source.requirements == ("tiny-model==1.0",)
 
 
 def test_a_hub_entry_is_pinned_by_its_first_pull():
@@ -72,14 +80,27 @@ WRONG = {
         document(ENTRY, {**ENTRY, "files": [{**FILE, "sha256": "1" * 64}]}),
         "name tiny is used twice",
     ),
-    "file twice": (document(ENTRY, {**ENTRY, "name": "other"}), "sha256 0+ is used twice"),
+    "model twice": (document(ENTRY, {**ENTRY, "name": "other"}), "digest 0+ is used twice"),
     "digest": (document({**ENTRY, "files": [{**FILE, "sha256": "0" * 63}]}), "sha256"),
     "path that climbs": (
-        document({**ENTRY, "source": {**ENTRY["source"], "path": "../../etc/passwd"}}),
-        "source.path",
+        document({**ENTRY, "source": source(**{"tiny.gguf": [{**PART, "path": "../../etc/passwd"}]})}),
+        "path",
     ),
-    "absolute path": (document({**ENTRY, "source": {**ENTRY["source"], "path": "/etc/passwd"}}), "source.path"),
-    "package without a digest": (document({**ENTRY, "files": [{"name": "tiny.gguf"}]}), "with bytes and sha256"),
+    "absolute path": (
+        document({**ENTRY, "source": source(**{"tiny.gguf": [{**PART, "path": "/etc/passwd"}]})}),
+        "path",
+    ),
+    "file without parts": (document({**ENTRY, "source": source(**{"tiny.gguf": []})}), "length >= 1"),
+    "file of another name": (document({**ENTRY, "source": source(other=[PART])}), "differ in their names"),
+    "more files than packages carry": (
+        document({**ENTRY, "files": [FILE, {**FILE, "name": "b"}]}),
+        "differ in their names",
+    ),
+    "two files at one URL": (
+        document({**ENTRY, "files": [FILE, {**FILE, "name": "b"}], "source": {"kind": "url", "url": "https://a/b"}}),
+        "a URL carries one file",
+    ),
+    "package without a digest": (document({**ENTRY, "files": [{"name": "tiny.gguf"}]}), "need bytes and sha256"),
     "size without digest": (
         document({**ENTRY, "files": [{"name": "tiny.gguf", "bytes": 1}], "source": HUB}),
         "go together",
@@ -113,3 +134,11 @@ def test_values_are_frozen():
     with pytest.raises(AttributeError):
         parse_manifest(document(ENTRY)).get("tiny").name = "other"
     assert msgspec.json.encode(parse_manifest(document(ENTRY)))
+
+
+def test_models_may_share_files_but_not_all_of_them():
+    two = {**ENTRY, "name": "other", "files": [FILE, {**FILE, "name": "b", "sha256": "1" * 64}]}
+    two["source"] = source(**{"tiny.gguf": [PART], "b": [PART]})
+    assert len(parse_manifest(document(ENTRY, two)).models) == 2
+    with pytest.raises(ValueError, match="is used twice"):
+        parse_manifest(document(two, {**two, "name": "third"}))

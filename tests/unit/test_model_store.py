@@ -16,12 +16,18 @@ from agent.models import blobs as blobs_module
 from agent.models import store as store_module
 from agent.models.artifact import StoredFile, StoredModel
 from agent.models.entry import ModelState
-from agent.models.manifest import Manifest, ManifestFile, ModelSpec, PackageSource
+from agent.models.manifest import Manifest, ManifestFile, ModelSpec, PackagePart, PackageSource
+from agent.models.packaged import packaged_files
 from agent.models.quantizing import Wish, quantize
-from agent.models.store import ModelStore, packaged_file
+from agent.models.store import ModelStore
 from agent.types import ModelFormat
 
 GOOD = gguf()
+
+
+def source_of(version: str) -> PackageSource:
+    part = PackagePart(distribution="tiny-model", version=version, path="tiny_model/tiny.gguf")
+    return PackageSource(files={"tiny.gguf": (part,)})
 
 
 def spec_for(data: bytes, **changes) -> ModelSpec:
@@ -33,7 +39,7 @@ def spec_for(data: bytes, **changes) -> ModelSpec:
         format=ModelFormat.GGUF,
         family="llama",
         files=(ManifestFile(name="tiny.gguf", bytes=len(data), sha256=hashlib.sha256(data).hexdigest()),),
-        source=PackageSource(distribution="tiny-model", version="1.0", path="tiny_model/tiny.gguf"),
+        source=source_of("1.0"),
         chat_template="{{ messages }}",
     )
     return msgspec.structs.replace(spec, **changes)
@@ -147,8 +153,8 @@ def test_a_manifest_that_promises_more_context_than_the_file(tmp_path, package):
 
 
 def test_another_version_of_the_package_is_not_taken(tmp_path, package):
-    spec = spec_for(GOOD, source=PackageSource(distribution="tiny-model", version="2.0", path="tiny_model/tiny.gguf"))
-    assert packaged_file(spec) is None
+    spec = spec_for(GOOD, source=source_of("2.0"))
+    assert packaged_files(spec) is None
     with pytest.raises(ModelNotFound, match=r"tiny-model==2\.0"):
         ModelStore(tmp_path / "models", Manifest((spec,))).resolve("tiny")
 
