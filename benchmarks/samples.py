@@ -31,6 +31,10 @@ CEILING_TOKENS = 64
 FRAME_TOKENS = 20  # of SYSTEM and the template around one message
 LENGTHS_DIFFER = 3  # tokens by which a prompt of so many words may miss its length
 INSTRUCTION = "Sort the text that the user sends. Reply with exactly one of these labels and nothing else:\n"
+BRIEF_INSTRUCTION = (  # as long as a system prompt that explains instead of listing
+    "You sort messages to the support of a bank. Think of what the customer wants to have done, not of the mood that "
+    "the message was written in. Reply with the label of the matter and with nothing else: no sentence, no reason."
+)
 OTHER_LABELS = ("yes", "no")
 SCHEMA = {
     "type": "object",
@@ -181,9 +185,12 @@ def ceiling(field: Field, side: str, key: str) -> Figures:
     return {"decode_per_s": (answer.completion_tokens - 1) / (answer.last_s - answer.first_s)}
 
 
-def labels(names: Sequence[str]) -> Sample:
-    """Return a sample: the likelihood of all labels for a new message, nothing of the prompt in a cache."""
-    instruction = INSTRUCTION + "\n".join(sorted(names))
+def labels(names: Sequence[str], *, listed: bool) -> Sample:
+    """Return a sample: the likelihood of all labels for a new message, nothing of the prompt in a cache.
+
+    ``listed``: whether the prompt names them; the server's part and ours have the same prompt.
+    """
+    instruction = INSTRUCTION + "\n".join(sorted(names)) if listed else BRIEF_INSTRUCTION
     paths: dict[str, list[label_walk.Path]] = {}
     known: set[Contestant] = set()
 
