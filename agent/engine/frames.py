@@ -1,10 +1,10 @@
 """What the daemon and an engine worker say to each other.
 
 A frame is a 4-byte big-endian length and a msgpack map with a ``type``. The worker speaks
-first (``Hello``); the daemon answers ``Load``; after ``Ready`` come ``Generate``, ``Score``
-and ``Cancel`` one way and ``Step`` the other. End of file on the worker's input is its order
-to leave. Every ``Generate`` gets exactly one ``Ended`` and every ``Score`` one ``Scored``,
-also after a ``Cancel``. ``Pin`` may follow right after ``Load``; what a worker says of it is a
+first (``Hello``); the daemon answers ``Load``; after ``Ready`` come ``Generate``, ``Score``,
+``Encode`` and ``Cancel`` one way and ``Step`` the other. End of file on the worker's input is
+its order to leave. Every ``Generate`` gets exactly one ``Ended``, every ``Score`` one ``Scored``
+and every ``Encode`` one ``Encoded``, also after a ``Cancel``. ``Pin`` may follow right after ``Load``; what a worker says of it is a
 ``PrefixNews``, and what it has computed is fetched from it a piece at a time.
 """
 
@@ -21,7 +21,7 @@ from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.structure import OutputFormat, Tools
 from agent.types import DraftingMode, Failure, KvType, Message, ModelFile, Prompt, Sampling, Thinking, Token
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_FRAME_BYTES = 64 << 20
 PIECE_BYTES = 1 << 20  # of a saved prefix in one frame
 _LENGTH = struct.Struct(">I")
@@ -76,8 +76,25 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="sc
     scope: str = ""  # as of Generate
 
 
-def prompt_param(ask: Generate | Score) -> str:
+class Encode(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="encode"):
+    """Run an encoder over some texts: what comes back is a row of numbers for each, or its spans."""
+
+    id: int
+    texts: tuple[Prompt, ...]  # one that is tokens already gets the marks around it that the model expects
+    query: str | None = None  # of a reranker: each text is read together with this
+    dimensions: int = 0  # of a vector; 0: all that the model gives
+    truncate: bool = False  # read the beginning of a text that is too long, instead of refusing it
+    deadline_ms: float | None = None
+    scope: str = ""  # as of Generate
+
+
+Ask = Generate | Score | Encode
+
+
+def prompt_param(ask: Ask) -> str:
     """Return the parameter that the prompt of a request came from."""
+    if isinstance(ask, Encode):
+        return "input"
     return "messages" if ask.prompt is None else "prompt"
 
 
@@ -189,6 +206,26 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     failure: Failure | None = None
 
 
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of a text to which a model gave a label."""
+
+    start: int  # character
+    end: int  # the one after the last
+    label: str
+    score: float  # mean probability of its tokens, 0..1
+
+
+class Encoded(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """The end of one ``Encode``."""
+
+    id: int
+    rows: bytes = b""  # float32, little endian: ``width`` of them a text, in the order of the texts
+    width: int = 0
+    spans: tuple[tuple[Span, ...], ...] = ()  # of each text, from a model that tags
+    prompt_tokens: int = 0
+    failure: Failure | None = None
+
+
 class PrefixState(StrEnum):
     """What became of a prefix in the life of a worker."""
 
@@ -223,10 +260,11 @@ class Step(msgspec.Struct, frozen=True, tag_field="type", tag="step"):
     pieces: tuple[Piece, ...] = ()
     ended: tuple[Ended, ...] = ()
     scored: tuple[Scored, ...] = ()
+    encoded: tuple[Encoded, ...] = ()
     threads: ThreadChoice | None = None  # when it is no longer what was told last
 
 
-Command = Load | Generate | Score | Cancel | Pin | PinData | FetchPrefix
+Command = Load | Generate | Score | Encode | Cancel | Pin | PinData | FetchPrefix
 Event = Hello | Ready | LoadFailed | Step | PrefixNews | PrefixData
 FrameType = TypeVar("FrameType")
 

@@ -35,7 +35,8 @@ class Expired:
 
 
 EXPIRED = Expired()
-Inbox = asyncio.Queue[frames.Piece | frames.Ended | frames.Scored | Lost | Expired]
+Ending = frames.Ended | frames.Scored | frames.Encoded
+Inbox = asyncio.Queue[frames.Piece | Ending | Lost | Expired]
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -129,8 +130,8 @@ class WorkerProcess(asyncio.SubprocessProtocol):
                 return
 
     async def converse(
-        self, ask: frames.Generate | frames.Score, deadline: float | None, stuck_s: float
-    ) -> AsyncGenerator[frames.Piece | frames.Ended | frames.Scored | Failure, None]:
+        self, ask: frames.Ask, deadline: float | None, stuck_s: float
+    ) -> AsyncGenerator[frames.Piece | Ending | Failure, None]:
         """Send a request; yield what comes back, up to the one event that ends it.
 
         ``deadline`` is on the monotonic clock. Closing the iterator cancels the request.
@@ -147,7 +148,7 @@ class WorkerProcess(asyncio.SubprocessProtocol):
                 match event := await inbox.get():
                     case frames.Piece():
                         yield event
-                    case frames.Ended() | frames.Scored():
+                    case frames.Ended() | frames.Scored() | frames.Encoded():
                         yield event
                         return
                     case Lost():
@@ -161,7 +162,7 @@ class WorkerProcess(asyncio.SubprocessProtocol):
                 timer.cancel()
             self.abandon(request_id, stuck_s)
 
-    def submit(self, ask: frames.Generate | frames.Score) -> tuple[int, Inbox]:
+    def submit(self, ask: frames.Ask) -> tuple[int, Inbox]:
         """Send a request under a new id. Its events come in order into the inbox.
 
         Raises FrameError when the request is too large for a frame.
@@ -240,7 +241,7 @@ class WorkerProcess(asyncio.SubprocessProtocol):
                 for piece in event.pieces:
                     if inbox := self._inboxes.get(piece.id):
                         inbox.put_nowait(piece)
-                endings: tuple[frames.Ended | frames.Scored, ...] = (*event.ended, *event.scored)
+                endings: tuple[Ending, ...] = (*event.ended, *event.scored, *event.encoded)
                 for ended in endings:
                     if inbox := self._inboxes.pop(ended.id, None):
                         inbox.put_nowait(ended)

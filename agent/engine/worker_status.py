@@ -7,6 +7,8 @@ from enum import StrEnum
 import msgspec
 import psutil
 
+from agent.encoder import EncoderTask
+
 
 class WorkerState(StrEnum):
     """Life of the worker of one model."""
@@ -19,6 +21,16 @@ class WorkerState(StrEnum):
     STOPPED = "stopped"
 
 
+class EncoderTraits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded encoder gives."""
+
+    task: EncoderTask
+    width: int  # numbers of a row: of a vector, or one a label
+    labels: tuple[str, ...] = ()
+    most_tokens: int  # of one input, with its marks
+    dimensions: tuple[int, ...] = ()  # shorter vectors that it was trained for
+
+
 class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
     """What a loaded model is and can do, by its file."""
 
@@ -26,6 +38,7 @@ class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str  # "Q4_1"
     fills_gaps: bool  # has tokens for a text with a gap
     thinks: bool  # before it answers, between marks that are known
+    encoder: EncoderTraits | None = None  # of a model that does not write
 
 
 class ThreadChoice(msgspec.Struct, frozen=True):

@@ -1,0 +1,75 @@
+"""From the outputs of an encoder to one row of numbers for each input, or to its spans. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.encoder import Pooling
+from agent.engine.encoder_tokens import Tokens
+from agent.engine.frames import Span
+
+Rows = NDArray[np.float32]
+SHORTEST_LENGTH = 1e-12  # of a vector that is divided by its length
+
+
+def pooled(output: Rows, lengths: Sequence[int], pooling: Pooling) -> Rows:
+    """Return one vector an input from those of its tokens: (n, tokens, width) -> (n, width).
+
+    The first ``lengths[i]`` tokens of input i are its own, the rest is padding.
+    """
+    match pooling:
+        case Pooling.NONE:
+            return output
+        case Pooling.CLS:
+            return output[:, 0]
+        case Pooling.LAST:
+            return output[np.arange(len(lengths)), np.asarray(lengths) - 1]
+        case Pooling.MEAN:
+            if min(lengths) == output.shape[1]:
+                return output.mean(axis=1)
+            own = (np.arange(output.shape[1]) < np.asarray(lengths)[:, None]).astype(np.float32)
+            return np.einsum("ntw,nt->nw", output, own) / own.sum(axis=1, keepdims=True)
+
+
+def normalized(rows: Rows) -> Rows:
+    """Return the rows with length 1; a row of zeros stays as it is."""
+    lengths = np.sqrt(np.einsum("nw,nw->n", rows, rows))[:, None]
+    return rows / np.maximum(lengths, np.float32(SHORTEST_LENGTH))
+
+
+def shortened(rows: Rows, dimensions: int) -> Rows:
+    """Return the first numbers of each row, which then has length 1."""
+    return normalized(np.ascontiguousarray(rows[:, :dimensions]))
+
+
+def log_probabilities(logits: Rows, *, several: bool) -> Rows:
+    """Return log-probabilities (nats) over the last axis: of one label, or of each by itself."""
+    if several:
+        return -np.logaddexp(np.float32(0), -logits)
+    top = logits - logits.max(axis=-1, keepdims=True)
+    return top - np.log(np.exp(top).sum(axis=-1, keepdims=True))
+
+
+def spans(logprobs: Rows, tokens: Tokens, labels: Sequence[str]) -> tuple[Span, ...]:
+    """Return the pieces of a text whose tokens, one after the other, have the same label.
+
+    Marks and tokens labelled ``O`` belong to none. ``B-`` begins a piece, ``I-`` goes on with
+    one of the same label; both are cut off the name. ``logprobs``: (tokens, labels).
+    """
+    found: list[Span] = []
+    scores: list[float] = []  # of the tokens of the last piece; empty when it has ended
+    best = logprobs.argmax(axis=-1)
+    for index, (start, end) in enumerate(tokens.offsets):
+        name = labels[int(best[index])]
+        if start == end or name == "O":
+            scores = []
+            continue
+        label = name[2:] if name[:2] in {"B-", "I-"} else name
+        goes_on = bool(scores) and not name.startswith("B-") and found[-1].label == label
+        scores = [*(scores if goes_on else ()), float(np.exp(logprobs[index, best[index]]))]
+        begin = found.pop().start if goes_on else start
+        found.append(Span(begin, end, label, sum(scores) / len(scores)))
+    return tuple(found)
