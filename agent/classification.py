@@ -45,7 +45,7 @@ class Classifier:
             if failure.param == "messages":  # made of the caller's input
                 failure = msgspec.structs.replace(failure, param="")
             return _generation(scores, scores.duration_ms, failure)
-        found = await self._without_content(request, labels, scores)
+        found = ((), 0.0) if scores.trained else await self._without_content(request, labels, scores)
         if isinstance(found, Failure):
             return _generation(scores, scores.duration_ms, found)
         rows, spent_ms = found
@@ -57,6 +57,7 @@ class Classifier:
             token_counts=tuple(scores.token_counts[index] for index in order),
             mass=scores.mass or 0.0,
             content_free=tuple(tuple(row[index] for index in order) for row in rows),
+            trained=scores.trained,
         )
         generation = _generation(scores, scores.duration_ms + spent_ms, None)
         probabilities = label_confidence.distribution(told)

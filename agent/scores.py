@@ -14,6 +14,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     token_counts: tuple[int, ...] = ()
     mass: float | None = None  # probability that an answer begins with any of the labels
     best: int | None = None
+    trained: bool = False  # for these very labels: what it says is a distribution already
     prompt_tokens: int = 0
     cached_tokens: int = 0
     duration_ms: float = 0.0

@@ -273,6 +273,7 @@ class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
     token_counts: tuple[int, ...]
     mass: float  # probability that an answer begins with any of the labels
     content_free: tuple[tuple[float, ...], ...] = ()
+    trained: bool = False  # by a model made for these labels: there is nothing to correct by
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,6 +25,8 @@ def distribution(scores: LabelScores) -> tuple[float, ...]:
 
     Empty when there is nothing to correct by, or a number is not finite.
     """
+    if scores.trained and scores.logprobs and all(map(math.isfinite, scores.logprobs)):
+        return tuple(map(math.exp, _log_softmax(scores.logprobs)))
     rows = [scores.logprobs, *scores.content_free]
     if len(rows) < 2 or not scores.logprobs or not all(math.isfinite(figure) for row in rows for figure in row):
         return ()

@@ -18,3 +18,10 @@ def cache_scope(request: InferenceRequest, share: SharePrefixes) -> str:
     if request.cache_salt is not None:
         return f"salt {request.cache_salt}"
     return EVERYBODY if share is SharePrefixes.ALL else f"request {request.id}"
+
+
+def encoder_scope(salt: str | None, share: SharePrefixes) -> str | None:
+    """Return the scope of an encoder's request; None: nothing is kept of it."""
+    if salt is not None:
+        return f"salt {salt}"
+    return EVERYBODY if share is SharePrefixes.ALL else None

@@ -11,7 +11,7 @@ from agent.encoder import EncoderSpec, EncoderTask, Pooling
 from agent.engine.runtime import ModelUnloadable
 from agent.types import ModelFile
 
-GRAPH, TOKENIZER, CONFIG, POOLING = "model.onnx", "tokenizer.json", "config.json", "pooling.json"
+GRAPH, TOKENIZER, CONFIG, POOLING = "model.onnx", "tokenizer.json", "config.json", "pooling_config.json"
 # Architectures whose first positions are taken: the number of the padding token, and one more.
 _SHIFTED_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"})
 
@@ -104,5 +104,6 @@ def _positions(config: dict[str, Any]) -> int:
     if not isinstance(found, int) or found < 1:
         return 1 << 20
     pad = config.get("pad_token_id")
-    shifted = config.get("model_type") in _SHIFTED_POSITIONS and isinstance(pad, int)
-    return found - (pad + 1 if shifted else 0)
+    if config.get("model_type") in _SHIFTED_POSITIONS and isinstance(pad, int):
+        return found - pad - 1
+    return found

@@ -97,7 +97,7 @@ class EncoderQueue:
 
     def _take(self, job: _Job, index: int) -> None:
         text = job.ask.texts[index]
-        key = None if self._tags else _key(job.ask, text)
+        key = None if self._tags or job.ask.scope is None else _key(job.ask, text)
         if key is not None and (known := self._cache.get(key)):
             self._put(job, index, *known)
             return
@@ -153,13 +153,13 @@ class EncoderQueue:
                 continue
             if item.key is not None and isinstance(result, np.ndarray):
                 self._cache.put(item.key, result, len(item.tokens.ids))
-            self._put(item.job, item.index, result, len(item.tokens.ids))
+            self._put(item.job, item.position, result, len(item.tokens.ids))
 
     def _results(self, batch: list[Tokens]) -> Rows | list[tuple[frames.Span, ...]]:
         return self._runtime.spans(batch) if self._tags else self._runtime.rows(batch)
 
     def _refuse(self, item: _Item, why: str) -> None:
-        failure = Failure(FailureKind.REJECTED, f"input {item.index} {why}", f"input[{item.index}]")
+        failure = Failure(FailureKind.REJECTED, f"input {item.position} {why}", f"input[{item.position}]")
         self._fail(item.job.ask.id, failure)
 
     def _put(self, job: _Job, index: int, result: Rows | tuple[frames.Span, ...], tokens: int) -> None:
@@ -198,7 +198,7 @@ class _Job:
 
 class _Item(NamedTuple):
     job: _Job
-    index: int
+    position: int  # in the texts of its request
     tokens: Tokens
     key: bytes | None
 
@@ -234,8 +234,7 @@ def _cost(row: Rows) -> int:
 def _key(ask: frames.Encode, text: Prompt) -> bytes:
     """Name a text for the requests that may know of each other. A hash: no text is kept in memory for it."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (ask.scope, ask.query or "", "1" if ask.truncate else "", text):
+    for part in (ask.scope or "", ask.query or "", "1" if ask.truncate else "", text):
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else np.asarray(part, "<i8").tobytes()
         digest.update(f"{type(part).__name__} {len(data)} ".encode() + data)
     return digest.digest()
-

@@ -20,24 +20,25 @@ def pooled(output: Rows, lengths: Sequence[int], pooling: Pooling) -> Rows:
 
     The first ``lengths[i]`` tokens of input i are its own, the rest is padding.
     """
+    found: Rows = output
     match pooling:
-        case Pooling.NONE:
-            return output
         case Pooling.CLS:
-            return output[:, 0]
+            found = output[:, 0]
         case Pooling.LAST:
-            return output[np.arange(len(lengths)), np.asarray(lengths) - 1]
+            found = output[np.arange(len(lengths)), np.asarray(lengths) - 1]
+        case Pooling.MEAN if min(lengths) == output.shape[1]:
+            found = output.mean(axis=1)
         case Pooling.MEAN:
-            if min(lengths) == output.shape[1]:
-                return output.mean(axis=1)
             own = (np.arange(output.shape[1]) < np.asarray(lengths)[:, None]).astype(np.float32)
-            return np.einsum("ntw,nt->nw", output, own) / own.sum(axis=1, keepdims=True)
+            found = np.einsum("ntw,nt->nw", output, own) / own.sum(axis=1, keepdims=True)
+    return found
 
 
 def normalized(rows: Rows) -> Rows:
     """Return the rows with length 1; a row of zeros stays as it is."""
     lengths = np.sqrt(np.einsum("nw,nw->n", rows, rows))[:, None]
-    return rows / np.maximum(lengths, np.float32(SHORTEST_LENGTH))
+    found: Rows = rows / np.maximum(lengths, np.float32(SHORTEST_LENGTH))
+    return found
 
 
 def shortened(rows: Rows, dimensions: int) -> Rows:
@@ -47,10 +48,13 @@ def shortened(rows: Rows, dimensions: int) -> Rows:
 
 def log_probabilities(logits: Rows, *, several: bool) -> Rows:
     """Return log-probabilities (nats) over the last axis: of one label, or of each by itself."""
+    found: Rows
     if several:
-        return -np.logaddexp(np.float32(0), -logits)
+        found = -np.logaddexp(np.float32(0), -logits)
+        return found
     top = logits - logits.max(axis=-1, keepdims=True)
-    return top - np.log(np.exp(top).sum(axis=-1, keepdims=True))
+    found = top - np.log(np.exp(top).sum(axis=-1, keepdims=True))
+    return found
 
 
 def spans(logprobs: Rows, tokens: Tokens, labels: Sequence[str]) -> tuple[Span, ...]:

@@ -85,7 +85,7 @@ class Encode(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="e
     dimensions: int = 0  # of a vector; 0: all that the model gives
     truncate: bool = False  # read the beginning of a text that is too long, instead of refusing it
     deadline_ms: float | None = None
-    scope: str = ""  # as of Generate
+    scope: str | None = ""  # whose identical texts are not computed again; None: nothing is kept
 
 
 Ask = Generate | Score | Encode

@@ -24,22 +24,13 @@ from agent.engine import echo, frames
 from agent.engine.cache_scope import cache_scope
 from agent.engine.load_order import load_order
 from agent.engine.partial_answer import PartialAnswer
+from agent.engine.patience import Patience
 from agent.engine.prefix_keeper import PrefixKeeper
-from agent.engine.worker_process import Lost, WorkerProcess
-from agent.engine.worker_status import WorkerState, WorkerStatus, rss_bytes
+from agent.engine.worker_process import Ending, Lost, WorkerProcess
+from agent.engine.worker_status import ModelTraits, WorkerState, WorkerStatus, rss_bytes
 from agent.settings import EngineSettings
 from agent.telemetry import LOG, METRICS
-from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, ModelFile
-
-
-class Patience(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the supervisor waits, seconds."""
-
-    backoff_base_s: float = 0.5  # before the second restart in a row; doubles
-    backoff_cap_s: float = 30.0
-    stuck_s: float = 60.0  # an unconfirmed cancel means that the worker hangs
-    leave_s: float = 2.0  # from the order to leave to the kill
-    linger_s: float = 5.0  # unused, before the worker of a model that was replaced leaves
+from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, ModelFile, ModelFormat
 
 
 class ModelSupervisor:
@@ -75,6 +66,15 @@ class ModelSupervisor:
         self._unused_timer: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def format(self) -> ModelFormat:
+        return self._file.format
+
+    @property
+    def traits(self) -> ModelTraits | None:
+        """What the model is, once it was loaded."""
+        return self._ready.traits if self._ready else None
 
     def start(self) -> None:
         """Begin the first life."""
@@ -163,6 +163,20 @@ class ModelSupervisor:
         with self._place():
             return await self._scored(ask, deadline)
 
+    async def encode(self, ask: frames.Encode, left_ms: float) -> frames.Encoded:
+        """Return rows or spans. Problems end in ``Encoded.failure``; being cancelled cancels."""
+        deadline = time.monotonic() + left_ms / 1000
+        if self._full:
+            return frames.Encoded(id=0, failure=self._busy())
+        with self._place():
+            async with contextlib.aclosing(self._events(ask, deadline)) as events:
+                async for event in events:
+                    found = frames.Encoded(id=0, failure=event) if isinstance(event, Failure) else event
+                    assert isinstance(found, frames.Encoded)
+                    METRICS.count("encodings", model=self._file.name, outcome=_outcome(found))
+                    return found
+        raise AssertionError("the events of a request end in one that says so")
+
     @property
     def _room(self) -> int:
         return self._settings.parallel + self._settings.waiting_line
@@ -211,8 +225,8 @@ class ModelSupervisor:
                         yield self._finish(answer, event)
 
     async def _events(
-        self, ask: frames.Generate | frames.Score, deadline: float | None
-    ) -> AsyncGenerator[frames.Piece | frames.Ended | frames.Scored | Failure, None]:
+        self, ask: frames.Ask, deadline: float | None
+    ) -> AsyncGenerator[frames.Piece | Ending | Failure, None]:
         """Yield what comes back of a request, up to the one event that ends it."""
         try:
             worker = await self._running_worker(deadline)
@@ -250,28 +264,9 @@ class ModelSupervisor:
         if ended:
             METRICS.count("drafted_tokens", ended.accepted_tokens, model=self._file.name, outcome="accepted")
             METRICS.count("drafted_tokens", ended.rejected_tokens, model=self._file.name, outcome="rejected")
-        return Generation(
-            text="".join(answer.texts),
-            thoughts="".join(answer.thoughts),
-            finish_reason=answer.finish_reason(ended.finish_reason) if ended and not failure else None,
-            tokens=tuple(answer.tokens),
-            tool_calls=answer.reader.calls if answer.reader else (),
-            incomplete=bool(ended and ended.incomplete),
-            prompt_tokens=ended.prompt_tokens if ended else 0,
-            cached_tokens=ended.cached_tokens if ended else 0,
-            output_tokens=ended.output_tokens if ended else len(answer.tokens),
-            thought_tokens=ended.thought_tokens if ended else 0,
-            accepted_tokens=ended.accepted_tokens if ended else 0,
-            rejected_tokens=ended.rejected_tokens if ended else 0,
-            first_token_ms=answer.first_token_ms,
-            duration_ms=(time.monotonic() - answer.started) * 1000,
-            model=self._file.name,
-            model_digest=self._file.sha256,
-            runtime=self._ready.runtime if self._ready else "",
-            end=ended.end if ended else None,
-            prompt_logprobs=answer.prompt,
-            failure=failure,
-        )
+        told = answer.generation(ended, failure)
+        runtime = self._ready.runtime if self._ready else ""
+        return msgspec.structs.replace(told, model=self._file.name, model_digest=self._file.sha256, runtime=runtime)
 
     # The lives of the worker.
 
@@ -388,6 +383,6 @@ class _Unavailable(Exception):
         self.failure = Failure(kind, message)
 
 
-def _outcome(event: frames.Scored | Failure) -> str:
+def _outcome(event: frames.Scored | frames.Encoded | Failure) -> str:
     failure = event if isinstance(event, Failure) else event.failure
     return failure.kind if failure else "ok"

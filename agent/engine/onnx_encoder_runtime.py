@@ -53,6 +53,7 @@ class OnnxEncoderRuntime:
                 task=self.spec.task,
                 width=self.width,
                 labels=self.spec.labels,
+                several=self.spec.several,
                 most_tokens=self.tokens.most_tokens,
                 dimensions=self.spec.dimensions,
             ),
@@ -129,7 +130,9 @@ class OnnxEncoderRuntime:
 
     def _fixed_shape(self) -> tuple[int | None, int | None]:
         """Return the texts of a batch and the tokens of a text where the graph takes one size only."""
-        sizes = {tuple(size if isinstance(size, int) else None for size in one.shape) for one in self._session.get_inputs()}
+        sizes = {
+            tuple(size if isinstance(size, int) else None for size in one.shape) for one in self._session.get_inputs()
+        }
         if len(sizes) > 1:
             raise ModelUnloadable(f"the inputs of the graph differ in their shapes: {sorted(map(str, sizes))}")
         batch, length = sizes.pop()
@@ -158,7 +161,11 @@ class OnnxEncoderRuntime:
         width = output.shape[-1]
         if not np.isfinite(output).all():
             raise ModelUnloadable("the graph gives numbers that are not finite for one short text")
-        wanted = {EncoderTask.RERANK: 1, EncoderTask.CLASSIFY: len(self.spec.labels), EncoderTask.TAG: len(self.spec.labels)}
+        wanted = {
+            EncoderTask.RERANK: 1,
+            EncoderTask.CLASSIFY: len(self.spec.labels),
+            EncoderTask.TAG: len(self.spec.labels),
+        }
         if width != wanted.get(self.spec.task, width):
             raise ModelUnloadable(
                 f"the graph gives {width} numbers where the task {self.spec.task} has {wanted[self.spec.task]}"

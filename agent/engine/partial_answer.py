@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
+from agent.engine import frames
 from agent.engine.call_markup import CallReader
 from agent.structure import CallPiece, Tools
-from agent.types import Delta, Token
+from agent.types import Delta, Failure, Generation, Token
 
 
 class PartialAnswer:
@@ -39,6 +40,28 @@ class PartialAnswer:
 
     def finish_reason(self, told: str | None) -> str | None:
         return "tool_calls" if told == "stop" and self.reader and self.reader.calls else told
+
+    def generation(self, ended: frames.Ended | None, failure: Failure | None) -> Generation:
+        """Return what there is of the answer; the model is not named in it."""
+        return Generation(
+            text="".join(self.texts),
+            thoughts="".join(self.thoughts),
+            finish_reason=self.finish_reason(ended.finish_reason) if ended and not failure else None,
+            tokens=tuple(self.tokens),
+            tool_calls=self.reader.calls if self.reader else (),
+            incomplete=bool(ended and ended.incomplete),
+            prompt_tokens=ended.prompt_tokens if ended else 0,
+            cached_tokens=ended.cached_tokens if ended else 0,
+            output_tokens=ended.output_tokens if ended else len(self.tokens),
+            thought_tokens=ended.thought_tokens if ended else 0,
+            accepted_tokens=ended.accepted_tokens if ended else 0,
+            rejected_tokens=ended.rejected_tokens if ended else 0,
+            first_token_ms=self.first_token_ms,
+            duration_ms=(time.monotonic() - self.started) * 1000,
+            end=ended.end if ended else None,
+            prompt_logprobs=self.prompt,
+            failure=failure,
+        )
 
     def _delta(self, text: str, tokens: tuple[Token, ...], calls: tuple[CallPiece, ...], thought: str = "") -> Delta:
         self.thoughts.append(thought)

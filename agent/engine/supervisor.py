@@ -10,16 +10,28 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from agent import executable
 from agent.engine import frames
-from agent.engine.cache_scope import cache_scope
+from agent.engine.cache_scope import cache_scope, encoder_scope
 from agent.engine.choices import generate_choices
-from agent.engine.model_supervisor import ModelSupervisor, Patience
+from agent.engine.encoder_labels import encoder_scores
+from agent.engine.model_supervisor import ModelSupervisor
+from agent.engine.patience import Patience
 from agent.engine.prefix_keeper import PrefixKeeper, PrefixShelf, PrefixStatus
-from agent.engine.worker_status import WorkerState, WorkerStatus
+from agent.engine.worker_status import EncoderTraits, WorkerState, WorkerStatus
 from agent.errors import EngineFailed, OutriderError
 from agent.scores import Scores
 from agent.settings import EngineSettings
 from agent.telemetry import LOG
-from agent.types import Delta, Failure, FailureKind, Generation, InferenceRequest, Message, ModelFile, NamedPrefix
+from agent.types import (
+    Delta,
+    Failure,
+    FailureKind,
+    Generation,
+    InferenceRequest,
+    Message,
+    ModelFile,
+    ModelFormat,
+    NamedPrefix,
+)
 
 __all__ = ["EnginePool", "Patience", "WorkerState", "WorkerStatus"]
 
@@ -113,6 +125,11 @@ class EnginePool:
             model = await self._supervisor(request.model)
         except OutriderError as error:
             return Scores(failure=Failure(FailureKind.REJECTED, str(error), "model"), model=request.model)
+        left_ms = None if request.deadline_at_ms is None else request.deadline_at_ms - self._now_ms()
+        if model.format is ModelFormat.ONNX_ENCODER:
+            text = (request.messages if messages is None else messages)[-1].content
+            scope = encoder_scope(request.cache_salt, self._settings.share_prefixes)
+            return await encoder_scores(model, request.model, text, labels, scope, left_ms)
         ask = frames.Score(
             id=0,
             messages=request.messages if messages is None else tuple(messages),
@@ -122,7 +139,6 @@ class EnginePool:
             scope=cache_scope(request, self._settings.share_prefixes),
         )
         started = time.monotonic()
-        left_ms = None if request.deadline_at_ms is None else request.deadline_at_ms - self._now_ms()
         scored = await model.score(ask, left_ms)
         status = model.status()
         return Scores(
@@ -138,6 +154,22 @@ class EnginePool:
             runtime=status.runtime,
             failure=scored.failure,
         )
+
+    async def encode(self, model: str, ask: frames.Encode, left_ms: float) -> frames.Encoded:
+        """Return the rows or spans of some texts. Problems end in ``failure``; cancelling cancels."""
+        try:
+            found = await self._supervisor(model)
+        except OutriderError as error:
+            return frames.Encoded(id=0, failure=Failure(FailureKind.REJECTED, str(error), "model"))
+        if found.format is not ModelFormat.ONNX_ENCODER:
+            reason = f"model {model} writes; it is no encoder"
+            return frames.Encoded(id=0, failure=Failure(FailureKind.REJECTED, reason, "model"))
+        return await found.encode(ask, left_ms)
+
+    def encoder(self, name: str) -> EncoderTraits | None:
+        """Return what a loaded encoder gives; None for any other model, or one that was not loaded yet."""
+        model = self._models.get(name)
+        return model.traits.encoder if model is not None and model.traits is not None else None
 
     async def make_ready(self, name: str) -> None:
         """Have a model loaded; return when it can answer. Raises OutriderError when it cannot."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from agent.engine import frames
-from agent.types import DraftingMode
+from agent.types import DraftingMode, Failure, FailureKind, ModelFormat
 
 if TYPE_CHECKING:
     from agent.engine.label_scores import LabelScorer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 16
 EXIT_BROKEN = 70
 # Read by native libraries when they load: no gdb on an abort, no second pool of threads for numpy.
-NATIVE_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
+NATIVE_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 Inbox = queue.SimpleQueue[frames.Command]
 
@@ -44,6 +44,14 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ.update(NATIVE_ENVIRONMENT)
     _send(output, frames.Hello(frames.PROTOCOL, os.getpid()))
+    inbox: Inbox = queue.SimpleQueue()
+    reader = frames.command_reader()
+    load = _first_command(reader, inbox)
+    if not isinstance(load, frames.Load):
+        return EXIT_BROKEN
+    threading.Thread(target=_read_commands, args=(reader, inbox), name="frames", daemon=True).start()
+    if load.model.format is ModelFormat.ONNX_ENCODER:
+        return _encode(load, inbox, output)
     # Importing is our own code and a pinned package; what is not trusted is the model.
     from agent.engine import confinement
     from agent.engine.drafting import Drafting
@@ -54,12 +62,6 @@ def main(arguments: Sequence[str]) -> int:
 
     module, _, name = RUNTIMES["llama.cpp"].partition(":")
     runtime_type = getattr(importlib.import_module(module), name)
-    inbox: Inbox = queue.SimpleQueue()
-    reader = frames.command_reader()
-    load = _first_command(reader, inbox)
-    if not isinstance(load, frames.Load):
-        return EXIT_BROKEN
-    threading.Thread(target=_read_commands, args=(reader, inbox), name="frames", daemon=True).start()
     started = time.monotonic()
     try:
         in_force = confinement.confine() if load.confine else ()
@@ -88,6 +90,26 @@ def main(arguments: Sequence[str]) -> int:
     return _serve(runtime, scheduler, scorer, prefixes, inbox, output)
 
 
+def _encode(load: frames.Load, inbox: Inbox, output: int) -> int:
+    """Serve an encoder. Returns the exit status when it cannot be loaded."""
+    from agent.engine import confinement, encoder_worker
+    from agent.engine.runtime import ModelUnloadable
+
+    def send(event: frames.Event) -> None:
+        _send(output, event)
+
+    try:
+        in_force = confinement.confine() if load.confine else ()
+        runtime = encoder_worker.load(load, in_force, send)
+    except OSError as error:
+        send(frames.LoadFailed(f"the worker cannot lock itself in: {error}; see engine.confine"))
+        return EXIT_BROKEN
+    except ModelUnloadable as error:
+        send(frames.LoadFailed(str(error)))
+        return EXIT_BROKEN
+    return encoder_worker.serve(runtime, inbox, send)
+
+
 def _serve(
     runtime: Runtime,
     scheduler: Scheduler,
@@ -104,6 +126,9 @@ def _serve(
                     scheduler.submit(ask)
                 case frames.Score() as ask:
                     scorer.submit(ask)
+                case frames.Encode(id=request_id):
+                    refusal = Failure(FailureKind.REJECTED, "the model writes; it is no encoder", "model")
+                    _send(output, frames.Step(encoded=(frames.Encoded(id=request_id, failure=refusal),)))
                 case frames.Cancel(request_id):
                     scheduler.cancel(request_id)
                     scorer.cancel(request_id)

@@ -27,6 +27,7 @@ class EncoderTraits(msgspec.Struct, frozen=True, kw_only=True):
     task: EncoderTask
     width: int  # numbers of a row: of a vector, or one a label
     labels: tuple[str, ...] = ()
+    several: bool = False  # whether more than one label may fit
     most_tokens: int  # of one input, with its marks
     dimensions: tuple[int, ...] = ()  # shorter vectors that it was trained for
 

@@ -34,6 +34,12 @@ from agent.types import ModelFile, ModelFormat
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
+# What a runtime makes of the models of a format.
+_SERVED_TASKS = {
+    ModelFormat.GGUF: frozenset({"chat", "complete"}),
+    ModelFormat.ONNX_ENCODER: frozenset({"embed", "classify", "rerank", "tag"}),
+}
+
 
 class ModelStore:
     """The store of one data directory. Blocking; several threads or processes may use it at once."""
@@ -129,8 +135,7 @@ class ModelStore:
 
     def served(self) -> tuple[ModelEntry, ...]:
         """Return those that a runtime can read and that need no pull first."""
-        texts = {"chat", "complete"}
-        ready = (entry for entry in self.list() if entry.format is ModelFormat.GGUF and texts & {*entry.tasks})
+        ready = (entry for entry in self.list() if _SERVED_TASKS.get(entry.format, frozenset()) & {*entry.tasks})
         return tuple(entry for entry in ready if entry.state is not ModelState.MISSING)
 
     def show(self, name: str) -> ModelEntry:
