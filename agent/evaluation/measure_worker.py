@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from agent.evaluation.strain import wait_while_strained
 from agent.models.quality import TextFigures
+from agent.strain import wait_while_strained
 from agent.types import DraftingMode, ModelFile
 
 EXIT_BROKEN = 1

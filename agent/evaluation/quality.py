@@ -16,10 +16,10 @@ from agent.engine.supervisor import EnginePool
 from agent.errors import EngineFailed, InvalidRequest
 from agent.evaluation import instructions, measure_worker, needles
 from agent.evaluation.measure_worker import Text
-from agent.evaluation.strain import wait_while_strained
 from agent.identifiers import uuid7
 from agent.models.quality import Needles, Quality, Speed, TextFigures
 from agent.settings import EngineSettings
+from agent.strain import wait_while_strained
 from agent.types import Delta, Generation, InferenceRequest, Message, ModelFile, Sampling
 
 SHIPPED = "shipped text"

@@ -8,10 +8,10 @@ from agent.errors import ModelRejected
 from agent.evaluation import needles
 from agent.evaluation.instructions import INSTRUCTIONS
 from agent.evaluation.quality import shipped_text
-from agent.evaluation.strain import wait_while_strained
 from agent.models.artifact import StoredFile, StoredModel
 from agent.models.quality import Estimate, Needles, Quality, Speed, TextFigures
 from agent.models.serving import served
+from agent.strain import wait_while_strained
 from agent.types import ModelFormat
 
 DIGEST = "a" * 64
