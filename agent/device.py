@@ -154,7 +154,7 @@ def _battery() -> tuple[float, bool] | None:
         return None
     try:
         seen = psutil.sensors_battery()
-    except OSError:
+    except (OSError, ValueError):
         return None  # some drivers offer a battery and then fail to read it
     if seen is None:
         return None

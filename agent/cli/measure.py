@@ -50,7 +50,8 @@ def measure(
     Perplexity on a text that comes with this program, and how far the model is from its source
     (KL divergence, same likeliest token); 20 direct instructions through the template that
     serves; facts found in prompts of growing length; speed and memory. A model below the floor
-    is not served afterwards: the exit code is then 65. Takes minutes.
+    is not served afterwards: the exit code is then 65. Takes minutes; a call that was stopped goes
+    on where it was when it is given again.
 
     Example:  outrider measure smollm2-135m-instruct
     """
@@ -69,6 +70,7 @@ def measure(
         texts=(evaluation.shipped_text(), *read),
         engine=invocation.settings.engine,
         longest_context=longest_context or invocation.settings.engine.context_tokens,
+        kept=store.blobs.root / evaluation.KEPT_FOLDER,
     )
     found = evaluation.measure(plan, notice, now_ms=time.time_ns() // 1_000_000)
     store.note(model, quality=found)

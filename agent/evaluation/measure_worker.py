@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from agent.evaluation.window import Window
 from agent.models.quality import TextFigures
 from agent.strain import wait_while_strained
 from agent.types import DraftingMode, ModelFile
@@ -26,6 +27,7 @@ class Text(msgspec.Struct, frozen=True):
 
     name: str
     text: str
+    done: tuple[Window, ...] = ()  # of it, read before
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,13 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     done: int
     total: int
     text: str
+
+
+class Read(msgspec.Struct, frozen=True, tag="read"):
+    """A part of a text is done."""
+
+    text: int  # which one, from 0
+    window: Window
 
 
 class Paused(msgspec.Struct, frozen=True, tag="paused"):
@@ -65,7 +74,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-Event = Progress | Paused | Result | Failed
+Event = Progress | Read | Paused | Result | Failed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -122,7 +131,10 @@ def _measure(order: Order, send: Callable[[Event], None]) -> Result:
     reference = loaded(order.reference) if order.reference else None
     figures = []
     remark = ""
-    for text in order.texts:
+    for number, text in enumerate(order.texts):
+
+        def keep(window: Window, number: int = number) -> None:
+            send(Read(number, window))
 
         def tell(done: int, total: int, name: str = text.name) -> None:
             send(Progress(done, total, name))
@@ -130,11 +142,11 @@ def _measure(order: Order, send: Callable[[Event], None]) -> Result:
 
         try:
             try:
-                figures.append(predict(text.name, text.text, model, reference, tell))
+                figures.append(predict(text.name, text.text, model, reference, tell, done=text.done, keep=keep))
             except NoCommonVocabulary:
                 remark = f"{order.model.name} and {order.reference.name if order.reference else ''} cut text into different tokens"
                 reference = None
-                figures.append(predict(text.name, text.text, model, None, tell))
+                figures.append(predict(text.name, text.text, model, None, tell, done=text.done, keep=keep))
         except ValueError as error:
             raise _Unmeasurable(str(error)) from error
     return Result(tuple(figures), remark)

@@ -12,6 +12,7 @@ from agent.types import Message
 
 ANSWER_TOKENS = 16
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+PROBE_SENTENCES = 4
 _ROOM_TOKENS = 64  # for question, template and answer
 _SENTENCES = (
     "The road runs along the river and past the old mill.",
@@ -40,10 +41,20 @@ class Question(msgspec.Struct, frozen=True):
     depth: float
 
 
+def probes() -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """Return two prompts, one ``PROBE_SENTENCES`` longer than the other: how many tokens has a sentence?"""
+    short, long = _filler(1), _filler(1 + PROBE_SENTENCES)
+    return (Message("user", " ".join(short)),), (Message("user", " ".join(long)),)
+
+
+def _filler(count: int) -> list[str]:
+    return [_SENTENCES[(5 * at + at // len(_SENTENCES)) % len(_SENTENCES)] for at in range(count)]
+
+
 def questions(length: int, tokens_per_sentence: float) -> list[Question]:
     """Return one question per fact, all with the same beginning of about ``length`` tokens."""
     count = max(1, int((length - _ROOM_TOKENS) / tokens_per_sentence) - len(_FACTS))
-    sentences = [_SENTENCES[(5 * at + at // len(_SENTENCES)) % len(_SENTENCES)] for at in range(count)]
+    sentences = _filler(count)
     for place, code, depth in reversed(_FACTS):
         sentences.insert(int(count * depth), f"The code for {place} is {code}.")
     story = " ".join(sentences)

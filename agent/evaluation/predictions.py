@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.engine.runtime import Node, Row, Runtime
+from agent.evaluation.window import WINDOW_TOKENS, Window
 from agent.models.quality import Estimate, TextFigures
 
-WINDOW_TOKENS = 256
 FIRST_COUNTED = 32  # of a window: before it there is too little to go on
 BLOCK_TOKENS = 32  # neighbours depend on each other: they are drawn together
 RESAMPLES = 1000
@@ -32,12 +32,20 @@ class NoCommonVocabulary(Exception):
 
 
 def predict(
-    name: str, text: str, model: Runtime, reference: Runtime | None, tell: Callable[[int, int], None]
+    name: str,
+    text: str,
+    model: Runtime,
+    reference: Runtime | None,
+    tell: Callable[[int, int], None],
+    *,
+    done: Sequence[Window] = (),
+    keep: Callable[[Window], None] = lambda _: None,
 ) -> TextFigures:
     """Return the figures of ``model`` on ``text``.
 
-    ``tell`` is given (positions done, all) after each window. Raises NoCommonVocabulary, and
-    ValueError for a text that is too short.
+    ``tell`` is given (positions done, all) after each window. Windows that are ``done`` are not
+    read again; ``keep`` is given the others. Raises NoCommonVocabulary, and ValueError for a
+    text that is too short.
     """
     tokens = model.label_tokens(text)
     if reference and (reference.vocabulary_size != model.vocabulary_size or reference.label_tokens(text) != tokens):
@@ -45,30 +53,61 @@ def predict(
     if len(tokens) < FIRST_COUNTED + 2 * BLOCK_TOKENS:
         raise ValueError(f"{name} has {len(tokens)} tokens; at least {FIRST_COUNTED + 2 * BLOCK_TOKENS} are needed")
     opening = _opening(model)
+    known = {window.begin: window for window in done}
+    windows: list[Window] = []
+    for begin in range(0, len(tokens), WINDOW_TOKENS):
+        window = known.get(begin)
+        if window is None:
+            window = _read(begin, [*opening, *tokens[begin : begin + WINDOW_TOKENS]], model, reference)
+            keep(window)
+        windows.append(window)
+        if window.damaged:
+            return _damaged(name, sum(len(one.surprise) for one in windows), "the model computes no numbers (NaN)")
+        tell(min(begin + WINDOW_TOKENS, len(tokens)), len(tokens))
+    return _figures(name, windows)
+
+
+def _read(begin: int, tokens: Sequence[int], model: Runtime, reference: Runtime | None) -> Window:
     surprise: list[float] = []
     reference_surprise: list[float] = []
     divergence: list[float] = []
-    agreement: list[float] = []
-    likeliest: Counter[int] = Counter()
+    agreement: list[bool] = []
+    likeliest: list[int] = []
     text_bytes = 0
-    for begin in range(0, len(tokens), WINDOW_TOKENS):
-        window = [*opening, *tokens[begin : begin + WINDOW_TOKENS]]
-        for at, row, other in _rows(window, model, reference):
-            if at < FIRST_COUNTED:
-                continue
-            logprobs = _log_softmax(row)
-            if logprobs is None:
-                return _damaged(name, len(surprise), "the model computes no numbers (NaN)")
-            following = window[at + 1]
-            surprise.append(-float(logprobs[following]))
-            text_bytes += len(model.piece(following))
-            likeliest[best := int(logprobs.argmax())] += 1
-            if other is not None and (expected := _log_softmax(other)) is not None:
-                reference_surprise.append(-float(expected[following]))
-                divergence.append(max(0.0, float(np.exp(expected) @ (expected - logprobs))))
-                agreement.append(float(best == int(expected.argmax())))
-        tell(min(begin + WINDOW_TOKENS, len(tokens)), len(tokens))
-    bits_per_byte = sum(surprise) / math.log(2) / max(1, text_bytes)
+    damaged = False
+    for at, row, other in _rows(tokens, model, reference):
+        if at < FIRST_COUNTED:
+            continue
+        logprobs = _log_softmax(row)
+        if damaged := logprobs is None:
+            break
+        following = tokens[at + 1]
+        surprise.append(-float(logprobs[following]))
+        text_bytes += len(model.piece(following))
+        likeliest.append(best := int(logprobs.argmax()))
+        if other is not None and (expected := _log_softmax(other)) is not None:
+            reference_surprise.append(-float(expected[following]))
+            divergence.append(max(0.0, float(np.exp(expected) @ (expected - logprobs))))
+            agreement.append(best == int(expected.argmax()))
+    return Window(
+        begin=begin,
+        surprise=tuple(surprise),
+        reference_surprise=tuple(reference_surprise),
+        divergence=tuple(divergence),
+        agreement=tuple(agreement),
+        likeliest=tuple(likeliest),
+        bytes=text_bytes,
+        damaged=damaged,
+    )
+
+
+def _figures(name: str, windows: Sequence[Window]) -> TextFigures:
+    surprise = [value for window in windows for value in window.surprise]
+    reference_surprise = [value for window in windows for value in window.reference_surprise]
+    divergence = [value for window in windows for value in window.divergence]
+    agreement = [float(value) for window in windows for value in window.agreement]
+    likeliest = Counter(token for window in windows for token in window.likeliest)
+    bits_per_byte = sum(surprise) / math.log(2) / max(1, sum(window.bytes for window in windows))
     return TextFigures(
         name=name,
         tokens=len(surprise),

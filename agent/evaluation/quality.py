@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
+from pathlib import Path
 
 import msgspec
 
-from agent import device, executable
+from agent import __version__, device, executable
 from agent.engine.supervisor import EnginePool
 from agent.errors import EngineFailed, InvalidRequest
 from agent.evaluation import instructions, measure_worker, needles
 from agent.evaluation.measure_worker import Text
+from agent.evaluation.steps import Steps, kept_steps
+from agent.evaluation.window import WINDOW_TOKENS, Window
 from agent.identifiers import uuid7
 from agent.models.quality import Needles, Quality, Speed, TextFigures
 from agent.settings import EngineSettings
@@ -23,9 +28,9 @@ from agent.strain import wait_while_strained
 from agent.types import Delta, Generation, InferenceRequest, Message, ModelFile, Sampling
 
 SHIPPED = "shipped text"
+KEPT_FOLDER = "measuring"  # of the store: steps of measurements that are not finished
 SPEED_PROMPT_TOKENS = 256
 SPEED_ANSWER_TOKENS = 64
-_TOKENS_PER_SENTENCE = 13.0  # a first guess
 
 Tell = Callable[[str], None]
 
@@ -38,6 +43,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     texts: tuple[Text, ...]
     engine: EngineSettings
     longest_context: int  # of the needles, tokens
+    kept: Path | None = None  # folder for finished steps, so that a measurement that was stopped goes on
 
 
 def shipped_text() -> Text:
@@ -47,8 +53,11 @@ def shipped_text() -> Text:
 
 def measure(plan: Plan, tell: Tell, *, now_ms: int) -> Quality:
     """Measure. Minutes of work; raises OutriderError when the model cannot be loaded or asked."""
-    answers = asyncio.run(_ask(plan, tell))
-    texts = read_texts(plan, tell)
+    with kept_steps(plan.kept, _conditions(plan)) if plan.kept else contextlib.nullcontext(Steps()) as steps:
+        if len(steps):
+            tell(f"going on where it was stopped: {len(steps)} steps are done")
+        answers = asyncio.run(_ask(plan, tell, steps))
+        texts = read_texts(plan, tell, steps)
     return Quality(
         digest=plan.model.sha256,
         measured_at_ms=now_ms,
@@ -64,12 +73,36 @@ def measure(plan: Plan, tell: Tell, *, now_ms: int) -> Quality:
     )
 
 
-def read_texts(plan: Plan, tell: Tell) -> tuple[TextFigures, ...]:
-    """Have a child read the texts with the model, beside the reference if there is one."""
+def _conditions(plan: Plan) -> list[str]:
+    """Return what decides the outcome of a step: under other conditions it is done anew."""
+    model = plan.model
+    told = [model.sha256, model.chat_template or "", model.system_prompt or "", str(model.context_tokens)]
+    told += [plan.reference.sha256 if plan.reference else "", str(plan.longest_context), str(plan.engine.threads)]
+    return [*told, device.profile().cpu_model, __version__]
+
+
+def _window_step(text: str, begin: int) -> str:
+    return f"window {hashlib.sha256(text.encode()).hexdigest()[:16]} {begin}"
+
+
+def _done(text: Text, steps: Steps) -> Text:
+    """Return the text with what was read of it before."""
+    found: list[Window] = []
+    while (window := steps.found(_window_step(text.text, len(found) * WINDOW_TOKENS), Window)) is not None:
+        found.append(window)
+    return Text(text.name, text.text, tuple(found))
+
+
+def read_texts(plan: Plan, tell: Tell, steps: Steps | None = None) -> tuple[TextFigures, ...]:
+    """Have a child read the texts with the model, beside the reference if there is one.
+
+    Windows are kept with ``steps``, and not read again.
+    """
+    steps = Steps() if steps is None else steps
     order = measure_worker.Order(
         model=plan.model,
         reference=plan.reference,
-        texts=plan.texts,
+        texts=tuple(_done(text, steps) for text in plan.texts),
         threads=plan.engine.threads or device.profile().decode_threads,
         confine=plan.engine.confine,
     )
@@ -92,6 +125,8 @@ def read_texts(plan: Plan, tell: Tell) -> tuple[TextFigures, ...]:
                 match msgspec.json.decode(line, type=measure_worker.Event):
                     case measure_worker.Progress(done, total, name):
                         tell(f"{name}: {done} of {total} tokens read")
+                    case measure_worker.Read(number, window):
+                        steps.keep(_window_step(plan.texts[number].text, window.begin), window)
                     case measure_worker.Paused(reason):
                         tell(f"paused: {reason}")
                     case measure_worker.Failed(message):
@@ -117,7 +152,7 @@ class _Answers(msgspec.Struct):
     speed: Speed
 
 
-async def _ask(plan: Plan, tell: Tell) -> _Answers:
+async def _ask(plan: Plan, tell: Tell, steps: Steps) -> _Answers:
     """Ask the worker that serves, alone: its speed and memory are measured, too."""
     context = min(plan.longest_context, plan.model.context_tokens)
     engine = msgspec.structs.replace(plan.engine, parallel=1, context_tokens=context, idle_unload_s=0.0)
@@ -126,12 +161,19 @@ async def _ask(plan: Plan, tell: Tell) -> _Answers:
     try:
         followed = 0
         for number, instruction in enumerate(instructions.INSTRUCTIONS, 1):
-            answer = await asking.ask((Message("user", instruction.question),), instructions.ANSWER_TOKENS)
-            followed += instruction.is_followed_by(answer.text)
+            is_followed = steps.found(f"instruction {number}", bool)
+            if is_followed is None:
+                answer = await asking.ask((Message("user", instruction.question),), instructions.ANSWER_TOKENS)
+                is_followed = instruction.is_followed_by(answer.text)
+                steps.keep(f"instruction {number}", is_followed)
+            followed += is_followed
             tell(f"instructions: {number} of {len(instructions.INSTRUCTIONS)} asked, {followed} followed")
-        speed = await _speed(asking, pool)
-        found = await _needles(asking, context, tell)
-        return _Answers(pool.status()[plan.model.name].runtime, followed, found, speed)
+        if (speed := steps.found("speed", Speed)) is None:
+            speed = await _speed(asking, pool)
+            steps.keep("speed", speed)
+            steps.keep("runtime", pool.status()[plan.model.name].runtime)
+        found = await _needles(asking, context, tell, steps)
+        return _Answers(steps.found("runtime", str) or "", followed, found, speed)
     finally:
         await pool.stop(0)
 
@@ -186,22 +228,34 @@ async def _speed(asking: _Asking, pool: EnginePool) -> Speed:
     )
 
 
-async def _needles(asking: _Asking, context: int, tell: Tell) -> tuple[Needles, ...]:
+async def _needles(asking: _Asking, context: int, tell: Tell, steps: Steps) -> tuple[Needles, ...]:
     found: list[Needles] = []
-    per_sentence = _TOKENS_PER_SENTENCE
+    per_sentence = steps.found("tokens per sentence", float)
+    if per_sentence is None:
+        short, long = [await asking.ask(probe, 1) for probe in needles.probes()]
+        per_sentence = (long.prompt_tokens - short.prompt_tokens) / needles.PROBE_SENTENCES
+        steps.keep("tokens per sentence", per_sentence)
     for length in [length for length in needles.LENGTHS if length <= context]:
-        hits = prompt_tokens = 0
-        asked = needles.questions(length, per_sentence)
-        for question in asked:
-            answer = await asking.ask(question.messages, needles.ANSWER_TOKENS)
-            prompt_tokens = max(prompt_tokens, answer.prompt_tokens)
-            hits += question.answer in answer.text
-        found.append(Needles(prompt_tokens, hits, len(asked)))
-        tell(f"needles: {hits} of {len(asked)} found in {prompt_tokens} tokens")
-        if not found[-1].passed:
+        known = steps.found(f"needles {length}", Needles)
+        if known is None:
+            known = await _needles_of(length, per_sentence, asking)
+            steps.keep(f"needles {length}", known)
+        found.append(known)
+        tell(f"needles: {known.found} of {known.asked} found in {known.prompt_tokens} tokens")
+        if not known.passed:
             break
-        per_sentence *= max(1.0, prompt_tokens / (length - needles.ANSWER_TOKENS - 8))
+        per_sentence *= max(1.0, known.prompt_tokens / (length - needles.ANSWER_TOKENS - 8))  # facts and template, too
     return tuple(found)
+
+
+async def _needles_of(length: int, per_sentence: float, asking: _Asking) -> Needles:
+    hits = prompt_tokens = 0
+    asked = needles.questions(length, per_sentence)
+    for question in asked:
+        answer = await asking.ask(question.messages, needles.ANSWER_TOKENS)
+        prompt_tokens = max(prompt_tokens, answer.prompt_tokens)
+        hits += question.answer in answer.text
+    return Needles(prompt_tokens, hits, len(asked))
 
 
 def reference_problem(model: ModelFile, reference: ModelFile) -> InvalidRequest | None:

@@ -6,7 +6,7 @@ import numpy as np
 from fakes.gguf import ARRAY, F32, I32, STRING, U32, encode, text
 
 WIDTH, HIDDEN, HEADS, KV_HEADS, LAYERS = 256, 512, 4, 2, 2
-WORDS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁a", "▁the", "e", "s", "t"]
+WORDS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁a", "▁the", "e", "s", "t"]
 _KINDS = {"F32": (0, "<f4"), "F16": (1, "<f2")}
 
 
@@ -25,7 +25,7 @@ def metadata(architecture="llama", **changes):
         "tokenizer.ggml.model": (STRING, "llama"),
         "tokenizer.ggml.tokens": (ARRAY, (STRING, WORDS)),
         "tokenizer.ggml.scores": (ARRAY, (F32, [0.0] * len(WORDS))),
-        "tokenizer.ggml.token_type": (ARRAY, (I32, [2, 3, 3, *[6] * 256, *[1] * 5])),
+        "tokenizer.ggml.token_type": (ARRAY, (I32, [2, 3, 3, *[6] * 256, *[1] * 6])),
     }
     return values | changes
 
@@ -49,8 +49,11 @@ def shapes():
     return found
 
 
-def write(path, *, kind="F16", architecture="llama", seed=1):
-    """Write the file; matrices are of ``kind``, vectors F32."""
+TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+
+
+def write(path, *, kind="F16", architecture="llama", seed=1, chats=False):
+    """Write the file; matrices are of ``kind``, vectors F32; with a chat template if it ``chats``."""
     random = np.random.default_rng(seed)
     table, data = b"", b""
     for name, shape in shapes().items():
@@ -59,7 +62,7 @@ def write(path, *, kind="F16", architecture="llama", seed=1):
         table += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), number, len(data))
         raw = values.astype(form).tobytes()
         data += raw + b"\0" * (-len(raw) % 32)
-    head = metadata(architecture)
+    head = metadata(architecture, **({"tokenizer.chat_template": (STRING, TEMPLATE)} if chats else {}))
     out = b"GGUF" + struct.pack("<IQQ", 3, len(shapes()), len(head))
     out += b"".join(text(key) + struct.pack("<I", kind) + encode(kind, value) for key, (kind, value) in head.items())
     out += table

@@ -46,6 +46,13 @@ def battery(tmp_path):
     return folder / "capacity"
 
 
+def charge(capacity, percent):
+    """Let the kernel's file say something else, at once."""
+    fresh = capacity.with_name("fresh")
+    fresh.write_text(f"{percent}\n")
+    fresh.replace(capacity)
+
+
 def command_of(battery):
     return [sys.executable, "-c", CHILD.format(battery=str(battery.parents[1]))]
 
@@ -58,7 +65,7 @@ def test_quantize_waits_for_the_battery_and_says_so(tmp_path, battery, monkeypat
     def follow(progress):
         seen.append(progress.step)
         if progress.step.startswith("paused"):
-            battery.write_text("80\n")
+            charge(battery, 80)
 
     source = tiny_gguf.write(tmp_path / "Tiny F16.gguf")
     wish = Wish(source=str(source), recipe="gguf-q8_0", importance="none")
@@ -86,12 +93,12 @@ def test_a_program_that_cannot_be_asked_is_suspended_and_resumed():
 @pytest.mark.skipif(not hasattr(psutil, "sensors_battery"), reason="psutil reads no battery on this system")
 def test_a_suspended_program_ends_with_the_one_who_asked(battery):
     job = Job(recipe="program", source="", folder="", output="", threads=1)
-    battery.write_text("80\n")
+    charge(battery, 80)
     with subprocess.Popen(command_of(battery), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         worker.stdin.write(msgspec.json.encode(job) + b"\n")
         worker.stdin.flush()
         program = psutil.Process(int(msgspec.json.decode(worker.stdout.readline())["step"]))
-        battery.write_text("12\n")
+        charge(battery, 12)
         assert msgspec.json.decode(worker.stdout.readline())["step"] == "paused: the battery is at 12 %"
         assert until_stopped(program.pid)
         worker.stdin.close()

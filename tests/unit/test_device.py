@@ -106,9 +106,10 @@ def test_heat_of_the_processor(monkeypatch, tmp_path, chips, hottest, strained):
     assert bool(seen.strain) is strained
 
 
-def test_sensors_that_cannot_be_read(monkeypatch, tmp_path):
+@pytest.mark.parametrize("error", [OSError("no data"), ValueError("invalid literal for int()")])
+def test_sensors_that_cannot_be_read(monkeypatch, tmp_path, error):
     def fail():
-        raise OSError("no data")
+        raise error
 
     monkeypatch.setattr(device.psutil, "sensors_temperatures", fail, raising=False)
     monkeypatch.setattr(device.psutil, "sensors_battery", fail, raising=False)
