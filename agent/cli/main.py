@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "queue": ("agent.cli.queue:queue", "See and steer what waits to leave the device."),
     "egress": ("agent.cli.egress:egress", "See what has left the device."),
     "target": ("agent.cli.target:target", "Say where requests may be escalated to."),
-    "models": ("agent.cli.models:models", "See and check the installed models."),
+    "models": ("agent.cli.models:models", "See, check and remove the installed models."),
     "measure": (
         "agent.cli.measure:measure",
         "Measure what MODEL is worth on this device, and keep the result with it.",

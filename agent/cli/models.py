@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.clearing import gc, rm
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import emit_json, notice, size, table
 from agent.cli.promotion import promote, rollback
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
 @click.group()
 def models() -> None:
-    """See and check the installed models."""
+    """See, check and remove the installed models."""
 
 
 models.add_command(promote)
 models.add_command(rollback)
+models.add_command(rm)
+models.add_command(gc)
 
 
 @models.command(name="list")

@@ -22,6 +22,7 @@ import msgspec
 
 from agent.errors import DiskFull, EngineFailed, InvalidRequest, WrongState
 from agent.models.blobs import write_durably
+from agent.models.holding import held
 
 FOLDER = "build-envs"
 PINS = (
@@ -93,8 +94,14 @@ class BuildEnvironment:
                 "--offline needs --find-links with a folder of wheels and the source of llama-cpp-python"
             )
         python = find_python()
+        self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = self.root.with_name(f"{self.root.name}.lock")
+        with held(lock, "the environment is being made by another call; wait for it"):
+            self._make(python, say, offline=offline, find_links=find_links)
+
+    def _make(self, python: Path, say: Say, *, offline: bool, find_links: Path | None) -> None:
         self.remove()
-        self.root.mkdir(mode=0o700, parents=True)
+        self.root.mkdir(mode=0o700)
         if shutil.disk_usage(self.root).free < _NEEDED:
             raise DiskFull(f"{self.root} needs {_NEEDED >> 30} GiB free while it is made")
         index = ["--no-index"] if offline else []

@@ -7,7 +7,6 @@ pull goes on where it was. A model gets its name only after every byte was verif
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import time
@@ -30,6 +29,7 @@ from agent.models.blobs import described
 from agent.models.catalogue import source_text, stored_model
 from agent.models.checkpoint import look
 from agent.models.gguf_check import check_gguf
+from agent.models.interrupted import working_folder
 from agent.models.lock_file import LockedModel, LockFile
 from agent.models.manifest import ModelSpec, PackageSource
 from agent.models.pull_access import hub_endpoint, hub_token, is_offline
@@ -386,16 +386,6 @@ def _folder(store: ModelStore, want: Wanted, revision: str, files: tuple[RemoteF
     """Hold the folder of this download alone. Raises WrongState, OSError."""
     key = hashlib.sha256(msgspec.json.encode([want.source, revision, files])).hexdigest()[:24]
     store.blobs.prepare()
-    place = store.blobs.root / "pulls"
-    place.mkdir(mode=0o700, exist_ok=True)
-    folder = place / key
-    with (place / f"{key}.lock").open("a") as held:
-        if os.name == "posix":
-            import fcntl
-
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise WrongState("the same model is being pulled by another call; wait for it") from error
-        folder.mkdir(mode=0o700, exist_ok=True)
+    busy = "the same model is being pulled by another call; wait for it"
+    with working_folder(store.blobs.root / "pulls", key, busy) as folder:
         yield folder

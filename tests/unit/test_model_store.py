@@ -250,7 +250,7 @@ def test_two_models_share_their_blobs(store, tmp_path):
     store.add(model, files)
     store.add(msgspec.structs.replace(model, name="twin"), files)
     assert len(store.blobs.digests()) == 2
-    store.remove("folder")
+    store.forget("folder")
     assert store.resolve("twin").sha256 == model.digest
     with pytest.raises(ModelNotFound):
         store.resolve("folder")
@@ -305,7 +305,7 @@ def test_a_damaged_record_of_a_packaged_model_is_made_anew(store, tmp_path):
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "", ".", ".hidden", "a\\b"])
 def test_a_name_is_never_a_path(store, name):
-    for verb in (store.resolve, store.show, store.verify, store.remove):
+    for verb in (store.resolve, store.show, store.verify, store.forget):
         with pytest.raises(ModelNotFound):
             verb(name)
 

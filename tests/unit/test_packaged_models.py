@@ -135,7 +135,7 @@ def test_a_licence_is_accepted_before_the_first_use(tmp_path, site):
     assert LockFile(tmp_path / "data").get("cut").accepted_at_ms
     assert store.resolve("cut").name == "cut"
 
-    store.remove("cut")
+    store.forget("cut")
     pull(store, PullSettings(), Wish(given="cut"), _not_asked, lambda _: None)
 
 

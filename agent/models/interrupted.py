@@ -1,0 +1,84 @@
+"""What calls that were stopped have left: folders of pulls and makings, each with a lock beside it.
+
+``<place>/<key>`` holds the files that are there so far, ``<place>/<key>.lock`` is held by the
+call that works on them. The same call goes on there when it is given again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from agent.errors import WrongState
+from agent.models.holding import held
+
+KEPT_S = 7 * 86_400  # what is older is not expected to go on
+
+
+class Interrupted(msgspec.Struct, frozen=True):
+    """A folder that nobody works on."""
+
+    path: Path
+    bytes: int
+    idle_s: float  # since something was written into it
+
+    @property
+    def old(self) -> bool:
+        return self.idle_s > KEPT_S
+
+
+@contextmanager
+def working_folder(place: Path, key: str, busy: str) -> Iterator[Path]:
+    """Hold the folder of one piece of work alone. Raises WrongState(``busy``), OSError."""
+    place.mkdir(mode=0o700, exist_ok=True)
+    folder = place / key
+    with held(_lock_of(folder), busy):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        yield folder
+
+
+def interrupted(place: Path) -> list[Interrupted]:
+    """Return the folders of a place that nobody works on now, the largest first."""
+    found = []
+    for folder in sorted(place.glob("*")):
+        if not folder.is_dir():
+            continue
+        try:
+            with held(_lock_of(folder), "in use"):
+                found.append(_seen(folder))
+        except WrongState:
+            continue
+    return sorted(found, key=lambda one: one.bytes, reverse=True)
+
+
+def remove_interrupted(folder: Path) -> bool:
+    """Remove a folder and its lock, unless somebody works on it: then return False."""
+    try:
+        with held(_lock_of(folder), "in use"):
+            shutil.rmtree(folder)
+            _lock_of(folder).unlink()
+    except (WrongState, FileNotFoundError):
+        return False
+    return True
+
+
+def sweep(place: Path) -> None:
+    """Remove what is old; other work goes on whatever becomes of that."""
+    for one in interrupted(place):
+        if one.old:
+            remove_interrupted(one.path)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _seen(folder: Path) -> Interrupted:
+    files = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
+    touched = max((seen.st_mtime for seen in (folder.lstat(), *files)), default=0.0)
+    return Interrupted(folder, sum(seen.st_size for seen in files), time.time() - touched)
