@@ -12,12 +12,24 @@ import msgspec
 import psutil
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
+_CPU_INFO = Path("/proc/cpuinfo")
 _CGROUP_SELF = Path("/proc/self/cgroup")
 _THERMAL = Path("/sys/class/thermal")
 
 LOW_BATTERY_PERCENT = 30.0
 HOT_CELSIUS = 95.0  # of a sensor that names no limit of its own
 _PROCESSOR_SENSOR = re.compile(r"cpu|core|k10temp|zenpower|pkg|soc", re.IGNORECASE)
+# What makes quantized weights fast, and how Linux calls it on x86_64 and aarch64.
+_CPU_FEATURES = {
+    "avx2": {"avx2"},
+    "avx512": {"avx512f"},
+    "vnni": {"avx512_vnni", "avx_vnni"},
+    "bf16": {"avx512_bf16", "bf16"},
+    "neon": {"asimd", "neon"},
+    "dotprod": {"asimddp"},
+    "i8mm": {"i8mm"},
+    "sve": {"sve"},
+}
 # What the kernel slows down or sends to sleep to cool the processor.
 _PROCESSOR_BRAKE = re.compile(r"processor|cpufreq|cpuidle|powerclamp", re.IGNORECASE)
 
@@ -28,12 +40,13 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     system: str  # Linux, Darwin, Windows
     machine: str  # x86_64, aarch64
     cpu_model: str  # "" where the system does not say
+    cpu_features: tuple[str, ...]  # of those that matter here; empty where the system does not say
     logical_cores: int
     physical_cores: int
     usable_cores: float  # after CPU affinity and the control group's quota
     memory_total: int
     memory_available: int
-    memory_limit: int | None  # of the control group
+    memory_limit: int | None  # of the control group, or of the address space of each process
     memory_left: int | None  # of that limit, what is not in use yet
     load_1min: float | None  # runnable tasks, mean of one minute
     battery_percent: float | None  # None: there is no battery
@@ -43,6 +56,11 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     def memory_usable(self) -> int:
         """Bytes that a new process could take now."""
         return self.memory_available if self.memory_left is None else min(self.memory_available, self.memory_left)
+
+    @property
+    def kind(self) -> str:
+        """What measurements of speed hold for: processor and threads."""
+        return f"{self.cpu_model or self.machine}, {self.decode_threads} threads"
 
     @property
     def decode_threads(self) -> int:
@@ -122,13 +140,18 @@ def profile() -> DeviceProfile:
     """Look at the machine. Takes about a millisecond; never raises for what cannot be read."""
     logical = psutil.cpu_count(logical=True) or 1
     quota, limit, left = _cgroup_limits(_CGROUP_ROOT, _CGROUP_SELF)
+    address_space = _address_space()
+    if address_space and (left is None or address_space[1] < left):
+        limit, left = address_space
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
     memory = psutil.virtual_memory()
     battery = _battery()
+    cpu_model, cpu_features = _processor(_CPU_INFO)
     return DeviceProfile(
         system=platform.system(),
         machine=platform.machine(),
-        cpu_model=_cpu_model(),
+        cpu_model=cpu_model,
+        cpu_features=cpu_features,
         logical_cores=logical,
         physical_cores=psutil.cpu_count(logical=False) or logical,
         usable_cores=min(float(allowed), quota if quota is not None else float(allowed)),
@@ -162,15 +185,29 @@ def _battery() -> tuple[float, bool] | None:
     return float(seen.percent), seen.power_plugged is not False
 
 
-def _cpu_model() -> str:
+def _processor(info: Path) -> tuple[str, tuple[str, ...]]:
+    """Return name and features of the first processor."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in {"model name", "Model"}:
-                return value.strip()
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        pass  # not Linux
-    return platform.processor()
+        return platform.processor(), ()  # not Linux
+    said: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        said.setdefault(name.strip(), value.strip())
+    flags = set((said.get("flags") or said.get("Features") or "").split())
+    features = tuple(name for name, signs in _CPU_FEATURES.items() if signs & flags)
+    return said.get("model name") or said.get("Model") or platform.processor(), features
+
+
+def _address_space() -> tuple[int, int] | None:
+    """Return the limit of this process's address space (``ulimit -v``) and what is left of it; None: there is none."""
+    if os.name != "posix":
+        return None
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else (limit, max(0, limit - psutil.Process().memory_info().vms))
 
 
 def _cgroup_limits(root: Path, own: Path) -> tuple[float | None, int | None, int | None]:

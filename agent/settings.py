@@ -63,6 +63,9 @@ class EngineSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
         DraftingMode,
         Meta(description="Guess tokens from the prompt and verify several at once: auto (where it pays), or off."),
     ] = DraftingMode.AUTO
+    memory_mib: Annotated[
+        int, Meta(ge=0, le=1 << 24, description="Most memory of one model's worker, MiB; 0: what is free.")
+    ] = 0
     idle_unload_s: Annotated[float, Meta(ge=0, description="Seconds unused until a model unloads; 0: never.")] = 0.0
     waiting_line: Annotated[int, Meta(ge=0, le=10_000, description="Waiting requests; one more is a 429.")] = 32
     threads: Annotated[int, Meta(ge=0, le=256, description="Threads; 0: as the machine has free, step by step.")] = 0

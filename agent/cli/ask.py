@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -106,12 +107,33 @@ def ask(
     if as_json:
         emit_json({**answer, "request": record} if explain else answer)
     else:
-        notice(summary(answer))
+        notice(summary(answer) + demo_label(invocation, answer))
         if record is not None:
             from agent.cli.requests import explanation
 
             notice(explanation(record))
     return 0 if text_of(answer) else NO_TEXT
+
+
+def demo_label(invocation: Invocation, answer: dict[str, Any]) -> str:
+    """Return what to say of an answer by the demo model; at the first one, what would be better."""
+    from agent.models.blobs import write_durably
+    from agent.models.store import open_store
+
+    store = open_store(invocation.data_path)
+    spec = store.manifest.find(str(answer.get("model")))
+    if spec is None or not spec.demo or answer.get("outrider", {}).get("source") != "local":
+        return ""
+    offered = store.blobs.root / "get-offered"
+    if offered.exists() or any(not entry.demo for entry in store.served()):
+        return " (demo model)"
+    with contextlib.suppress(OSError):  # then it is offered once more
+        write_durably(offered, b"")
+    return (
+        " (demo model)\n"
+        "That was the demo model: it shows that things work, and is weak at facts. "
+        "A better one for this device: outrider get"
+    )
 
 
 def request_body(messages: list[dict[str, str]], options: dict[str, Any]) -> dict[str, Any]:
@@ -147,9 +169,11 @@ def print_stream(client: DaemonClient, body: dict[str, Any], timeout_s: float) -
     text: list[str] = []
     refusal = finish_reason = None
     outcome: dict[str, Any] = {}
+    model = ""
     try:
         for event in client.stream("/v1/chat/completions", {**body, "stream": True}, timeout_s):
             outcome = event.get("outrider") or outcome
+            model = event.get("model") or model
             for choice in event.get("choices", ()):
                 finish_reason = choice.get("finish_reason") or finish_reason
                 delta = choice.get("delta") or choice.get("message") or {}
@@ -163,7 +187,7 @@ def print_stream(client: DaemonClient, body: dict[str, Any], timeout_s: float) -
             click.echo()
     message = {"role": "assistant", "content": "".join(text) or None, "refusal": refusal}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
-    return {"choices": [choice], "outrider": outcome}
+    return {"model": model, "choices": [choice], "outrider": outcome}
 
 
 def text_of(answer: dict[str, Any]) -> str:

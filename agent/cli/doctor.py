@@ -10,7 +10,7 @@ from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import emit_json, printable
 
 if TYPE_CHECKING:
-    from agent.cli.findings import Finding
+    from agent.cli.finding import Finding
 
 MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
 PROBLEM_FOUND = 1  # exit code

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from agent import device
 from agent.cli.access import now_ms
 from agent.cli.client import DaemonClient, find_daemon
+from agent.cli.finding import NOTE, OK, PROBLEM, Finding
 from agent.cli.invocation import Invocation
+from agent.cli.machine_findings import machine_findings
 from agent.cli.output import counted, size, span
 from agent.errors import OutriderError
 from agent.models.aliases import DEFAULT, Aliases
@@ -28,24 +28,13 @@ from agent.storage.connection import DATABASE_NAME, SCHEMA_VERSION, SQLITE_FLOOR
 from agent.storage.egress_log import first_bad_row
 from agent.types import EgressPolicy
 
-OK, NOTE, PROBLEM = "ok", "note", "problem"
 DISK_RESERVE_BYTES = 256 << 20  # beside ballast and model: room for the database to grow
 MODEL_MEMORY_FACTOR = 1.6  # weights, context and runtime of a small model, measured on SmolLM2-135M
-BUSY_LOAD_PER_CORE = 2.0
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at. ``level`` is ok, note or problem; a problem has a remedy."""
-
-    level: str
-    subject: str
-    detail: str
-    remedy: str = ""
 
 
 def examine(invocation: Invocation) -> list[Finding]:
     """Look at everything. A look that fails becomes a finding itself."""
-    found = _look("machine", _machine)
+    found = _look("machine", machine_findings)
     try:
         settings = invocation.settings
     except OutriderError as error:
@@ -74,26 +63,6 @@ def _look(subject: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
         return [Finding(PROBLEM, subject, str(error), "do what the line above says, then run doctor again")]
     except OSError as error:
         return [Finding(PROBLEM, subject, f"{error}", "check the permissions of that place")]
-
-
-def _machine() -> Iterator[Finding]:
-    seen = device.profile()
-    power = "" if seen.battery_percent is None else f", battery {seen.battery_percent:.0f} %"
-    yield Finding(
-        OK,
-        "machine",
-        f"{seen.cpu_model or seen.machine}, {seen.physical_cores} cores ({seen.decode_threads} for decoding), "
-        f"{size(seen.memory_total)} memory, {size(seen.memory_usable)} free{power}",
-    )
-    if seen.load_1min is not None and seen.load_1min > BUSY_LOAD_PER_CORE * seen.usable_cores:
-        yield Finding(
-            NOTE,
-            "load",
-            f"{seen.load_1min:.1f} on {seen.usable_cores:g} cores: answers will be slow",
-            "stop other work, or lower engine.threads",
-        )
-    if seen.on_battery:
-        yield Finding(NOTE, "power", "on battery: targets are probed less often (connectivity.probe_cap_battery_s)")
 
 
 def _data_directory(settings: Settings) -> Iterator[Finding]:

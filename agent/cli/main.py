@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "agent.cli.measure:measure",
         "Measure what MODEL is worth on this device, and keep the result with it.",
     ),
+    "get": ("agent.cli.get:get", "Get a model that is good enough on this very device, and make it the default."),
     "pull": (
         "agent.cli.pull:pull",
         "Get MODEL: a name, owner/repository[@revision][:file], an https URL, or a GGUF file or folder.",
@@ -51,6 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 FIRST_STEPS = [
+    ("outrider get", "get a model that suits this device"),
     ("outrider serve", "start it, in a terminal of its own"),
     ('outrider ask "What is the capital of France?"', "ask it"),
     ('eval "$(outrider env)"', "let any OpenAI client of this shell use it"),

@@ -145,12 +145,9 @@ def _estimate(estimate: Estimate, form: str) -> str:
 def _reference(store: ModelStore, model: ModelFile, against: str | None) -> ModelFile | None:
     """Return the reference that was named, else the model's source if the store has it."""
     if against is None:
-        stored = store.get(model.name)
-        making = stored.making if stored else None
-        parent = store.get(making.parent) if making else None
-        if making is None or parent is None or parent.digest != making.parent_digest:
-            return None
-        return store.resolve(parent.name, below_floor=True)
+        from agent.evaluation.measuring import parent_of
+
+        return parent_of(store, model.name)
     from agent.models.quantizing import find_source
     from agent.types import ModelFile
 

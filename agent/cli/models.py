@@ -10,7 +10,9 @@ import click
 from agent.cli.clearing import gc, rm
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import emit_json, notice, size, table
+from agent.cli.picking import pick
 from agent.cli.promotion import promote, rollback
+from agent.cli.recommending import recommend
 from agent.errors import OutriderError
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ models.add_command(promote)
 models.add_command(rollback)
 models.add_command(rm)
 models.add_command(gc)
+models.add_command(recommend)
+models.add_command(pick)
 
 
 @models.command(name="list")

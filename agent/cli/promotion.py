@@ -24,6 +24,11 @@ def promote(invocation: Invocation, candidate: str, alias: str, as_json: bool) -
 
     Example:  outrider models promote smollm2-135m-instruct-q4_0 --as default
     """
+    _tell(put_in_place(invocation, candidate, alias), as_json=as_json)
+
+
+def put_in_place(invocation: Invocation, candidate: str, alias: str) -> dict[str, Any]:
+    """Have an alias stand for a model, by the daemon where one runs; return name, model and what it was before."""
     from agent.models.aliases import Aliases
     from agent.models.store import open_store
 
@@ -33,7 +38,7 @@ def promote(invocation: Invocation, candidate: str, alias: str, as_json: bool) -
         aliases = Aliases(store.blobs.root, invocation.settings.engine.model)
         return {"name": alias, "model": candidate, "before": aliases.promote(alias, candidate)}
 
-    _tell(_changed(invocation, "promote", {"model": candidate, "as": alias}, alone), as_json=as_json)
+    return _changed(invocation, "promote", {"model": candidate, "as": alias}, alone)
 
 
 @click.command()

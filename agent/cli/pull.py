@@ -59,7 +59,7 @@ def pull(
     wish = Wish(
         given=model, name=name, offline=offline, require_pinned=require_pinned, update=update, force=force
     )  # fmt: skip
-    with _Bar(hidden=as_json) as bar:
+    with Bar(hidden=as_json) as bar:
         outcome = fetch(open_store(invocation.data_path), invocation.settings.pull, wish, ask, bar)
     if as_json:
         emit_json(outcome)
@@ -84,7 +84,7 @@ def _show(offer: Offer) -> None:
     notice(f"{offer.name}: {offer.source}{revision}, {total}, licence {offer.licence}")
 
 
-class _Bar:
+class Bar:
     """Shows bytes and rate in a terminal; nothing elsewhere."""
 
     def __init__(self, *, hidden: bool) -> None:

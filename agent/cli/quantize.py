@@ -95,9 +95,11 @@ def quantize(
         return
     if importance and no_importance:
         raise click.UsageError("--importance and --no-importance contradict each other")
+    store = open_store(invocation.data_path)
+    spec = store.manifest.find(model)
     wish = Wish(
         source=model,
-        recipe=recipe or "",
+        recipe=recipe or (spec.recipes.get(target) if spec else None) or "",
         name=name,
         target=target,
         force=force,
@@ -105,8 +107,8 @@ def quantize(
         threads=threads or device.profile().decode_threads,
         licence=licence,
     )
-    with _Bar(hidden=as_json) as bar:
-        outcome = quantize_any(open_store(invocation.data_path), invocation.data_path, wish, bar)
+    with Bar(hidden=as_json) as bar:
+        outcome = quantize_any(store, invocation.data_path, wish, bar)
     for warning in outcome.warnings:
         notice(f"outrider: forced: {warning}")
     if as_json:
@@ -144,7 +146,7 @@ def _print(outcome: Outcome) -> None:
     notice(f'ask it: outrider ask --model {made.name} "What is the capital of France?"')
 
 
-class _Bar:
+class Bar:
     """Shows how far the child is: a bar in a terminal, else a line for each step."""
 
     def __init__(self, *, hidden: bool) -> None:

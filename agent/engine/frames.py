@@ -43,6 +43,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="loa
     kv_type: KvType = KvType.F16
     thinking_budget_tokens: int = 1024  # of a request that names none
     drafting: DraftingMode = DraftingMode.AUTO
+    memory_bytes: int = 0  # most that the worker may take, with all it has; 0: what is free
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="generate"):

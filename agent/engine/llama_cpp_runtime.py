@@ -15,7 +15,6 @@ from typing import Any
 import llama_cpp.llama_cpp as native
 import numpy as np
 
-from agent import device
 from agent.engine import frames
 from agent.engine.chat_template import ChatTemplate
 from agent.engine.control_texts import ControlTexts, parts
@@ -25,6 +24,7 @@ from agent.engine.llama_cpp_adapter import LlamaCppAdapter
 from agent.engine.llama_cpp_batch import Batch, few_tokens
 from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.llama_cpp_states import SequenceStates
+from agent.engine.memory_room import memory_room
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
 from agent.engine.threads import StepKind, StepThreads
 from agent.engine.worker_status import ModelTraits, ThreadChoice
@@ -47,6 +47,7 @@ class LlamaCppRuntime(SequenceStates):
     def __init__(self, load: frames.Load) -> None:
         """Load the model. Raises ModelUnloadable."""
         load_backends()
+        room_bytes = memory_room(load.memory_bytes)
         self.name = f"llama.cpp {native.llama_version().decode()}"
         self.slots = load.parallel
         parameters = native.llama_model_default_params()
@@ -58,7 +59,7 @@ class LlamaCppRuntime(SequenceStates):
         # The state of a recurrent model is one for all tokens: no beginning can be cut from it.
         shares = not (native.llama_model_is_recurrent(self._model) or native.llama_model_is_hybrid(self._model))
         self._scratch = self.slots  # a sequence beside the slots, empty between calls
-        parameters = self._context_parameters(load)
+        parameters = self._context_parameters(load, room_bytes)
         self._context = native.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise ModelUnloadable(
@@ -90,7 +91,7 @@ class LlamaCppRuntime(SequenceStates):
         self._control_texts = self._control_token_texts()
         self._warm_up()
 
-    def _context_parameters(self, load: frames.Load) -> Any:
+    def _context_parameters(self, load: frames.Load, room_bytes: int) -> Any:
         parameters = native.llama_context_default_params()
         parameters.type_k = parameters.type_v = KV_TYPES[load.kv_type]
         # With each cell its part of the beginnings kept outside, and of a scoring context for one request.
@@ -98,7 +99,7 @@ class LlamaCppRuntime(SequenceStates):
         parameters.n_ctx = cell_count(
             load.parallel * load.context_tokens,
             cell_bytes=math.ceil(shares),
-            free_bytes=device.profile().memory_usable,
+            free_bytes=room_bytes,
             weight_bytes=native.llama_model_size(self._model),
         )
         parameters.n_batch = parameters.n_ubatch = max(BATCH_TOKENS, load.parallel)

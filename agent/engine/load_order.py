@@ -19,4 +19,5 @@ def load_order(file: ModelFile, settings: EngineSettings) -> frames.Load:
         kv_type=settings.kv_type,
         thinking_budget_tokens=settings.thinking_budget_tokens,
         drafting=settings.drafting,
+        memory_bytes=settings.memory_mib << 20,
     )

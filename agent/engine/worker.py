@@ -56,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     from agent.engine import confinement
     from agent.engine.drafting import Drafting
     from agent.engine.label_scores import LabelScorer
+    from agent.engine.memory_room import require_room
     from agent.engine.named_prefixes import NamedPrefixes
     from agent.engine.runtime import RUNTIMES, ModelUnloadable
     from agent.engine.scheduler import Scheduler
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     started = time.monotonic()
     try:
         in_force = confinement.confine() if load.confine else ()
+        require_room(load)
         runtime: Runtime = runtime_type(load)
     except OSError as error:
         _send(output, frames.LoadFailed(f"the worker cannot lock itself in: {error}; see engine.confine"))

@@ -7,8 +7,6 @@ import contextlib
 import hashlib
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -18,21 +16,16 @@ from agent import __version__, device, executable
 from agent.engine.supervisor import EnginePool
 from agent.errors import EngineFailed, InvalidRequest
 from agent.evaluation import instructions, measure_worker, needles
+from agent.evaluation.asking import Asking, Tell, speed_of
 from agent.evaluation.measure_worker import Text
 from agent.evaluation.steps import Steps, kept_steps
 from agent.evaluation.window import WINDOW_TOKENS, Window
-from agent.identifiers import uuid7
 from agent.models.quality import Needles, Quality, Speed, TextFigures
 from agent.settings import EngineSettings
-from agent.strain import wait_while_strained
-from agent.types import Delta, Generation, InferenceRequest, Message, ModelFile, Sampling
+from agent.types import Message, ModelFile
 
 SHIPPED = "shipped text"
 KEPT_FOLDER = "measuring"  # of the store: steps of measurements that are not finished
-SPEED_PROMPT_TOKENS = 256
-SPEED_ANSWER_TOKENS = 64
-
-Tell = Callable[[str], None]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,7 +150,7 @@ async def _ask(plan: Plan, tell: Tell, steps: Steps) -> _Answers:
     context = min(plan.longest_context, plan.model.context_tokens)
     engine = msgspec.structs.replace(plan.engine, parallel=1, context_tokens=context, idle_unload_s=0.0)
     pool = EnginePool(engine, lambda _: plan.model)
-    asking = _Asking(pool, plan.model.name, tell)
+    asking = Asking(pool, plan.model.name, tell)
     try:
         followed = 0
         for number, instruction in enumerate(instructions.INSTRUCTIONS, 1):
@@ -169,7 +162,7 @@ async def _ask(plan: Plan, tell: Tell, steps: Steps) -> _Answers:
             followed += is_followed
             tell(f"instructions: {number} of {len(instructions.INSTRUCTIONS)} asked, {followed} followed")
         if (speed := steps.found("speed", Speed)) is None:
-            speed = await _speed(asking, pool)
+            speed = await speed_of(asking, pool)
             steps.keep("speed", speed)
             steps.keep("runtime", pool.status()[plan.model.name].runtime)
         found = await _needles(asking, context, tell, steps)
@@ -178,57 +171,7 @@ async def _ask(plan: Plan, tell: Tell, steps: Steps) -> _Answers:
         await pool.stop(0)
 
 
-class _Asking:
-    def __init__(self, pool: EnginePool, model: str, tell: Tell) -> None:
-        self._pool = pool
-        self._model = model
-        self._tell = tell
-        self.first_token_s = 0.0
-
-    async def ask(self, messages: Sequence[Message], tokens: int, *, least: int = 0) -> Generation:
-        """Return one greedy answer; ``first_token_s`` is then that of it. Raises EngineFailed."""
-        await asyncio.to_thread(wait_while_strained, lambda reason: self._tell(f"paused: {reason}"))
-        now_ms = time.time_ns() // 1_000_000
-        request = InferenceRequest(
-            id=uuid7(now_ms),
-            model=self._model,
-            messages=tuple(messages),
-            sampling=Sampling(max_tokens=tokens, min_tokens=least),
-            received_at_ms=now_ms,
-        )
-        started = time.perf_counter()
-        first = None
-        ended = Generation()
-        async for event in self._pool.generate(request):
-            match event:
-                case Delta():
-                    first = first or time.perf_counter()
-                case Generation():
-                    ended = event
-        if ended.failure:
-            raise EngineFailed(f"model {self._model}: {ended.failure.message}")
-        self.first_token_s = (first or time.perf_counter()) - started
-        return ended
-
-
-async def _speed(asking: _Asking, pool: EnginePool) -> Speed:
-    prompt = " ".join(f"{number}." for number in range(SPEED_PROMPT_TOKENS // 3))
-    started = time.perf_counter()
-    answer = await asking.ask(
-        (Message("user", f"Go on counting: {prompt}"),), SPEED_ANSWER_TOKENS, least=SPEED_ANSWER_TOKENS
-    )
-    total_s = time.perf_counter() - started
-    decoding_s = max(1e-6, total_s - asking.first_token_s)
-    (status,) = pool.status().values()
-    return Speed(
-        tokens_per_second=(answer.output_tokens - 1) / decoding_s,
-        first_token_ms=asking.first_token_s * 1000,
-        prompt_tokens=answer.prompt_tokens,
-        memory_bytes=status.rss_bytes or 0,
-    )
-
-
-async def _needles(asking: _Asking, context: int, tell: Tell, steps: Steps) -> tuple[Needles, ...]:
+async def _needles(asking: Asking, context: int, tell: Tell, steps: Steps) -> tuple[Needles, ...]:
     found: list[Needles] = []
     per_sentence = steps.found("tokens per sentence", float)
     if per_sentence is None:
@@ -248,7 +191,7 @@ async def _needles(asking: _Asking, context: int, tell: Tell, steps: Steps) -> t
     return tuple(found)
 
 
-async def _needles_of(length: int, per_sentence: float, asking: _Asking) -> Needles:
+async def _needles_of(length: int, per_sentence: float, asking: Asking) -> Needles:
     hits = prompt_tokens = 0
     asked = needles.questions(length, per_sentence)
     for question in asked:

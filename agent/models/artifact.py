@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from agent.encoder import EncoderSpec
 from agent.errors import InvalidRequest
-from agent.models.quality import Quality
+from agent.models.quality import MeasuredSpeed, Quality
 from agent.types import ModelFormat, ThinkingMarks
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -70,6 +70,7 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     making: Making | None = None  # None: it came as it is
     added_at_ms: int = 0
     quality: Quality | None = None  # as measured on this device
+    speeds: tuple[MeasuredSpeed, ...] = ()  # as measured on this device, one for each set of conditions
     allowed: bool = False  # served by hand although it was measured below the floor
 
     @property

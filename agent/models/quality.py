@@ -51,6 +51,18 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int  # of the worker, with its context
 
 
+class MeasuredSpeed(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer costs under these conditions; under others it is measured anew."""
+
+    digest: str
+    device: str  # processor and threads, as `DeviceProfile.kind` has them
+    version: str  # of this program
+    context_tokens: int
+    threads: int  # 0: the adaptive choice
+    measured_at_ms: int
+    speed: Speed
+
+
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement. It holds for these bytes only: ``digest``."""
 

@@ -27,21 +27,22 @@ from agent.models.artifact import Making, StoredFile, StoredModel, checked_name
 from agent.models.blobs import described
 from agent.models.gguf_check import GgufHeader, check_gguf
 from agent.models.interrupted import sweep, working_folder
+from agent.models.profiles import PROFILES
 from agent.models.recipes.job import Event, Failed, Job, Made, Progress, raised
 from agent.models.recipes.tensor_types import GOOD_SOURCES, TARGETS, GgufTarget, expected_bytes, precision
 from agent.models.size_limit import size_fault
 from agent.models.store import ModelStore
 from agent.types import ModelFormat
 
-PHONE_CONTEXT = 2048  # tokens
-PHONE_MEMORY = 2 << 30  # bytes, for weights and cache
+PHONE_CONTEXT = PROFILES["phone"].context_tokens
+PHONE_MEMORY = (PROFILES["phone"].memory_mib or 0) << 20  # bytes, for weights and cache
 _MARGIN = 64 << 20  # bytes of disk to leave free
 _ROUNDED = "its weights were rounded before, to"
 _TYPE_IN_TITLE = re.compile(r", (?:F16|F32|BF16|I?Q\d\w*)$")
 _NOTES = 20  # last lines of the child's stderr that are kept
 
 Target = Literal["cpu", "npu", "phone"]
-DEFAULT_RECIPES: dict[Target, str] = {"cpu": "gguf-q4_k_m", "phone": "gguf-q4_0"}
+DEFAULT_RECIPES: dict[Target, str] = {name: one.recipe for name, one in PROFILES.items() if one.recipe}
 NO_DECODER_FOR_NPU = (
     "a model that writes text is not made for an NPU here. That takes graphs of a fixed length, one for the prompt and "
     "one for each token, 16-bit activations, and a context compiled by the maker's own tools for the very chip: make it "
@@ -143,7 +144,7 @@ def find_source(store: ModelStore, given: str) -> Source:
         return Source(
             name=slug(path.stem), path=path.resolve(), digest=described(path, "x").sha256, header=header, model=None
         )
-    file = store.resolve(given)
+    file = store.resolve(given, below_floor=True)  # it is read here, not served
     if file.format is not ModelFormat.GGUF:
         raise InvalidRequest(f"model {given} is {file.format}; a recipe for GGUF needs a GGUF model", param="model")
     return Source(

@@ -28,7 +28,7 @@ from agent.models.gguf_check import check_gguf
 from agent.models.holding import held
 from agent.models.manifest import Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
 from agent.models.packaged import joined, missing_packages, packaged_files
-from agent.models.quality import Quality
+from agent.models.quality import MeasuredSpeed, Quality
 from agent.models.serving import measured, served
 from agent.telemetry import LOG
 from agent.types import ModelFile, ModelFormat
@@ -92,15 +92,17 @@ class ModelStore:
             self._hold(model)
             known = self.get(model.name)
             if known and known.digest == model.digest and model.quality is None:
-                model = msgspec.structs.replace(model, quality=known.quality, allowed=known.allowed)
+                model = msgspec.structs.replace(
+                    model, quality=known.quality, speeds=known.speeds, allowed=known.allowed
+                )
             record = msgspec.json.encode(model)
             if fault := _fault(record):
                 raise InvalidRequest(f"model {model.name!r} cannot be kept: {fault}", param="name")
             write_durably(self._ref(model.name), record)
         return model
 
-    def note(self, name: str, **changes: Quality | bool) -> StoredModel:
-        """Keep ``quality`` or ``allowed`` with a model. Raises ModelNotFound when it is not in the store."""
+    def note(self, name: str, **changes: Quality | tuple[MeasuredSpeed, ...] | bool) -> StoredModel:
+        """Keep ``quality``, ``speeds`` or ``allowed`` with a model. Raises ModelNotFound when it is not in the store."""
         model = self._stored(name)
         with self._files_of(name), self.taking_in():
             model = msgspec.structs.replace(model, **changes)

@@ -1,10 +1,13 @@
 """The machine as it is, and limits that a container sets."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from agent import device
+from agent import device, execution_devices
+from agent.cli import machine_findings
+from agent.errors import EngineFailed
 
 
 def test_this_machine():
@@ -50,6 +53,35 @@ def test_limits_of_the_control_group_and_those_above(tmp_path, outer, inner, exp
     own = tmp_path / "self"
     own.write_text("0::/system.slice/outrider.service\n")
     assert device._cgroup_limits(tmp_path, own) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model name\t: Chip\nflags\t: fpu avx2 avx512f avx512_vnni\n", ("Chip", ("avx2", "avx512", "vnni"))),
+        ("processor: 0\nFeatures: fp asimd asimddp i8mm\nModel: Board\n", ("Board", ("neon", "dotprod", "i8mm"))),
+        ("model name: Chip\nflags: fpu\n\nmodel name: Other\nflags: avx2\n", ("Chip", ())),
+    ],
+)
+def test_what_the_processor_can_do(tmp_path, text, expected):
+    (tmp_path / "cpuinfo").write_text(text)
+    assert device._processor(tmp_path / "cpuinfo") == expected
+
+
+def test_a_limit_of_the_address_space_counts(monkeypatch):
+    monkeypatch.setattr(device, "_address_space", lambda: (1 << 30, 1 << 29))
+    seen = device.profile()
+    assert (seen.memory_limit, seen.memory_usable) == (1 << 30, 1 << 29)
+
+
+def test_what_onnx_runtime_can_run_on_is_asked_in_a_child(monkeypatch):
+    assert "cpu" in {one.kind for one in execution_devices.execution_devices()}
+    broken = [sys.executable, "-c", "import sys; print('driver', file=sys.stderr); sys.exit(3)"]
+    monkeypatch.setattr(execution_devices.executable, "command", lambda *_: broken)
+    with pytest.raises(EngineFailed, match="status 3 driver"):
+        execution_devices.execution_devices()
+    (told,) = [one for one in machine_findings.machine_findings() if one.subject == "execution providers"]
+    assert told.level == "note"
 
 
 def test_no_control_groups(tmp_path):
