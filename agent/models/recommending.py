@@ -98,8 +98,9 @@ def _judge(seen: _Seen, profile: HardwareProfile, room: Room) -> tuple[int, str]
         return 5, f"a checkpoint cannot be served: it is a source for outrider quantize {entry.name}"
     if need is None:
         return 4, "how large it is is not known before the first pull"
-    about = f"made smaller ({seen.recipe}) about " if seen.recipe else "" if need.exact else "about "
-    needed, context = f"needs {about}{need.total // MIB}", f"with {need.context_tokens} tokens of context"
+    made = f"made smaller ({seen.recipe}) it " if seen.recipe else ""
+    needed = f"{made}needs {'' if need.exact else 'about '}{need.total // MIB}"
+    context = f"with {need.context_tokens} tokens of context"
     if need.total > room.bytes:
         return 3, f"{needed} MiB {context}; {room.bytes // MIB} MiB are {room.why}"
     figures = f"{needed} of {room.bytes // MIB} MiB {context}"
