@@ -23,7 +23,7 @@ import llama_peer
 import psutil
 
 from agent.models.manifest import load_manifest
-from agent.models.store import packaged_file
+from agent.models.packaged import packaged_files
 from benchmarks import http_load
 from benchmarks.http_load import Address
 from benchmarks.prompts import of_words
@@ -207,9 +207,10 @@ class Field:
 
 def model_file() -> Path:
     """Return the GGUF file of the embedded package: what all contestants read."""
-    path = packaged_file(load_manifest().get(MODEL))
-    if path is None:
+    files = packaged_files(load_manifest().get(MODEL))
+    if files is None:
         sys.exit(f"the package of {MODEL} is not installed: run make demo first")
+    ((path,),) = files.values()
     return path
 
 

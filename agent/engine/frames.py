@@ -19,7 +19,18 @@ import msgspec
 
 from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.structure import OutputFormat, Tools
-from agent.types import DraftingMode, Failure, KvType, Message, ModelFile, Prompt, Sampling, Thinking, Token
+from agent.types import (
+    DraftingMode,
+    Failure,
+    FailureKind,
+    KvType,
+    Message,
+    ModelFile,
+    Prompt,
+    Sampling,
+    Thinking,
+    Token,
+)
 
 PROTOCOL = 4
 MAX_FRAME_BYTES = 64 << 20
@@ -278,6 +289,28 @@ def encode(frame: Command | Event) -> bytes:
     if len(body) > MAX_FRAME_BYTES:
         raise FrameError(f"a frame of {len(body)} bytes is above the limit of {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(body)) + body
+
+
+def encode_step(step: Step) -> Iterator[bytes]:
+    """Yield a step as one frame; a part that no frame holds as a failure of its request, apart from the others."""
+    try:
+        yield encode(step)
+    except FrameError:
+        parts = [Step(pieces=step.pieces, threads=step.threads), *(Step(ended=(one,)) for one in step.ended)]
+        yield from map(encode, parts)
+        for scored in step.scored:
+            failure = Failure(FailureKind.REJECTED, "too many log-probabilities: ask for fewer of them", "logprobs")
+            yield _encode_or(Step(scored=(scored,)), Step(scored=(Scored(id=scored.id, failure=failure),)))
+        for encoded in step.encoded:
+            failure = Failure(FailureKind.REJECTED, "too many figures at once: send fewer inputs", "input")
+            yield _encode_or(Step(encoded=(encoded,)), Step(encoded=(Encoded(id=encoded.id, failure=failure),)))
+
+
+def _encode_or(step: Step, instead: Step) -> bytes:
+    try:
+        return encode(step)
+    except FrameError:
+        return encode(instead)
 
 
 class FrameReader(Generic[FrameType]):

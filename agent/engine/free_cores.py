@@ -21,6 +21,7 @@ import psutil
 
 WINDOW_S = 0.25  # looks of this span count
 ENOUGH_LOOKS = 3
+RESTED_LOOKS = 10  # after a rest: those who brought us work are still busy with it for some milliseconds
 NEXT_LOOK_S = 0.001  # what wants to run at one look and no more at the next was passing by
 SHORTEST_SPAN_S = 0.1  # of busy time: the clocks of some systems tick in 1/64 s
 _LOADAVG = Path("/proc/loadavg")
@@ -60,10 +61,11 @@ class RunnableThreads:
         while self._looks and (rested or now - self._looks[0].at > WINDOW_S):
             self._looks.popleft()
         others = self._others(own)
-        for _ in range(ENOUGH_LOOKS - 1 - len(self._looks)):
-            if others:
-                self._pause(NEXT_LOOK_S)
-                others = min(others, self._others(own))
+        for _ in range((RESTED_LOOKS if rested else ENOUGH_LOOKS) - 1 - len(self._looks)):
+            if not others:
+                break
+            self._pause(NEXT_LOOK_S)
+            others = min(others, self._others(own))
         self._looks.append(_Look(now, others))
         return statistics.median_low(look.others for look in self._looks)
 

@@ -57,6 +57,10 @@ class RuleRejected(Exception):
     """The format or the tools cannot be enforced. ``str()`` is the reason."""
 
 
+class CompilersBusy(Exception):
+    """Too many rules are being compiled; the same one may be asked for again shortly."""
+
+
 class RuleBroken(Exception):
     """No further token obeys the rule, or finding out costs too much."""
 
@@ -194,7 +198,7 @@ class Grammars:
     def begin(self, output: OutputFormat | None, tools: Tools | None) -> Compiling | None:
         """Begin to compile a rule, or find it compiled; None where anything may be said.
 
-        One compiles at a time, in the order of asking. Raises RuleRejected while too many wait:
+        One compiles at a time, in the order of asking. Raises CompilersBusy while too many wait:
         a compilation cannot be stopped, and a slow one holds up those behind it.
         """
         if output is None and not (tools and tools.callable):
@@ -204,7 +208,7 @@ class Grammars:
         if known is None:
             under_way = sum(not kept.ready() for kept in self._kept.values())
             if under_way >= MOST_UNDER_WAY:
-                raise RuleRejected(f"{under_way} others are still being compiled; try again shortly")
+                raise CompilersBusy(f"{under_way} other formats are still being compiled; try again shortly")
             known = Compiling(lambda: self._compile_in_turn(output, tools))
             if not under_way:
                 known.ready(QUICK_S)

@@ -118,7 +118,7 @@ class LabelScorer:
 
     def submit(self, ask: frames.Score) -> None:
         """Take a request. What is wrong with it comes out of the next step."""
-        if len(self._waiting) >= self._room:
+        if sum(not job.cancelled for job in self._waiting) >= self._room:
             self._refuse(ask, FailureKind.BUSY, "the waiting line is full")
             return
         try:

@@ -28,28 +28,33 @@ def few_tokens(chunks: Sequence[Chunk]) -> int:
     return next((index for index, chunk in enumerate(chunks) if len(chunk.tokens) >= FEW_TOKENS), 0)
 
 
-class Batch:
-    """The native batch over numpy arrays that are made once."""
+class NativeBatch:
+    """llama.cpp's batch over numpy arrays that are made once."""
 
-    def __init__(self, size: int) -> None:
-        self._token: NDArray[np.int32] = np.zeros(size, np.int32)
-        self._pos: NDArray[np.int32] = np.zeros(size, np.int32)
-        self._seq: NDArray[np.int32] = np.zeros(size, np.int32)
-        self._seq_count: NDArray[np.int32] = np.ones(size, np.int32)
-        self._wanted: NDArray[np.int8] = np.zeros(size, np.int8)
-        first, step = self._seq.ctypes.data, self._seq.itemsize
+    def __init__(self, size: int, sequences: int = 1) -> None:
+        """``size`` tokens at most, each a part of up to ``sequences`` sequences."""
+        self.token: NDArray[np.int32] = np.zeros(size, np.int32)
+        self.pos: NDArray[np.int32] = np.zeros(size, np.int32)
+        self.sequences: NDArray[np.int32] = np.zeros((size, sequences), np.int32)
+        self.sequence_count: NDArray[np.int32] = np.ones(size, np.int32)
+        self.wanted: NDArray[np.int8] = np.zeros(size, np.int8)
+        first, step = self.sequences.ctypes.data, self.sequences.strides[0]
         pointer = ctypes.POINTER(native.llama_seq_id)
-        self._seq_pointers = (pointer * size)(*(ctypes.cast(first + step * index, pointer) for index in range(size)))
+        self._rows = (pointer * size)(*(ctypes.cast(first + step * index, pointer) for index in range(size)))
         int32 = ctypes.POINTER(ctypes.c_int32)
         self.native = native.llama_batch(
             n_tokens=0,
-            token=self._token.ctypes.data_as(int32),
+            token=self.token.ctypes.data_as(int32),
             embd=None,
-            pos=self._pos.ctypes.data_as(int32),
-            n_seq_id=self._seq_count.ctypes.data_as(int32),
-            seq_id=self._seq_pointers,
-            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            pos=self.pos.ctypes.data_as(int32),
+            n_seq_id=self.sequence_count.ctypes.data_as(int32),
+            seq_id=self._rows,
+            logits=self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
+
+
+class ChunkBatch(NativeBatch):
+    """The tokens of some slots, each of one sequence."""
 
     def fill(self, chunks: Sequence[Chunk]) -> list[int]:
         """Lay out the chunks; return the positions in the batch whose rows are wanted."""
@@ -57,13 +62,13 @@ class Batch:
         rows_at: list[int] = []
         for slot, start, tokens, wants_row, drafted in chunks:
             end = at + len(tokens)
-            self._token[at:end] = tokens
-            self._pos[at:end] = np.arange(start, start + len(tokens))
-            self._seq[at:end] = slot
-            self._wanted[at:end] = 0
+            self.token[at:end] = tokens
+            self.pos[at:end] = np.arange(start, start + len(tokens))
+            self.sequences[at:end, 0] = slot
+            self.wanted[at:end] = 0
             if wants_row:
                 first = end - 1 - drafted
-                self._wanted[first:end] = 1
+                self.wanted[first:end] = 1
                 rows_at += range(first, end)
             at = end
         self.native.n_tokens = at

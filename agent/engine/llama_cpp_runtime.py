@@ -21,7 +21,7 @@ from agent.engine.control_texts import ControlTexts, parts
 from agent.engine.grammar import Vocabulary
 from agent.engine.kv_cache import BYTES_PER_VALUE, cell_count
 from agent.engine.llama_cpp_adapter import LlamaCppAdapter
-from agent.engine.llama_cpp_batch import Batch, few_tokens
+from agent.engine.llama_cpp_batch import ChunkBatch, few_tokens
 from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.llama_cpp_states import SequenceStates
 from agent.engine.memory_room import memory_room
@@ -32,7 +32,7 @@ from agent.llama_library import load_backends
 from agent.structure import Tools
 from agent.types import KvType, Message, Prompt
 
-BATCH_TOKENS = 64  # a step lasts under a second on a slow or busy device; larger ones are no faster there
+BATCH_TOKENS = 512  # what a fast machine computes in a step; the scheduler sees to it that none takes long
 DRAFTED_TOKENS = 24  # in one step; more never pays on a processor, and each takes memory for a row
 CELLS_TOGETHER = 512  # up to so many taken cells, all chunks of a step go through the model in one call
 SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
@@ -79,7 +79,7 @@ class LlamaCppRuntime(SequenceStates):
         self._shortage = "" if self.context_tokens == load.context_tokens else ", all that the free memory holds"
         self.batch_tokens: int = native.llama_n_batch(self._context)
         self._filled = [0] * self.slots
-        self._batch = Batch(self.batch_tokens)
+        self._batch = ChunkBatch(self.batch_tokens)
         self.step_threads = StepThreads(load.threads)  # may be exchanged between two steps
         self.piece = lru_cache(maxsize=65536)(self._piece)
         self._scoring: LlamaCppScoring | None = None

@@ -11,17 +11,16 @@ bit in batches of 8 to 56 tokens, with one thread and with two; as F16 within 0.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp.llama_cpp as native
 import numpy as np
-from numpy.typing import NDArray
 
 from agent import device
 from agent.engine.kv_cache import scoring_cell_count
 from agent.engine.llama_cpp_adapter import LlamaCppAdapter
+from agent.engine.llama_cpp_batch import NativeBatch
 from agent.engine.runtime import ModelUnloadable, Node, Row, RuntimeBroken
 from agent.engine.threads import StepKind, StepThreads
 
@@ -59,7 +58,7 @@ class LlamaCppScoring:
             adapter.put_on(self._context)
         self._memory = native.llama_get_memory(self._context)
         self._vocabulary_size: int = native.llama_vocab_n_tokens(native.llama_model_get_vocab(model))
-        self._batch = _TreeBatch()
+        self._batch = _TreeBatch(BATCH_TOKENS, BRANCHES)
         self._shared = 0  # tokens of the prompt
         self._lengths: dict[int, int] = {}  # of branches that have tokens of their own
         self._used = 0
@@ -120,45 +119,23 @@ class LlamaCppScoring:
         native.llama_free(self._context)
 
 
-class _TreeBatch:
-    """The native batch: a multiple of STEP_TOKENS tokens, each with the branches that it belongs to."""
-
-    def __init__(self) -> None:
-        self._token: NDArray[np.int32] = np.zeros(BATCH_TOKENS, np.int32)
-        self._pos: NDArray[np.int32] = np.zeros(BATCH_TOKENS, np.int32)
-        self._count: NDArray[np.int32] = np.zeros(BATCH_TOKENS, np.int32)
-        self._wanted: NDArray[np.int8] = np.zeros(BATCH_TOKENS, np.int8)
-        self._branches: NDArray[np.int32] = np.zeros((BATCH_TOKENS, BRANCHES), np.int32)
-        pointer = ctypes.POINTER(native.llama_seq_id)
-        first, step = self._branches.ctypes.data, self._branches.strides[0]
-        self._rows = (pointer * BATCH_TOKENS)(
-            *(ctypes.cast(first + step * index, pointer) for index in range(BATCH_TOKENS))
-        )
-        int32 = ctypes.POINTER(ctypes.c_int32)
-        self.native = native.llama_batch(
-            n_tokens=0,
-            token=self._token.ctypes.data_as(int32),
-            embd=None,
-            pos=self._pos.ctypes.data_as(int32),
-            n_seq_id=self._count.ctypes.data_as(int32),
-            seq_id=self._rows,
-            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
+class _TreeBatch(NativeBatch):
+    """A multiple of STEP_TOKENS tokens, each with the branches that it belongs to."""
 
     def fill(self, nodes: Sequence[Node], *, pad_from: int) -> list[int]:
         """Lay out the nodes; return the indices whose rows are wanted. Padding goes on at ``pad_from``."""
         for index, (token, position, branches, wants_row) in enumerate(nodes):
             own = range(BRANCHES) if branches is None else branches
-            self._token[index], self._pos[index] = token, position
-            self._count[index], self._wanted[index] = len(own), wants_row
-            self._branches[index, : len(own)] = own
+            self.token[index], self.pos[index] = token, position
+            self.sequence_count[index], self.wanted[index] = len(own), wants_row
+            self.sequences[index, : len(own)] = own
         size = len(nodes)
         padding = -size % STEP_TOKENS
         end = size + padding
-        self._token[size:end] = 0
-        self._pos[size:end] = np.arange(pad_from, pad_from + padding)
-        self._count[size:end] = 1
-        self._branches[size:end, 0] = PADDING
-        self._wanted[size:end] = 0
+        self.token[size:end] = 0
+        self.pos[size:end] = np.arange(pad_from, pad_from + padding)
+        self.sequence_count[size:end] = 1
+        self.sequences[size:end, 0] = PADDING
+        self.wanted[size:end] = 0
         self.native.n_tokens = end
         return [index for index, node in enumerate(nodes) if node.wants_row]

@@ -1,7 +1,9 @@
-"""How much of the prompts goes into one step beside those that decode. Pure.
+"""How much of the prompts goes into one step. Pure.
 
-A piece of a prompt holds up all who decode until the step is over, so its size follows from the
-time that it takes on this machine, with this model.
+A piece of a prompt holds up all who decode until the step is over, and who comes in the meantime,
+or leaves, waits for its end. So its size follows from the time that it takes on this machine, with
+this model. Larger pieces are faster as a whole: attention shares its tiles out better, and tokens
+that lie together are skipped together by those of other prompts.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from collections.abc import Sequence
 
 from agent.engine.runtime import Chunk
 
+STEP_S = 1.2  # that a piece may take, about, when it holds up nobody
 STALL_S = 0.5  # for which, about, a piece may hold up those who decode, when as many wait as decode
 TILE_TOKENS = 64  # attention works in tiles of so many tokens: a smaller piece costs nearly as much
-NEW_SHARE = 0.3  # weight of the latest step in the mean
+NEW_SHARE = 0.5  # weight of the latest step in the mean
 
 
 class PrefillPace:
@@ -34,11 +37,9 @@ class PrefillPace:
 
         The more wait for their first token, the longer those who decode wait for their next.
         """
-        if not decoding:
-            return most
         if self._token_s is None:
             return min(TILE_TOKENS, most)
-        stall_s = STALL_S * max(1.0, prefilling / decoding)
-        if self._token_s * most <= stall_s:
+        span_s = min(STEP_S, STALL_S * max(1.0, prefilling / decoding)) if decoding else STEP_S
+        if self._token_s * most <= span_s:
             return most
-        return min(most, max(1, round(stall_s / self._token_s / TILE_TOKENS)) * TILE_TOKENS)
+        return min(most, max(1, round(span_s / self._token_s / TILE_TOKENS)) * TILE_TOKENS)

@@ -39,22 +39,20 @@ class Observer:
         self._weights: Row = np.empty(vocabulary, np.float32)
         self._log_total = 0.0
         self.best = 0.0  # highest logit of the row
+        self.likeliest = 0  # the token that has it
 
     def read(self, row: Row) -> None:
         """Take a row. Raises NoDistribution when it holds NaN or no finite number."""
-        best = row.max()
+        self.likeliest = int(row.argmax())
+        best = row[self.likeliest]
         if not math.isfinite(best):
             raise NoDistribution
         self.best = float(best)
         np.subtract(row, best, out=self._shifted)
-        np.maximum(self._shifted, _LOWEST, out=self._shifted)
+        if self._shifted.min() < _LOWEST:
+            np.maximum(self._shifted, _LOWEST, out=self._shifted)
         np.exp(self._shifted, out=self._weights)
         self._log_total = math.log(float(self._weights.sum()))
-
-    @property
-    def likeliest(self) -> int:
-        """The best token of the row that was read."""
-        return int(self._shifted.argmax())
 
     @property
     def shifted(self) -> Row:
@@ -108,6 +106,8 @@ class Sampler:
     def draw(self, observer: Observer, allowed: Mask | None = None) -> int:
         """Draw a token from the row that the observer has read. ``allowed`` has at least one token."""
         sampling = self._sampling
+        if self._plain and sampling.temperature <= 0 and allowed is None:
+            return observer.likeliest
         logits = observer.shifted
         if not self._plain:
             logits = self._penalised(logits, observer.best)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from agent.engine import frames, thinking
 from agent.engine.answer_tokens import AnswerTokens
 from agent.engine.drafting import Drafting
-from agent.engine.grammar import COMPILE_LIMIT_S, Grammars, RuleBroken, RuleRejected
-from agent.engine.prefill_pace import PrefillPace
+from agent.engine.grammar import COMPILE_LIMIT_S, CompilersBusy, Grammars, RuleBroken, RuleRejected
+from agent.engine.prefill_pace import TILE_TOKENS, PrefillPace
 from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, agreeing
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
 from agent.engine.sampling import NoDistribution, Sampler
@@ -65,16 +65,22 @@ class Scheduler:
         """True when a step would bring nothing."""
         return not (self._running or self._waiting or self._ended)
 
+    @property
+    def steady(self) -> bool:
+        """True when the next step decodes what the last one did: no prompt is to be computed."""
+        return not (self._waiting and self._free) and not any(sequence.prompt_left for sequence in self._running)
+
     def submit(self, ask: frames.Generate) -> None:
         """Take a request. What is wrong with it comes out of the next step."""
-        if len(self._running) + len(self._waiting) >= self._runtime.slots + self._waiting_line:
+        under_way = sum(not sequence.cancelled for sequence in (*self._running, *self._waiting))
+        if under_way >= self._runtime.slots + self._waiting_line:
             self._refuse(ask.id, FailureKind.BUSY, "the waiting line is full")
             return
         try:
             rule = self._grammars.begin(ask.response_format, ask.tools)
             prompt, thoughts = self._prompt(ask, ruled=rule is not None)
-        except RuleRejected as error:
-            self._refuse(ask.id, FailureKind.REJECTED, str(error), _ruled_by(ask))
+        except CompilersBusy as error:
+            self._refuse(ask.id, FailureKind.BUSY, str(error), _ruled_by(ask))
             return
         except PromptRejected as error:
             self._refuse(ask.id, FailureKind.REJECTED, str(error), error.param or frames.prompt_param(ask))
@@ -191,9 +197,7 @@ class Scheduler:
         """Choose the chunks of this step: every decoding request, then prompts in order of arrival."""
         decoding = [sequence for sequence in self._running if not sequence.prompt_left]
         prefilling = [sequence for sequence in self._running if sequence.prompt_left]
-        room = self._runtime.batch_tokens - len(decoding)
-        if len(self._running) > 1:
-            room = self._pace.room(len(decoding), len(prefilling), room)
+        room = self._pace.room(len(decoding), len(prefilling), self._runtime.batch_tokens - len(decoding))
         sequences = list(decoding)
         chunks = []
         for sequence, draft in zip(decoding, self._drafts(decoding, prefilling), strict=True):
@@ -206,6 +210,8 @@ class Scheduler:
                 if self._computed_by_another(sequence, prefilling):
                     continue
                 self._take_cached(sequence)
+            if len(chunks) > len(decoding) and room < min(TILE_TOKENS, sequence.prompt_left):
+                break  # the tiles of attention at the border of two prompts are computed for both
             chunk = sequence.next_chunk(room)
             room -= len(chunk.tokens)
             chunks.append(chunk)

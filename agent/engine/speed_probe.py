@@ -16,6 +16,7 @@ import msgspec
 from agent.engine import confinement, frames
 from agent.engine.kv_cache import CELL_STEP
 from agent.engine.llama_cpp_runtime import LlamaCppRuntime
+from agent.engine.prefill_pace import TILE_TOKENS
 from agent.engine.runtime import Chunk, ModelUnloadable
 from agent.engine.speed import Answer, Loaded, Ran, Refused, Stretch
 from agent.engine.threads import StepKind, StepThreads
@@ -97,7 +98,7 @@ def _chunks(runtime: LlamaCppRuntime, kind: StepKind) -> Iterator[tuple[Chunk, b
     room = min(runtime.context_tokens, 2 * CELL_STEP)
     tokens = [100 + 37 * at % (runtime.vocabulary_size - 200) for at in range(room)]
     while True:
-        size = min(runtime.batch_tokens, room)
+        size = min(TILE_TOKENS, runtime.batch_tokens, room)
         if kind is StepKind.PREFILL:
             yield from ((Chunk(0, at, tokens[at : at + size], wants_row=False), True) for at in range(0, room, size))
         else:

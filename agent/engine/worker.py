@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from agent.engine import frames
+from agent.engine.joined_pieces import JoinedPieces
 from agent.types import DraftingMode, Failure, FailureKind, ModelFormat
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 READ_BYTES = 1 << 16
 EXIT_BROKEN = 70
+OWN_REQUESTS = 1  # the daemon's own, for a named prefix: in its count of the line it is no request
 # Read by native libraries when they load: no gdb on an abort, no second pool of threads for numpy.
 NATIVE_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -84,8 +86,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     _send(output, ready)
     drafting = Drafting() if load.drafting is DraftingMode.AUTO else None
+    waiting_line = load.waiting_line + OWN_REQUESTS
     scheduler = Scheduler(
-        runtime, waiting_line=load.waiting_line, thinking_budget=load.thinking_budget_tokens, drafting=drafting
+        runtime, waiting_line=waiting_line, thinking_budget=load.thinking_budget_tokens, drafting=drafting
     )
     prefixes = NamedPrefixes(runtime, scheduler.prefixes, load.model)
     scorer = LabelScorer(runtime, waiting_line=load.waiting_line, named=scheduler.prefixes.named)
@@ -98,7 +101,10 @@ def _encode(load: frames.Load, inbox: Inbox, output: int) -> int:
     from agent.engine.runtime import ModelUnloadable
 
     def send(event: frames.Event) -> None:
-        _send(output, event)
+        if isinstance(event, frames.Step):
+            _tell(output, event)
+        else:
+            _send(output, event)
 
     try:
         in_force = confinement.confine() if load.confine else ()
@@ -120,6 +126,7 @@ def _serve(
     inbox: Inbox,
     output: int,
 ) -> NoReturn:
+    joined = JoinedPieces()
     threads = None
     while True:
         while (scheduler.idle and scorer.idle) or not inbox.empty():
@@ -142,6 +149,8 @@ def _serve(
                     prefixes.fetch(name, offset)
             for told in prefixes.news():
                 _send(output, told)
+        if not (scheduler.steady and scorer.idle) and (held := joined.flush()):
+            _tell(output, held)
         # One batch each in turn: a long list of labels does not hold up those who generate.
         step = scheduler.step()
         if scored := scorer.step():
@@ -149,8 +158,8 @@ def _serve(
         if runtime.thread_choice != threads:
             threads = runtime.thread_choice
             step = msgspec.structs.replace(step, threads=threads)
-        if step.pieces or step.ended or step.scored or step.threads:
-            _send(output, step)
+        if due := joined.add(step, time.monotonic()):
+            _tell(output, due)
         for told in prefixes.news():
             _send(output, told)
 
@@ -163,7 +172,16 @@ def take_over_stdout() -> int:
 
 
 def _send(output: int, event: frames.Event) -> None:
-    data = memoryview(frames.encode(event))
+    _write(output, frames.encode(event))
+
+
+def _tell(output: int, step: frames.Step) -> None:
+    for frame in frames.encode_step(step):
+        _write(output, frame)
+
+
+def _write(output: int, frame: bytes) -> None:
+    data = memoryview(frame)
     try:
         while data:
             data = data[os.write(output, data) :]
@@ -191,7 +209,14 @@ def _read_commands(reader: frames.FrameReader[frames.Command], inbox: Inbox) -> 
             for command in reader.feed(data):
                 inbox.put(command)
     except frames.FrameError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.stderr.flush()
-        os._exit(EXIT_BROKEN)
+        _break(str(error))
+    except Exception as error:
+        # Of a command that is half read nothing can be said, and nothing behind it can be found.
+        _break(f"a command could not be read: {type(error).__name__}")
     os._exit(0)
+
+
+def _break(message: str) -> NoReturn:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+    os._exit(EXIT_BROKEN)

@@ -42,6 +42,7 @@ class AdapterCatalog:
         self._resolve = resolve
         self._entries = entries
         self._digests: dict[str, str] = {}  # of what was resolved last, by name
+        self._faults: dict[str, str] = {}  # of those that could not be when they were looked at last
 
     def check(self) -> None:
         """Log every adapter that cannot be served, and why."""
@@ -49,7 +50,7 @@ class AdapterCatalog:
             try:
                 self.resolve(name)
             except OutriderError as error:
-                LOG.error("adapter %s cannot be served: %s", name, error)
+                LOG.error("adapter %s cannot be served (%s): %s", name, self._adapters[name].path, error)
 
     def resolve(self, name: str) -> ModelFile:
         """Return the verified files of a model or an adapter. Hashes the adapter: call it in a thread.
@@ -60,7 +61,12 @@ class AdapterCatalog:
         if adapter is None:
             return self._resolve(name)
         base = self._resolve(adapter.model)
-        file = verified(adapter, base)
+        try:
+            file = verified(adapter, base)
+        except OutriderError as error:
+            self._faults[name] = str(error)
+            raise
+        self._faults.pop(name, None)
         digest = combined_digest(base.sha256, file)
         self._digests[name] = digest
         return msgspec.structs.replace(base, name=name, sha256=digest, adapter=file)
@@ -81,6 +87,8 @@ class AdapterCatalog:
     def _entry(self, adapter: AdapterSettings, base: ModelEntry | None) -> ModelEntry:
         path = Path(adapter.path).expanduser()
         usable = path.is_file() and base is not None
+        state = base.state if base is not None and usable else ModelState.MISSING
+        fault = self._faults.get(adapter.name, "") if usable else ""
         return ModelEntry(
             name=adapter.name,
             title=f"LoRA adapter on {adapter.model}, scale {adapter.scale:g}",
@@ -88,7 +96,8 @@ class AdapterCatalog:
             licence="",
             parameters=base.parameters if base else None,
             tasks=base.tasks if base else (),
-            state=base.state if base is not None and usable else ModelState.MISSING,
+            state=ModelState.REFUSED if fault else state,
+            remark=fault,
             bytes=path.stat().st_size if usable else 0,
             sha256=self._digests.get(adapter.name, ""),
             context_tokens=base.context_tokens if base else 0,
@@ -99,11 +108,14 @@ class AdapterCatalog:
 
 
 def verified(adapter: AdapterSettings, base: ModelFile) -> AdapterFile:
-    """Return the adapter's file after its hash, its structure and its fit to the base model were checked."""
+    """Return the adapter's file after its hash, its structure and its fit to the base model were checked.
+
+    What it raises reaches whoever asks for the model: where the file lies is none of their business.
+    """
     path = Path(adapter.path).expanduser()
-    what = f"adapter {adapter.name} ({path})"
+    what = f"adapter {adapter.name}"
     if path.is_dir():
-        how = f"outrider models convert-adapter {path} FILE.gguf --model {adapter.model}"
+        how = f"outrider models convert-adapter FOLDER FILE.gguf --model {adapter.model}"
         peft = " a PEFT adapter" if (path / PEFT_CONFIG).exists() else " a folder"
         raise ModelRejected(f"{what} is{peft}, not a GGUF file: convert it with: {how}")
     try:

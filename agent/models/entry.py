@@ -16,6 +16,7 @@ class ModelState(StrEnum):
     INSTALLED = "installed"  # verified, in the store
     CHANGED = "changed"  # in the store, altered since it was verified: hashed again at the next use
     AVAILABLE = "available"  # its package is installed: taken into the store at first use
+    REFUSED = "refused"  # an adapter that cannot be served as it is, see ``remark``; looked at again at the next use
     MISSING = "missing"  # to be pulled, or its package is not installed
 
 

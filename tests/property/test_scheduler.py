@@ -175,7 +175,7 @@ class Line(RuleBasedStateMachine):
             if deadline is not None:
                 self.deadlines[request_id] = self.now + deadline
             if (
-                sum(1 for n in self.open if n not in self.refused) >= self.room
+                len(self.open - self.refused - self.cancelled) >= self.room
                 or not 0 < len(text.encode()) < self.runtime.context_tokens
             ):
                 self.refused.add(request_id)

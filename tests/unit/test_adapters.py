@@ -7,7 +7,7 @@ import pytest
 from fakes import peft
 from fakes.gguf import ARRAY, F32, METADATA, STRING, U32, gguf
 
-from agent.errors import ModelNotFound, ModelRejected
+from agent.errors import ModelNotFound, ModelRejected, OutriderError
 from agent.models.adapters import AdapterCatalog, combined_digest
 from agent.models.entry import ModelEntry, ModelState
 from agent.models.gguf_check import check_gguf
@@ -114,6 +114,32 @@ def test_another_file_than_the_configuration_names_is_refused(base, tmp_path):
     path.write_bytes(b"GGUF")
     with pytest.raises(ModelRejected, match="alias"):
         catalog(base, path).resolve("alias")
+
+
+def test_one_that_cannot_be_served_is_not_called_installed_until_it_can(base, tmp_path, caplog):
+    path = adapter(tmp_path / "a.gguf", tensors=())
+    known = catalog(base, path)
+    known.check()
+    assert str(path) in caplog.text  # for the operator alone
+    entry = known.list()[-1]
+    assert (entry.state, entry.remark) == (ModelState.REFUSED, "adapter alias is refused for small: it has no tensors")
+    adapter(path)
+    known.resolve("alias")
+    assert (known.list()[-1].state, known.list()[-1].remark) == (ModelState.INSTALLED, "")
+
+
+def test_where_an_adapter_lies_is_told_to_no_caller(base, tmp_path):
+    path = adapter(tmp_path / "a.gguf")
+    wrong = [
+        catalog(base, tmp_path / "none.gguf"),
+        catalog(base, peft.write(tmp_path / "peft", peft.matrices())),
+        catalog(base, path, sha256="0" * 64),
+        catalog(base, adapter(tmp_path / "b.gguf", tensors=())),
+    ]
+    for known in wrong:
+        with pytest.raises(OutriderError) as raised:
+            known.resolve("alias")
+        assert str(tmp_path) not in str(raised.value)
 
 
 def test_a_folder_is_refused_with_what_to_do(base, tmp_path):

@@ -235,7 +235,8 @@ def test_a_rule_that_takes_too_long_harms_nobody_else(monkeypatch):
     assert "to compile" in ended[1].failure.message
     assert ended[2].finish_reason == "stop"
     assert "to compile" in ended[3].failure.message
-    assert "2 others are still being compiled" in ended[4].failure.message
+    assert ended[4].failure.kind is FailureKind.BUSY
+    assert "2 other formats are still being compiled" in ended[4].failure.message
 
 
 def test_rules_asked_for_at_once_are_compiled_one_after_the_other(monkeypatch):

@@ -1,9 +1,9 @@
 """How much of the prompts goes into a step: figures in, figures out."""
 
-from agent.engine.prefill_pace import STALL_S, TILE_TOKENS, PrefillPace
+from agent.engine.prefill_pace import STALL_S, STEP_S, TILE_TOKENS, PrefillPace
 from agent.engine.runtime import Chunk
 
-MOST = 256
+MOST = 512
 
 
 def paced(affordable: int) -> PrefillPace:
@@ -17,19 +17,20 @@ def observe(pace: PrefillPace, affordable: int) -> None:
     pace.observe([Chunk(0, 0, [0] * 100, wants_row=True)], 100 * STALL_S / affordable)
 
 
-def test_without_anybody_to_hold_up_a_piece_is_as_large_as_it_can_be():
-    assert paced(1).room(0, 1, MOST) == MOST
-    assert PrefillPace().room(0, 1, MOST) == MOST
+def test_without_anybody_to_hold_up_a_piece_may_take_longer():
+    assert paced(100).room(0, 1, MOST) == round(100 * STEP_S / STALL_S / TILE_TOKENS) * TILE_TOKENS
+    assert paced(1000).room(0, 1, MOST) == MOST
+    assert paced(1).room(0, 1, MOST) == TILE_TOKENS
 
 
 def test_before_any_step_was_timed_a_piece_is_one_tile():
-    assert PrefillPace().room(1, 1, MOST) == TILE_TOKENS
+    assert PrefillPace().room(0, 1, MOST) == PrefillPace().room(1, 1, MOST) == TILE_TOKENS
 
 
 def test_a_piece_takes_about_as_long_as_those_who_decode_may_wait():
     assert paced(140).room(3, 1, MOST) == 2 * TILE_TOKENS
     assert paced(90).room(1, 2, MOST) == 3 * TILE_TOKENS  # more wait for a first token than decode
-    assert paced(100).room(1, 9, MOST) == MOST
+    assert paced(100).room(1, 9, MOST) == paced(100).room(0, 9, MOST)  # but for no longer than that
 
 
 def test_a_slow_machine_still_gets_on():
