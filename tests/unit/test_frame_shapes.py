@@ -8,7 +8,7 @@ import msgspec
 from agent.engine import frames
 from agent.types import FailureKind, Token, TopToken
 
-SHAPES = {3: "X"}  # SHA-256 by protocol; only ever added to
+SHAPES = {4: "850f49036f4fd238b66d71f9e1d19d4ae1eabdefca98d7cc463888e6ede1e706"}  # SHA-256 by protocol; only ever added to
 
 
 def shape() -> str:

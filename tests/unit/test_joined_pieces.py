@@ -29,11 +29,8 @@ def test_the_first_piece_of_an_answer_waits_for_nothing():
 
 def test_what_follows_closely_goes_out_together_and_loses_nothing():
     joined = begun(1)
-    told = []
-    for number in range(40):
-        if due := joined.add(step(piece(1, f"{number} ")), (number + 1) * JOIN_S / 8):
-            told.append(due.pieces)
-    told.append(joined.add(step(ended=[1]), 6 * JOIN_S).pieces)
+    told = [joined.add(step(piece(1, f"{number} ")), (number + 1) * JOIN_S / 8) for number in range(40)]
+    told = [due.pieces for due in (*told, joined.add(step(ended=[1]), 6 * JOIN_S)) if due]
     pieces = [one for group in told for one in group]
     assert "".join(one.text for one in pieces) == "".join(f"{number} " for number in range(40))
     assert b"".join(token.text_bytes for one in pieces for token in one.tokens).decode() == "".join(
