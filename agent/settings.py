@@ -176,6 +176,19 @@ class PullSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = ""
 
 
+class StorageSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the data directory may take."""
+
+    disk_budget_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Ceiling of all in data_dir: models, pulls, build environments, queue; 0: what is free. "
+            "Nothing is pulled or made above it.",
+        ),
+    ] = 0
+
+
 class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Somewhere bigger to escalate to, one [[targets]] table each."""
 
@@ -254,6 +267,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retention: RetentionSettings = RetentionSettings()
     connectivity: ConnectivitySettings = ConnectivitySettings()
     pull: PullSettings = PullSettings()
+    storage: StorageSettings = StorageSettings()
     targets: tuple[TargetSettings, ...] = ()
     adapters: tuple[AdapterSettings, ...] = ()
     prefixes: tuple[PrefixSettings, ...] = ()

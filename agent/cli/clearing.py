@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import counted, emit_json, notice, size, table
 
 if TYPE_CHECKING:
@@ -29,9 +29,8 @@ def rm(invocation: Invocation, name: str, force: bool, as_json: bool) -> None:
     """
     from agent.errors import WrongState
     from agent.models.collecting import remove_model
-    from agent.models.store import open_store
 
-    store = open_store(invocation.data_path)
+    store = model_store(invocation)
     uses = _uses(invocation, name)
     if uses and store.get(name) and not force:
         raise WrongState(f"{name} is used: {'; '.join(uses)}. Use --force to remove it all the same", param="model")
@@ -61,9 +60,8 @@ def gc(invocation: Invocation, dry_run: bool, everything: bool, as_json: bool) -
     Example:  outrider models gc --dry-run
     """
     from agent.models.collecting import collect
-    from agent.models.store import open_store
 
-    found = collect(open_store(invocation.data_path), invocation.data_path, everything=everything, dry_run=dry_run)
+    found = collect(model_store(invocation), everything=everything, dry_run=dry_run)
     if as_json:
         emit_json({"dry_run": dry_run, "bytes": found.bytes, "removed": found.removed, "kept": found.kept})
         return

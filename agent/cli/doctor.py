@@ -17,15 +17,20 @@ PROBLEM_FOUND = 1  # exit code
 
 
 @click.command()
+@click.option("--disk", is_flag=True, help="Only show who holds how much disk, and what could go.")
 @json_option
 @pass_invocation
-def doctor(invocation: Invocation, as_json: bool) -> int:
+def doctor(invocation: Invocation, disk: bool, as_json: bool) -> int:
     """Examine this machine and name each problem with its remedy.
 
     Exit code 1 when there is a problem. Nothing is changed and nobody outside is contacted.
 
     Example:  outrider doctor
     """
+    if disk:
+        from agent.cli.disk_report import report
+
+        return report(invocation, as_json=as_json)
     from agent.cli.findings import examine
 
     findings = examine(invocation)

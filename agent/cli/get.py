@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import confirm, emit_json, notice, printable, size
 from agent.cli.picking import NOTHING_FITS, measure_and_choose, take, tell, tell_settings
 from agent.cli.recommending import budget, budget_options, show
@@ -60,9 +60,8 @@ def get(
     Example:  outrider get
     """
     from agent.models.getting import Begun
-    from agent.models.store import open_store
 
-    store = open_store(invocation.data_path)
+    store = model_store(invocation)
     path = store.blobs.root / BEGUN_NAME
     begun = Begun.read(path)
     if begun and model in {None, begun.model} and profile in {None, begun.profile}:

@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from agent.configuration import LoadedSettings
+    from agent.models.store import ModelStore
     from agent.settings import Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -70,6 +71,14 @@ def parse_assignment(text: str) -> tuple[str, object]:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key, value.strip()
+
+
+def model_store(invocation: Invocation) -> ModelStore:
+    """Return the store of the data directory, with its disk budget."""
+    from agent.models.store import open_store
+
+    settings = invocation.settings
+    return open_store(settings.data_path, disk_budget=settings.storage.disk_budget_bytes)
 
 
 pass_invocation = click.make_pass_decorator(Invocation)

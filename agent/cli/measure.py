@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import emit_json, notice, size, table
 from agent.errors import InvalidRequest, ModelRejected
 
@@ -58,7 +58,7 @@ def measure(
     from agent.evaluation import quality as evaluation
     from agent.evaluation.measure_worker import Text
 
-    store = _store(invocation)
+    store = model_store(invocation)
     file = store.resolve(model, below_floor=True)
     reference = _reference(store, file, against)
     read = tuple(Text(path.name, _text(path)) for path in texts)
@@ -168,9 +168,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{path} is not UTF-8 text: {error.reason}", param="text") from error
-
-
-def _store(invocation: Invocation) -> ModelStore:
-    from agent.models.store import open_store
-
-    return open_store(invocation.data_path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.clearing import gc, rm
-from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import emit_json, notice, size, table
 from agent.cli.picking import pick
 from agent.cli.promotion import promote, rollback
@@ -70,7 +70,7 @@ def show(invocation: Invocation, name: str, as_json: bool) -> None:
 
     Example:  outrider models show smollm2-135m-instruct
     """
-    entry = _catalog(invocation).adapter(name) or _store(invocation).show(name)
+    entry = _catalog(invocation).adapter(name) or model_store(invocation).show(name)
     if as_json:
         emit_json(entry)
         return
@@ -92,7 +92,7 @@ def allow(invocation: Invocation, name: str, force: bool, withdraw: bool, as_jso
     """
     if force == withdraw:
         raise click.UsageError("say either --force or --withdraw")
-    store = _store(invocation)
+    store = model_store(invocation)
     store.note(name, allowed=force)
     entry = store.show(name)
     faults = entry.quality.faults if entry.quality else ()
@@ -119,7 +119,7 @@ def convert_adapter(invocation: Invocation, folder: Path, file: Path, model: str
     """
     from agent.models.peft_conversion import convert
 
-    base = _store(invocation).resolve(model)
+    base = model_store(invocation).resolve(model)
     try:
         made = convert(folder, Path(base.path), file)
     except OSError as error:
@@ -141,7 +141,7 @@ def verify(invocation: Invocation, names: tuple[str, ...], as_json: bool) -> int
 
     Example:  outrider models verify
     """
-    store = _store(invocation)
+    store = model_store(invocation)
     chosen = names or tuple(entry.name for entry in store.list() if entry.path)
     results = [_verify_one(store, name) for name in chosen]
     if as_json:
@@ -167,11 +167,5 @@ def _verify_one(store: ModelStore, name: str) -> tuple[str, OutriderError | None
 def _catalog(invocation: Invocation) -> AdapterCatalog:
     from agent.models.adapters import AdapterCatalog
 
-    store = _store(invocation)
+    store = model_store(invocation)
     return AdapterCatalog(invocation.loaded.settings.adapters, store.resolve, store.list)
-
-
-def _store(invocation: Invocation) -> ModelStore:
-    from agent.models.store import open_store
-
-    return open_store(invocation.data_path)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import emit_json, notice, size, table
 from agent.cli.recommending import budget, budget_options
 
@@ -60,11 +60,10 @@ def pick(
 
     Example:  outrider models pick --memory 1500 --first-token 800
     """
-    from agent.models.store import open_store
 
     hardware, room = budget(profile, memory_mib)
     limits = _limits(room, first_token_ms, least_followed, force=force)
-    store = open_store(invocation.data_path)
+    store = model_store(invocation)
     names = [name.strip() for name in candidates.split(",") if name.strip()] if candidates else stored_names(store)
     choice = measure_and_choose(invocation, store, names, hardware, limits)
     if choice.picked:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import confirm, emit_json, notice, size, table
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def pull(
     """
     from agent.models.pulling import Wish
     from agent.models.pulling import pull as fetch
-    from agent.models.store import open_store
 
     def ask(offer: Offer) -> None:
         if not as_json:
@@ -60,7 +59,7 @@ def pull(
         given=model, name=name, offline=offline, require_pinned=require_pinned, update=update, force=force
     )  # fmt: skip
     with Bar(hidden=as_json) as bar:
-        outcome = fetch(open_store(invocation.data_path), invocation.settings.pull, wish, ask, bar)
+        outcome = fetch(model_store(invocation), invocation.settings.pull, wish, ask, bar)
     if as_json:
         emit_json(outcome)
         return

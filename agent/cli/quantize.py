@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import confirm, emit_json, notice, size, table
 
 if TYPE_CHECKING:
@@ -83,7 +83,6 @@ def quantize(
     from agent.models.encoder_making import ENCODER_RECIPES
     from agent.models.quantizing import Wish
     from agent.models.recipes.tensor_types import TARGETS
-    from agent.models.store import open_store
 
     if setup or remove:
         _environment(invocation, remove=remove, offline=offline, find_links=find_links, yes=yes)
@@ -95,7 +94,7 @@ def quantize(
         return
     if importance and no_importance:
         raise click.UsageError("--importance and --no-importance contradict each other")
-    store = open_store(invocation.data_path)
+    store = model_store(invocation)
     spec = store.manifest.find(model)
     wish = Wish(
         source=model,

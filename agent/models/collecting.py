@@ -68,7 +68,7 @@ def remove_model(store: ModelStore, name: str) -> Removed:
     return Removed(name=name, bytes=sum(one.bytes for one in freed), shared=shared)
 
 
-def collect(store: ModelStore, data_path: Path, *, everything: bool = False, dry_run: bool = False) -> Collected:
+def collect(store: ModelStore, *, everything: bool = False, dry_run: bool = False) -> Collected:
     """Remove what nothing refers to. With ``everything`` also what an interrupted call could go on with.
 
     Raises WrongState while somebody takes files in, StorageError when a record cannot be read:
@@ -82,7 +82,7 @@ def collect(store: ModelStore, data_path: Path, *, everything: bool = False, dry
         _drop_trees(store, models, dry_run=dry_run)
         removed += _drop_temporary(store, dry_run=dry_run)
         kept: list[Leftover] = []
-        for leftover, old, drop in _optional(store, data_path):
+        for leftover, old, drop in _optional(store):
             if not (old or everything):
                 kept.append(leftover)
             elif dry_run or drop():
@@ -142,7 +142,7 @@ def _drop_temporary(store: ModelStore, *, dry_run: bool) -> list[Leftover]:
     return dropped
 
 
-def _optional(store: ModelStore, data_path: Path) -> Iterator[tuple[Leftover, bool, Callable[[], bool]]]:
+def _optional(store: ModelStore) -> Iterator[tuple[Leftover, bool, Callable[[], bool]]]:
     """Yield what somebody may still want, whether it is old, and how it is removed unless it is in use."""
     root = store.blobs.root
     for kind, place in (("pull", root / "pulls"), ("making", root / "making")):
@@ -152,8 +152,8 @@ def _optional(store: ModelStore, data_path: Path) -> Iterator[tuple[Leftover, bo
         if path.suffix != ".json":
             old = path.lstat().st_mtime < time.time() - KEPT_S
             yield Leftover("quarantine", path.name, path.lstat().st_size), old, partial(_drop_quarantined, path)
-    for one in interrupted(data_path / BUILD_ENVIRONMENTS):
-        if not _ready(data_path, one.path):
+    for one in interrupted(store.data_path / BUILD_ENVIRONMENTS):
+        if not _ready(store.data_path, one.path):
             # Of no use to anybody: an environment is made anew, never gone on with.
             yield Leftover("environment", one.path.name, one.bytes), True, partial(remove_interrupted, one.path)
 

@@ -26,13 +26,13 @@ from agent.models.quantizing import (
     already_made,
     making_folder,
     quantize,
-    require_space,
     run,
     slug,
     with_recipe,
 )
 from agent.models.recipes.job import Job
 from agent.models.recipes.tensor_types import TARGETS
+from agent.models.room import require_room
 from agent.models.size_limit import size_fault
 from agent.models.store import ModelStore
 from agent.types import ModelFormat
@@ -81,7 +81,7 @@ def _convert(
         return Outcome(model=there, source_bytes=found.bytes, was_there=True)
     BuildEnvironment(data_path).require()
     with making_folder(store, making) as work:
-        require_space(work, found.bytes + _METADATA)
+        require_room(store, found.bytes + _METADATA, f"making {name}")
         job = Job(
             recipe="checkpoint",
             source=str(folder),

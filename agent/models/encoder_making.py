@@ -21,12 +21,12 @@ from agent.models.quantizing import (
     Wish,
     already_made,
     making_folder,
-    require_space,
     run,
     slug,
     with_recipe,
 )
 from agent.models.recipes.job import Job
+from agent.models.room import require_room
 from agent.models.store import ModelStore
 from agent.types import ModelFormat
 
@@ -84,7 +84,7 @@ def quantize_encoder(store: ModelStore, source: EncoderSource, wish: Wish, follo
     if (there := already_made(store, name, making, force=wish.force)) is not None:
         return Outcome(model=there, source_bytes=size, was_there=True)
     with making_folder(store, making) as folder:
-        require_space(folder, size * _NEW_FILES)
+        require_room(store, size * _NEW_FILES, f"making {name}")
         job = Job(
             recipe=wish.recipe,
             source=str(source.folder),

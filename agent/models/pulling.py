@@ -17,7 +17,6 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import (
-    DiskFull,
     InvalidRequest,
     ModelRejected,
     SourceUnreachable,
@@ -36,13 +35,13 @@ from agent.models.pull_access import hub_endpoint, hub_token, is_offline
 from agent.models.pull_child import Follow, PullChild
 from agent.models.pull_job import Job, RemoteFile
 from agent.models.pull_source import Wanted, chosen, format_of, local_files, wanted
+from agent.models.room import require_room
 from agent.models.safetensors_check import check_safetensors
 from agent.models.size_limit import size_fault
 from agent.models.store import ModelStore
 from agent.settings import PullSettings
 from agent.types import ModelFormat
 
-_MARGIN = 64 << 20  # bytes of disk to leave free
 _DEFAULT_CONTEXT = 2048  # tokens, of a model that does not say
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -112,6 +111,7 @@ def _take_packaged(store: ModelStore, lock: LockFile, spec: ModelSpec, locked: L
         store.resolve(spec.name, below_floor=True)
         return Outcome(model=there, was_there=True, newly_locked=False)
     accepted = locked.accepted_at_ms if locked and locked.licence == spec.licence else None
+    require_room(store, sum(file.bytes for file in spec.promised), f"taking in {spec.name}")
     if not spec.accept:
         return Outcome(model=store.take_packaged(spec), was_there=True, newly_locked=False)
     ask(
@@ -177,7 +177,7 @@ def _take_local(
         )
     )
     store.blobs.prepare()
-    _require_space(store.blobs.root, size)
+    require_room(store, size, f"pulling {want.name}")
     kept = store.add(model, paths)
     return Outcome(model=kept, was_there=False, newly_locked=_lock_in(lock, kept, locked, replace=wish.update))
 
@@ -230,7 +230,7 @@ def _download(
     if must_accept:
         accepted = int(time.time() * 1000)
     with _folder(store, want, listing.revision, files) as folder:
-        _require_space(folder, (size or 0) - _arrived(folder))
+        require_room(store, (size or 0) - _arrived(folder), f"pulling {want.name}")
         child.fetch(
             msgspec.structs.replace(job, action="fetch", revision=listing.revision, folder=str(folder), files=files),
             follow,
@@ -361,12 +361,6 @@ def _lock_in(
     )
     lock.put(model.name, entry)
     return True
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + _MARGIN:
-        raise DiskFull(f"the model needs {(needed + _MARGIN) >> 20} MiB more in {folder}, {free >> 20} MiB are free")
 
 
 def _arrived(folder: Path) -> int:

@@ -22,7 +22,7 @@ from typing import Literal
 import msgspec
 
 from agent import __version__, executable
-from agent.errors import DiskFull, EngineFailed, InvalidRequest, ModelNotFound, ModelRejected, StorageError, WrongState
+from agent.errors import EngineFailed, InvalidRequest, ModelNotFound, ModelRejected, StorageError, WrongState
 from agent.models.artifact import Making, StoredFile, StoredModel, checked_name
 from agent.models.blobs import described
 from agent.models.gguf_check import GgufHeader, check_gguf
@@ -30,13 +30,13 @@ from agent.models.interrupted import sweep, working_folder
 from agent.models.profiles import PROFILES
 from agent.models.recipes.job import Event, Failed, Job, Made, Progress, raised
 from agent.models.recipes.tensor_types import GOOD_SOURCES, TARGETS, GgufTarget, expected_bytes, precision
+from agent.models.room import require_room
 from agent.models.size_limit import size_fault
 from agent.models.store import ModelStore
 from agent.types import ModelFormat
 
 PHONE_CONTEXT = PROFILES["phone"].context_tokens
 PHONE_MEMORY = (PROFILES["phone"].memory_mib or 0) << 20  # bytes, for weights and cache
-_MARGIN = 64 << 20  # bytes of disk to leave free
 _ROUNDED = "its weights were rounded before, to"
 _TYPE_IN_TITLE = re.compile(r", (?:F16|F32|BF16|I?Q\d\w*)$")
 _NOTES = 20  # last lines of the child's stderr that are kept
@@ -106,7 +106,7 @@ def quantize(store: ModelStore, wish: Wish, follow: Follow) -> Outcome:
     if (there := already_made(store, name, making, force=wish.force)) is not None:
         return Outcome(model=there, source_bytes=source.path.stat().st_size, was_there=True, warnings=warnings)
     with making_folder(store, making) as folder:
-        require_space(folder, expected_bytes(source.header, target, source.path.stat().st_size))
+        require_room(store, expected_bytes(source.header, target, source.path.stat().st_size), f"making {name}")
         job = Job(
             recipe=wish.recipe,
             source=str(source.path),
@@ -274,15 +274,6 @@ def making_folder(store: ModelStore, making: Making) -> Iterator[Path]:
         except OSError as error:
             raise StorageError(f"{place} cannot be written to: {error.strerror}; check its permissions") from error
         yield folder
-
-
-def require_space(folder: Path, needed: int) -> None:
-    """Raise DiskFull when so many bytes and some more are not free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed + _MARGIN:
-        raise DiskFull(
-            f"making the model needs about {(needed + _MARGIN) >> 20} MiB in {folder.parent}, {free >> 20} MiB are free"
-        )
 
 
 def _record(

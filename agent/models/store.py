@@ -48,7 +48,10 @@ _SERVED_TASKS = {
 class ModelStore:
     """The store of one data directory. Blocking; several threads or processes may use it at once."""
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: Manifest, *, disk_budget: int = 0) -> None:
+        """``disk_budget`` is the ceiling of the whole data directory, bytes; 0: none. Others keep to it."""
+        self.data_path = root.parent
+        self.disk_budget = disk_budget
         self._root = root
         self._manifest = manifest
         self.blobs = BlobStore(root)
@@ -340,9 +343,9 @@ def _check_of(model: StoredModel, name: str) -> Check:
     return check
 
 
-def open_store(data_dir: Path) -> ModelStore:
+def open_store(data_dir: Path, *, disk_budget: int = 0) -> ModelStore:
     """Return the store of a data directory, with the manifest that ships with this program.
 
     Creates nothing. Raises ConfigError when the manifest cannot be read.
     """
-    return ModelStore(data_dir / "models", load_manifest())
+    return ModelStore(data_dir / "models", load_manifest(), disk_budget=disk_budget)

@@ -86,16 +86,16 @@ def test_what_nothing_refers_to_goes(store, tmp_path):
     store.forget("one")
     (store.blobs.root / "incoming" / "copy-killed").write_bytes(b"x" * 7)
     (store.blobs.root / "refs" / ".half-written").write_bytes(b"{")
-    would = collect(store, tmp_path, dry_run=True)
+    would = collect(store, dry_run=True)
     assert len(store.blobs.digests()) == 3
-    found = collect(store, tmp_path)
+    found = collect(store)
     assert found == would
     assert found.bytes == 1007
     assert {one.kind for one in found.removed} == {"file", "temporary"}
     assert store.verify("two")
     assert len(list((store.blobs.root / "verified").iterdir())) == 2
     assert not list((store.blobs.root / "refs").glob(".*"))
-    assert collect(store, tmp_path).removed == ()
+    assert collect(store).removed == ()
 
 
 @pytest.mark.parametrize("place", ["pulls", "making"])
@@ -104,11 +104,11 @@ def test_an_interrupted_call_can_go_on_for_a_week(store, tmp_path, place):
     make_old(old)
     make_old(busy)
     with working_folder(store.blobs.root / place, "busy", "busy"):
-        found = collect(store, tmp_path)
+        found = collect(store)
         assert [one.name for one in found.removed] == ["old"]
         assert [(one.name, one.bytes) for one in found.kept] == [("young", 100)]
         assert not old.exists()
-        collect(store, tmp_path, everything=True)
+        collect(store, everything=True)
         assert not young.exists()
         assert (busy / "half.part").exists()
     assert [path.name for path in (store.blobs.root / place).iterdir() if path.suffix == ".lock"] == ["busy.lock"]
@@ -119,9 +119,9 @@ def test_a_quarantined_file_stays_a_week_for_a_look(store, tmp_path):
     folder.mkdir(parents=True)
     (folder / "abc").write_bytes(b"bad")
     (folder / "abc.json").write_text('{"model": "m", "reason": "r"}')
-    assert [one.kind for one in collect(store, tmp_path).kept] == ["quarantine"]
+    assert [one.kind for one in collect(store).kept] == ["quarantine"]
     make_old(folder)
-    assert collect(store, tmp_path).bytes == 3
+    assert collect(store).bytes == 3
     assert list(folder.iterdir()) == []
 
 
@@ -131,11 +131,11 @@ def test_a_dead_environment_goes_and_one_that_is_made_stays(store, tmp_path, mon
     root.mkdir(parents=True)
     (root / "setup.log").write_text("half way")
     with held(root.with_name(f"{root.name}.lock"), "being made"):
-        assert collect(store, tmp_path, everything=True).removed == ()
+        assert collect(store, everything=True).removed == ()
     monkeypatch.setattr(BuildEnvironment, "ready", property(lambda _: True))
-    assert collect(store, tmp_path, everything=True).removed == ()
+    assert collect(store, everything=True).removed == ()
     monkeypatch.setattr(BuildEnvironment, "ready", property(lambda _: False))
-    assert [one.kind for one in collect(store, tmp_path).removed] == ["environment"]
+    assert [one.kind for one in collect(store).removed] == ["environment"]
     assert not list((tmp_path / FOLDER).iterdir())
 
 
@@ -143,15 +143,15 @@ def test_a_record_that_cannot_be_read_stops_it(store, tmp_path):
     put(store, "one", a=b"{}", b=b"1")
     (store.blobs.root / "refs" / "one.json").write_text("{")
     with pytest.raises(StorageError, match=r"one\.json is damaged"):
-        collect(store, tmp_path)
+        collect(store)
     assert len(store.blobs.digests()) == 2
 
 
 def test_it_waits_for_who_takes_files_in(store, tmp_path, monkeypatch):
     monkeypatch.setattr(collecting, "_PATIENCE_S", 0.0)
     with store.taking_in(), store.taking_in(), pytest.raises(WrongState, match="being taken into the store"):
-        collect(store, tmp_path)
-    collect(store, tmp_path)
+        collect(store)
+    collect(store)
 
 
 def test_files_are_taken_in_only_after_it_is_done(store):
@@ -187,7 +187,7 @@ def test_whatever_happens_at_once_every_name_has_its_files(store, tmp_path):
 
     threads = [
         threading.Thread(target=again, args=(work,))
-        for work in (come_and_go, lambda: collect(store, tmp_path), lambda: collect(store, tmp_path, everything=True))
+        for work in (come_and_go, lambda: collect(store), lambda: collect(store, everything=True))
     ]
     for thread in threads:
         thread.start()
