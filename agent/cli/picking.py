@@ -60,7 +60,6 @@ def pick(
 
     Example:  outrider models pick --memory 1500 --first-token 800
     """
-
     hardware, room = budget(profile, memory_mib)
     limits = _limits(room, first_token_ms, least_followed, force=force)
     store = model_store(invocation)
