@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,19 +14,18 @@ from starlette.types import ASGIApp
 
 from agent.api.answer import Given, answer_of, headers_of
 from agent.api.call import Call, Parser, Shape
-from agent.api.deps import ApiDeps, ModelCard, deps_of
+from agent.api.deps import ApiDeps, deps_of
+from agent.api.model_choice import CLASSIFYING, WRITING, need_model
 from agent.api.sse import EventStream, EventWriter, while_connected
 from agent.api.wire import json_response, read_json
-from agent.errors import AnswerCut, ModelNotFound, OutriderError, StillRunning
+from agent.errors import AnswerCut, OutriderError, StillRunning
 from agent.pipeline import Verdict
 from agent.records import RequestRecord
 from agent.storage.retention import LATE
 from agent.telemetry import METRICS
-from agent.types import InferenceRequest, OnLowConfidence
+from agent.types import InferenceRequest, OnLowConfidence, RequestKind
 
-MISSING = "missing"  # state of a model that is in the manifest and not on this device
-
-
+Complete = Callable[[ApiDeps, InferenceRequest], Awaitable[InferenceRequest]]
 Whole = Callable[[Sequence[Given]], dict[str, Any]]  # writes the body of a response
 
 
@@ -39,9 +37,12 @@ async def answer_call(request: Request, parse: Parser, shape: Callable[[Call], S
     return await _whole(request, call, shape(call).whole)
 
 
-async def answer_whole(request: Request, parse: Parser, whole: Whole) -> Response:
-    """Answer a call of a kind that has no stream."""
-    return await _whole(request, await _call(request, parse), whole)
+async def answer_whole(request: Request, parse: Parser, whole: Whole, complete: Complete) -> Response:
+    """Answer a call of a kind that has no stream. ``complete`` adds what only the model knows."""
+    deps = deps_of(request)
+    call = await _call(request, parse)
+    completed = msgspec.structs.replace(call, requests=(await complete(deps, call.request),))
+    return await _whole(request, completed, whole)
 
 
 async def _call(request: Request, parse: Parser) -> Call:
@@ -49,20 +50,10 @@ async def _call(request: Request, parse: Parser) -> Call:
     settings = deps.settings
     body = await read_json(request, settings.server.max_body_bytes)
     call = parse(body, request.headers, server=settings.server, routing=settings.routing, now_ms=deps.now_ms())
-    model = deps.aliases.target(call.request.model)
-    model_card(deps, model)
+    tasks = CLASSIFYING if call.request.kind is RequestKind.CLASSIFY else WRITING
+    model = need_model(deps, call.request.model, tasks)
     requests = tuple(msgspec.structs.replace(one, model=model) for one in call.requests)
     return msgspec.structs.replace(call, requests=requests)
-
-
-def model_card(deps: ApiDeps, name: str) -> ModelCard:
-    """Return the card of an installed model. Raises ModelNotFound."""
-    cards = {card.name: card for card in deps.models() if card.state != MISSING}
-    if name not in cards:
-        near = difflib.get_close_matches(name, cards, n=1)
-        known = f"did you mean {near[0]}?" if near else f"installed are {', '.join(sorted(cards)) or 'none'}"
-        raise ModelNotFound(f"model {name[:100]!r} is not installed; {known}", param="model")
-    return cards[name]
 
 
 async def _whole(request: Request, call: Call, whole: Whole) -> Response:

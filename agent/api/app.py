@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.api import (
     classify_routes,
+    encoder_routes,
     model_routes,
     openai_routes,
     ops_routes,
@@ -47,6 +48,7 @@ def create_app(deps: ApiDeps) -> Starlette:
             *model_routes.ROUTES,
             *promotion_routes.ROUTES,
             *classify_routes.ROUTES,
+            *encoder_routes.ROUTES,
             *request_routes.ROUTES,
             *prefix_routes.ROUTES,
             *queue_routes.ROUTES,

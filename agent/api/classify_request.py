@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -25,7 +25,7 @@ def parse_classify(
     """Check every parameter and return the call (see Parser).
 
     ``input`` is a text to sort; ``messages`` are a prompt of the caller's own, whose last
-    message is what is sorted.
+    message is what is sorted. Without ``labels`` those of the model hold, if it has any.
     """
     fields = Fields(body)
     call = Envelope(fields, body, headers)
@@ -36,9 +36,7 @@ def parse_classify(
     else:
         if fields.take("messages") is not None:
             raise fields.wrong_value("messages", "and input are both given: keep one")
-        # In an order of their own, so that the caller's order changes nothing.
-        told = Message("system", INSTRUCTION + "\n".join(sorted(labels)))
-        messages = (told, Message("user", text))
+        messages = (Message("user", text),) if not labels else prompt(labels, text)
     fields.only("stream", False)
     fields.finish()
     asked = InferenceRequest(
@@ -47,10 +45,15 @@ def parse_classify(
     return Call((call.request(asked, server=server, routing=routing, now_ms=now_ms),))
 
 
+def prompt(labels: Sequence[str], text: str) -> tuple[Message, ...]:
+    """Return the question for one of these labels, in an order of their own: the caller's changes nothing."""
+    return (Message("system", INSTRUCTION + "\n".join(sorted(labels))), Message("user", text))
+
+
 def _labels(fields: Fields) -> tuple[str, ...]:
     items = fields.array("labels", MOST_LABELS)
     if items is None:
-        raise fields.missing("labels")
+        return ()
     if len(items) < FEWEST_LABELS:
         raise fields.wrong_value("labels", f"must have at least {FEWEST_LABELS} labels")
     for index, item in enumerate(items):

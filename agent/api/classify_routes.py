@@ -5,19 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.api.answer import LOCAL, Given, outrider_object, usage
 from agent.api.answering import answer_whole
-from agent.api.classify_request import parse_classify
+from agent.api.classify_request import parse_classify, prompt
+from agent.api.deps import ApiDeps
+from agent.api.model_choice import WRITING, model_card
 from agent.confidence import labels as label_confidence
+from agent.encoder import EncoderTask
+from agent.errors import InvalidRequest
+from agent.types import InferenceRequest
 
 
 async def classify(request: Request) -> Response:
     """``POST /v1/classify``."""
-    return await answer_whole(request, parse_classify, classification)
+    return await answer_whole(request, parse_classify, classification, _with_labels)
+
+
+async def _with_labels(deps: ApiDeps, request: InferenceRequest) -> InferenceRequest:
+    """Return the request with the labels of its model where it names none. Raises InvalidRequest where that has none."""
+    if request.labels:
+        return request
+    if not WRITING & {*model_card(deps, request.model).tasks}:
+        await deps.engine.make_ready(request.model)
+    encoder = deps.engine.encoder(request.model)
+    if encoder is None or encoder.task is not EncoderTask.CLASSIFY:
+        raise InvalidRequest(
+            f"labels is missing: model {request.model} has none of its own",
+            param="labels",
+            code="missing_required_parameter",
+        )
+    text = request.messages[-1].content
+    messages = prompt(encoder.labels, text) if len(request.messages) == 1 else request.messages
+    return msgspec.structs.replace(request, messages=messages, labels=encoder.labels)
 
 
 def classification(given: Sequence[Given]) -> dict[str, Any]:

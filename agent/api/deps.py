@@ -44,6 +44,9 @@ class ModelCard(Protocol):
     def bytes(self) -> int: ...
 
     @property
+    def tasks(self) -> Sequence[str]: ...
+
+    @property
     def parent(self) -> str | None: ...
 
 

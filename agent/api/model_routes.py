@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent.api.answering import MISSING, model_card
 from agent.api.classify_request import MOST_LABELS
 from agent.api.deps import ApiDeps, ModelCard, deps_of
+from agent.api.encoder_request import MOST_INPUTS
+from agent.api.model_choice import CLASSIFYING, MISSING, WRITING, model_card
 from agent.api.sampling_request import MOST_CHOICES, MOST_STOPS, MOST_TOP_LOGPROBS
 from agent.api.wire import json_response
+from agent.encoder import EncoderTask
 from agent.engine.supervisor import WorkerState
 from agent.engine.worker_status import ModelTraits
 
@@ -47,8 +50,8 @@ def _model_object(deps: ApiDeps, card: ModelCard) -> dict[str, Any]:
             "bytes": card.bytes,
             "state": card.state,
             "loaded": worker is not None and worker.state is WorkerState.READY,
-            "parameters": traits.parameters if traits else None,
-            "quantization": traits.quantization if traits else None,
+            "parameters": (traits.parameters or None) if traits else None,
+            "quantization": (traits.quantization or None) if traits else None,
             "context_tokens": context_tokens,
             "limits": {
                 "output_tokens": context_tokens - 1,  # after a prompt of one token
@@ -60,8 +63,10 @@ def _model_object(deps: ApiDeps, card: ModelCard) -> dict[str, Any]:
                 "stop": MOST_STOPS,
                 "top_logprobs": MOST_TOP_LOGPROBS,
                 "labels": MOST_LABELS,
+                "inputs": MOST_INPUTS,
             },
-            "capabilities": _capabilities(traits),
+            "encoder": _encoder(traits),
+            "capabilities": _capabilities(card, traits),
         },
     }
 
@@ -73,23 +78,31 @@ def _context_tokens(deps: ApiDeps, card: ModelCard) -> int:
     return min(wanted, worker.context_tokens) if worker and worker.context_tokens else wanted
 
 
-def _capabilities(traits: ModelTraits | None) -> dict[str, bool | None]:
+def _capabilities(card: ModelCard, traits: ModelTraits | None) -> dict[str, bool | None]:
     """Return what can be asked of a model; null where it is known once the model was loaded."""
+    tasks = {traits.encoder.task} if traits and traits.encoder else {*card.tasks}
+    writes = bool(tasks & WRITING)
     return {
-        "chat": True,
-        "completions": True,
-        "classify": True,
-        "stream": True,
-        "tools": True,
-        "json_schema": True,
-        "logprobs": True,
-        "prompt_logprobs": True,
+        "chat": writes,
+        "completions": writes,
+        "classify": bool(tasks & CLASSIFYING),
+        "stream": writes,
+        "tools": writes,
+        "json_schema": writes,
+        "logprobs": writes,
+        "prompt_logprobs": writes,
         "suffix": traits.fills_gaps if traits else None,
         "reasoning": traits.thinks if traits else None,
         "vision": False,
         "audio": False,
-        "embeddings": False,
+        "embeddings": EncoderTask.EMBED in tasks,
+        "rerank": EncoderTask.RERANK in tasks,
     }
+
+
+def _encoder(traits: ModelTraits | None) -> dict[str, Any] | None:
+    """Return what an encoder gives; null for any other model, or one that was not loaded yet."""
+    return msgspec.to_builtins(traits.encoder) if traits and traits.encoder else None
 
 
 ROUTES = [

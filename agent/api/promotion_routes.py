@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent.api.answering import model_card
 from agent.api.deps import ApiDeps, deps_of, need_admin
 from agent.api.fields import Fields
+from agent.api.model_choice import model_card
 from agent.api.wire import json_response, query, read_json
 from agent.errors import InvalidRequest
 from agent.models.aliases import DEFAULT

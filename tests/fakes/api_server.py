@@ -65,6 +65,10 @@ class Card(msgspec.Struct):
     bytes: int = 98_362_432
     state: str = "installed"
     parent: str | None = None
+    tasks: tuple[str, ...] = ("chat", "classify")
+
+
+CARDS = (Card(MODEL), Card("vendor/other"), Card("absent", state="missing"))
 
 
 class ScriptedEngine:
@@ -77,6 +81,12 @@ class ScriptedEngine:
 
     def status(self):
         return {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048, traits=TRAITS)}
+
+    def encoder(self, name):
+        return None
+
+    async def stop(self, grace_s):
+        pass
 
     def prefixes(self):
         return [PrefixStatus(name="cities", model=MODEL), PrefixStatus(name="brief", model=MODEL)]
@@ -234,10 +244,17 @@ def streaming(api, body, headers=None):
 
 @contextlib.contextmanager
 def served(
-    folder: Path, *, targets: tuple[TargetSettings, ...] = (), heartbeat_s: float = 10.0, **sections
+    folder: Path,
+    *,
+    targets: tuple[TargetSettings, ...] = (),
+    heartbeat_s: float = 10.0,
+    engine=None,
+    models=CARDS,
+    **sections,
 ) -> Iterator[Served]:
     """Serve in a thread of its own until the block ends. ``sections`` replace those of Settings."""
-    api = Served(ScriptedEngine())
+    api = Served(engine or ScriptedEngine())
+    api.models = models
     api.targets = targets
     settings = Settings(
         data_dir=str(folder),
@@ -307,7 +324,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
             dispatcher=dispatcher,
             settings=settings,
             targets=lambda: api.targets,
-            models=lambda: [Card(MODEL), Card("vendor/other"), Card("absent", state="missing")],
+            models=lambda: api.models,
             aliases=Aliases(settings.data_path / "models", MODEL),
             tokens=Tokens(USER, ADMIN),
             now_ms=now_ms,
@@ -331,5 +348,6 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         await serving
     finally:
         await dispatcher.stop()
+        await api.engine.stop(0)
         await storage.close()
         listener.close()

@@ -1,0 +1,110 @@
+"""``POST /v1/embeddings`` and ``POST /v1/rerank``: numbers of texts, at once or not at all.
+
+They have no confidence, are never queued for a target, and nothing of them is stored.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from agent.api.deps import ApiDeps, deps_of
+from agent.api.encoder_request import EmbeddingsCall, EncodingFormat, parse_embeddings, parse_rerank
+from agent.api.model_choice import need_model
+from agent.api.sse import while_connected
+from agent.api.wire import json_response, read_json
+from agent.encoder import EncoderTask
+from agent.engine import frames
+from agent.engine.cache_scope import encoder_scope
+from agent.pipeline import refusal
+
+_BYTES_PER_NUMBER = 4
+_RERANKING = {"input": "documents"}  # what the engine calls the parameter, and what the caller does
+
+
+async def embeddings(request: Request) -> Response:
+    """``POST /v1/embeddings``."""
+    deps = deps_of(request)
+    call = parse_embeddings(await read_json(request, deps.settings.server.max_body_bytes), deps.settings.server)
+    model = need_model(deps, call.model, (EncoderTask.EMBED,))
+    ask = frames.Encode(
+        id=0,
+        texts=call.texts,
+        dimensions=call.dimensions,
+        truncate=call.truncate,
+        scope=encoder_scope(call.cache_salt, deps.settings.engine.share_prefixes),
+    )
+    encoded = await _encoded(request, deps, model, ask)
+    usage = {"prompt_tokens": encoded.prompt_tokens, "total_tokens": encoded.prompt_tokens}
+    return json_response({"object": "list", "data": _vectors(call, encoded), "model": model, "usage": usage})
+
+
+async def rerank(request: Request) -> Response:
+    """``POST /v1/rerank``: the documents with how well each answers the query, 0 to 1, the best first."""
+    deps = deps_of(request)
+    call = parse_rerank(await read_json(request, deps.settings.server.max_body_bytes), deps.settings.server)
+    model = need_model(deps, call.model, (EncoderTask.RERANK,))
+    ask = frames.Encode(
+        id=0,
+        texts=call.documents,
+        query=call.query,
+        truncate=call.truncate,
+        scope=encoder_scope(call.cache_salt, deps.settings.engine.share_prefixes),
+    )
+    encoded = await _encoded(request, deps, model, ask)
+    scores = array.array("f", encoded.rows)
+    best = sorted(range(len(scores)), key=lambda index: -scores[index])[: call.most]
+    results = [_result(index, scores, call.documents if call.return_documents else ()) for index in best]
+    usage = {"prompt_tokens": encoded.prompt_tokens, "total_tokens": encoded.prompt_tokens}
+    return json_response({"object": "list", "results": results, "model": model, "usage": usage})
+
+
+async def _encoded(request: Request, deps: ApiDeps, model: str, ask: frames.Encode) -> frames.Encoded:
+    """Return what the engine says. Raises the error that its failure stands for."""
+    left_ms = deps.settings.server.request_timeout_s * 1000
+    encoded = await while_connected(request.receive, deps.engine.encode(model, ask, left_ms))
+    if encoded.failure is None:
+        return encoded
+    error = refusal(encoded.failure)
+    if ask.query is not None and error.param:
+        name, bracket, rest = error.param.partition("[")
+        error.param = _RERANKING.get(name, name) + bracket + rest
+    raise error
+
+
+def _vectors(call: EmbeddingsCall, encoded: frames.Encoded) -> list[dict[str, Any]]:
+    """Return one object a text, in their order."""
+    size = encoded.width * _BYTES_PER_NUMBER
+    rows = memoryview(encoded.rows)
+    write = _base64 if call.encoding is EncodingFormat.BASE64 else _numbers
+    return [
+        {"object": "embedding", "index": index, "embedding": write(rows[index * size : (index + 1) * size])}
+        for index in range(len(call.texts))
+    ]
+
+
+def _base64(row: memoryview) -> str:
+    return base64.b64encode(row).decode("ascii")
+
+
+def _numbers(row: memoryview) -> list[float]:
+    return array.array("f", row.tobytes()).tolist()
+
+
+def _result(index: int, scores: Sequence[float], documents: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"index": index, "relevance_score": scores[index]}
+    if documents:
+        found["document"] = {"text": documents[index]}
+    return found
+
+
+ROUTES = [
+    Route("/v1/embeddings", embeddings, methods=["POST"]),
+    Route("/v1/rerank", rerank, methods=["POST"]),
+]
