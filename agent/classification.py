@@ -17,6 +17,7 @@ from agent.confidence import labels as label_confidence
 from agent.scores import Scores
 from agent.types import Failure, FailureKind, Generation, InferenceRequest, LabelScores, Message
 
+INSTRUCTION = "Sort the text that the user sends. Reply with exactly one of these labels and nothing else:\n"
 MOST_KEPT = 1024  # sets of content-free scores
 
 _Rows = tuple[tuple[float, ...], ...]
@@ -28,6 +29,11 @@ class LabelEngine(Protocol):
     async def score(
         self, request: InferenceRequest, labels: Sequence[str], *, messages: Sequence[Message] | None = None
     ) -> Scores: ...
+
+
+def sorting(text: str, labels: Sequence[str]) -> tuple[Message, ...]:
+    """Return the prompt that has a model sort a text. The labels stand in an order of their own, whatever the caller's."""
+    return Message("system", INSTRUCTION + "\n".join(sorted(labels))), Message("user", text)
 
 
 class Classifier:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -11,12 +11,12 @@ from agent.api.call import Call
 from agent.api.chat_request import parse_messages
 from agent.api.envelope import Envelope
 from agent.api.fields import Fields
+from agent.classification import sorting
 from agent.settings import RoutingSettings, ServerSettings
 from agent.types import InferenceRequest, Message, RequestKind
 
 FEWEST_LABELS, MOST_LABELS = 2, 500
 LONGEST_LABEL = 256  # characters
-INSTRUCTION = "Sort the text that the user sends. Reply with exactly one of these labels and nothing else:\n"
 
 
 def parse_classify(
@@ -36,18 +36,13 @@ def parse_classify(
     else:
         if fields.take("messages") is not None:
             raise fields.wrong_value("messages", "and input are both given: keep one")
-        messages = (Message("user", text),) if not labels else prompt(labels, text)
+        messages = (Message("user", text),) if not labels else sorting(text, labels)
     fields.only("stream", False)
     fields.finish()
     asked = InferenceRequest(
         id="", model="", received_at_ms=0, kind=RequestKind.CLASSIFY, messages=messages, labels=labels
     )
     return Call((call.request(asked, server=server, routing=routing, now_ms=now_ms),))
-
-
-def prompt(labels: Sequence[str], text: str) -> tuple[Message, ...]:
-    """Return the question for one of these labels, in an order of their own: the caller's changes nothing."""
-    return (Message("system", INSTRUCTION + "\n".join(sorted(labels))), Message("user", text))
 
 
 def _labels(fields: Fields) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from starlette.routing import Route
 
 from agent.api.answer import LOCAL, Given, outrider_object, usage
 from agent.api.answering import answer_whole
-from agent.api.classify_request import parse_classify, prompt
+from agent.api.classify_request import parse_classify
 from agent.api.deps import ApiDeps
 from agent.api.model_choice import WRITING, model_card
+from agent.classification import sorting
 from agent.confidence import labels as label_confidence
 from agent.encoder import EncoderTask
 from agent.errors import InvalidRequest
@@ -40,7 +41,7 @@ async def _with_labels(deps: ApiDeps, request: InferenceRequest) -> InferenceReq
             code="missing_required_parameter",
         )
     text = request.messages[-1].content
-    messages = prompt(encoder.labels, text) if len(request.messages) == 1 else request.messages
+    messages = sorting(text, encoder.labels) if len(request.messages) == 1 else request.messages
     return msgspec.structs.replace(request, messages=messages, labels=encoder.labels)
 
 

@@ -33,6 +33,13 @@ MOST_TEXT_BYTES = 1 << 20
     help="Read this file too (UTF-8, up to 1 MiB). Repeatable.",
 )
 @click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='Have it label these texts too: JSONL with "text" and "label" on each line. Repeatable.',
+)
+@click.option(
     "--longest-context", type=click.IntRange(512), help="Longest prompt to try, tokens. Default: engine.context_tokens."
 )
 @json_option
@@ -42,6 +49,7 @@ def measure(
     model: str,
     against: str | None,
     texts: tuple[Path, ...],
+    tasks: tuple[Path, ...],
     longest_context: int | None,
     as_json: bool,
 ) -> int:
@@ -56,12 +64,14 @@ def measure(
     Example:  outrider measure smollm2-135m-instruct
     """
     from agent.evaluation import quality as evaluation
+    from agent.evaluation.labelled import read_task
     from agent.evaluation.measure_worker import Text
 
     store = model_store(invocation)
     file = store.resolve(model, below_floor=True)
     reference = _reference(store, file, against)
     read = tuple(Text(path.name, _text(path)) for path in texts)
+    labelled = tuple(read_task(path) for path in tasks)
     if reference is None:
         notice("no reference at hand: how far it is from its source is not measured; name one with --against")
     plan = evaluation.Plan(
@@ -70,6 +80,7 @@ def measure(
         texts=(evaluation.shipped_text(), *read),
         engine=invocation.settings.engine,
         longest_context=longest_context or invocation.settings.engine.context_tokens,
+        tasks=labelled,
         kept=store.blobs.root / evaluation.KEPT_FOLDER,
     )
     found = evaluation.measure(plan, notice, now_ms=time.time_ns() // 1_000_000)
@@ -101,6 +112,10 @@ def figures(quality: Quality, file_bytes: int) -> list[tuple[str, str]]:
             rows.append((f"KL divergence (nats), {text.name}", _estimate(text.divergence, "{:.4f}")))
             rows.append((f"same likeliest token, {text.name}", _estimate(text.agreement, "{:.1%}")))
     rows.append(("instructions followed", f"{quality.instructions_followed} of {quality.instructions_asked}"))
+    rows += [
+        (f"right labels, {task.name}", f"{_estimate(task.accuracy, '{:.1%}')}, commonest label {task.majority:.1%}")
+        for task in quality.tasks
+    ]
     rows += [
         (f"needles in {needles.prompt_tokens} tokens", f"{needles.found} of {needles.asked}")
         for needles in quality.needles

@@ -13,14 +13,16 @@ from pathlib import Path
 import msgspec
 
 from agent import __version__, device, executable
+from agent.classification import Classifier
 from agent.engine.supervisor import EnginePool
 from agent.errors import EngineFailed, InvalidRequest
 from agent.evaluation import instructions, measure_worker, needles
 from agent.evaluation.asking import Asking, Tell, speed_of
+from agent.evaluation.labelled import Task, solve
 from agent.evaluation.measure_worker import Text
 from agent.evaluation.steps import Steps, kept_steps
 from agent.evaluation.window import WINDOW_TOKENS, Window
-from agent.models.quality import Needles, Quality, Speed, TextFigures
+from agent.models.quality import Needles, Quality, Speed, TaskFigures, TextFigures
 from agent.settings import EngineSettings
 from agent.types import Message, ModelFile
 
@@ -36,6 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     texts: tuple[Text, ...]
     engine: EngineSettings
     longest_context: int  # of the needles, tokens
+    tasks: tuple[Task, ...] = ()
     kept: Path | None = None  # folder for finished steps, so that a measurement that was stopped goes on
 
 
@@ -63,6 +66,7 @@ def measure(plan: Plan, tell: Tell, *, now_ms: int) -> Quality:
         instructions_asked=len(instructions.INSTRUCTIONS),
         needles=answers.needles,
         speed=answers.speed,
+        tasks=answers.tasks,
     )
 
 
@@ -143,6 +147,7 @@ class _Answers(msgspec.Struct):
     followed: int
     needles: tuple[Needles, ...]
     speed: Speed
+    tasks: tuple[TaskFigures, ...]
 
 
 async def _ask(plan: Plan, tell: Tell, steps: Steps) -> _Answers:
@@ -166,7 +171,8 @@ async def _ask(plan: Plan, tell: Tell, steps: Steps) -> _Answers:
             steps.keep("speed", speed)
             steps.keep("runtime", pool.status()[plan.model.name].runtime)
         found = await _needles(asking, context, tell, steps)
-        return _Answers(steps.found("runtime", str) or "", followed, found, speed)
+        solved = [await solve(task, plan.model.name, Classifier(pool), steps, tell) for task in plan.tasks]
+        return _Answers(steps.found("runtime", str) or "", followed, found, speed, tuple(solved))
     finally:
         await pool.stop(0)
 

@@ -10,7 +10,7 @@ LEAST_FOUND = 0.6  # share of needles that makes a length of context useful
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A figure with its 95 % interval (bootstrap over blocks of neighbouring tokens)."""
+    """A figure with its 95 % interval: bootstrap over blocks of neighbouring tokens; of an accuracy, Wilson's."""
 
     value: float
     low: float
@@ -40,6 +40,17 @@ class Needles(msgspec.Struct, frozen=True):
     @property
     def passed(self) -> bool:
         return self.found >= LEAST_FOUND * self.asked
+
+
+class TaskFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a model chose the right label of a user's own examples."""
+
+    name: str
+    digest: str  # of the file
+    labels: int
+    examples: int
+    accuracy: Estimate
+    majority: float  # accuracy of always saying the commonest label
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +88,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     instructions_asked: int
     needles: tuple[Needles, ...]  # from short to long, up to the first length that failed
     speed: Speed
+    tasks: tuple[TaskFigures, ...] = ()
 
     @property
     def useful_context_tokens(self) -> int | None:

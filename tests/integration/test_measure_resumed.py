@@ -37,7 +37,18 @@ def model(tmp_path):
 
 
 def measured(tmp_path, model, *python):
-    arguments = ["--data-dir", str(tmp_path / "data"), "measure", model[1], "--against", str(model[0])]
+    task = tmp_path / "cars.jsonl"
+    task.write_text("".join(f'{{"text": "car {at}", "label": "{"rb"[at % 2]}"}}\n' for at in range(10)))
+    arguments = [
+        "--data-dir",
+        str(tmp_path / "data"),
+        "measure",
+        model[1],
+        "--against",
+        str(model[0]),
+        "--task",
+        str(task),
+    ]
     return subprocess.run(
         [sys.executable, *(python or ("-m", "agent")), *arguments, "--longest-context", "512", "--json"],
         stdin=subprocess.DEVNULL,
@@ -55,14 +66,14 @@ def test_a_measurement_goes_on_after_kill_9(tmp_path, model):
     assert undisturbed.stdout, undisturbed.stderr
     whole = json.loads(undisturbed.stdout)["quality"]
     assert not list(folder.iterdir())
-    killed = measured(tmp_path, model, "-c", KILLED.format(last=30))  # all questions are asked, some windows read
+    killed = measured(tmp_path, model, "-c", KILLED.format(last=40))  # all questions are asked, some windows read
     assert killed.returncode == -signal.SIGKILL
     (kept,) = folder.iterdir()
-    assert len(kept.read_text().splitlines()) == 30
+    assert len(kept.read_text().splitlines()) == 40
     again = measured(tmp_path, model)
-    assert "going on where it was stopped: 30 steps are done" in again.stderr
+    assert "going on where it was stopped: 40 steps are done" in again.stderr
     resumed = json.loads(again.stdout)["quality"]
-    for figure in ("texts", "instructions_followed", "needles", "reference_digest"):
+    for figure in ("texts", "instructions_followed", "needles", "tasks", "reference_digest"):
         assert resumed[figure] == whole[figure]
     assert again.stderr.count(" of 20 asked") == 20
     assert not list(folder.iterdir())
