@@ -95,7 +95,7 @@ async def serve(
         tokens = load_tokens(config.data_path)
         store = open_store(config.data_path)
         aliases = Aliases(store.blobs.root, config.engine.model)
-        catalog = AdapterCatalog(config.adapters, resolve or store.resolve, store.served)
+        catalog = AdapterCatalog(config.adapters, resolve or store.resolve, store.served, store.served_one)
         prefixes = storage.prefix_store(config.engine.prefix_disk_bytes)
         stack.push_async_callback(prefixes.close)
         await prefixes.keep_only({(prefix.name, prefix.model) for prefix in named})
@@ -146,6 +146,7 @@ async def serve(
                 settings=config,
                 targets=lambda: live.settings.targets,
                 models=catalog.list,
+                model=catalog.find,
                 aliases=aliases,
                 tokens=tokens,
                 now_ms=now_ms,

@@ -61,6 +61,7 @@ class ApiDeps(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings  # as at the start; targets change with a reload
     targets: Callable[[], Sequence[TargetSettings]]  # as they are now
     models: Callable[[], Sequence[ModelCard]]
+    model: Callable[[str], ModelCard | None]  # one of those, without a look at the others
     aliases: Aliases
     tokens: Tokens
     now_ms: Callable[[], int]

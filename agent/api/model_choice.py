@@ -30,9 +30,10 @@ def need_model(deps: ApiDeps, name: str, tasks: Collection[str]) -> str:
 
 def model_card(deps: ApiDeps, name: str) -> ModelCard:
     """Return the card of an installed model. Raises ModelNotFound."""
-    cards = {card.name: card for card in deps.models() if card.state != MISSING}
-    if name not in cards:
-        near = difflib.get_close_matches(name, cards, n=1)
-        known = f"did you mean {near[0]}?" if near else f"installed are {', '.join(sorted(cards)) or 'none'}"
+    card = deps.model(name)
+    if card is None or card.state == MISSING:
+        names = sorted(card.name for card in deps.models() if card.state != MISSING)
+        near = difflib.get_close_matches(name, names, n=1)
+        known = f"did you mean {near[0]}?" if near else f"installed are {', '.join(names) or 'none'}"
         raise ModelNotFound(f"model {name[:100]!r} is not installed; {known}", param="model")
-    return cards[name]
+    return card

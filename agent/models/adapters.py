@@ -32,8 +32,9 @@ class AdapterCatalog:
         adapters: Sequence[AdapterSettings],
         resolve: Callable[[str], ModelFile],
         entries: Callable[[], Sequence[ModelEntry]],
+        entry: Callable[[str], ModelEntry | None] | None = None,
     ) -> None:
-        """``resolve`` and ``entries`` are those of the store of base models."""
+        """``resolve`` and ``entries`` are those of the store of base models; ``entry`` finds one without listing all."""
         models = {entry.name for entry in entries()}
         for adapter in adapters:
             if adapter.name in models:
@@ -41,6 +42,7 @@ class AdapterCatalog:
         self._adapters = {adapter.name: adapter for adapter in adapters if adapter.name not in models}
         self._resolve = resolve
         self._entries = entries
+        self._find = entry or self._listed
         self._digests: dict[str, str] = {}  # of what was resolved last, by name
         self._faults: dict[str, str] = {}  # of those that could not be when they were looked at last
 
@@ -80,9 +82,17 @@ class AdapterCatalog:
         adapters = [self._entry(adapter, models.get(adapter.model)) for adapter in self._adapters.values()]
         return (*models.values(), *adapters)
 
+    def find(self, name: str) -> ModelEntry | None:
+        """Return one of those that are listed, None when there is none of that name."""
+        adapter = self._adapters.get(name)
+        return self._entry(adapter, self._find(adapter.model)) if adapter else self._find(name)
+
+    def _listed(self, name: str) -> ModelEntry | None:
+        return next((entry for entry in self._entries() if entry.name == name), None)
+
     def adapter(self, name: str) -> ModelEntry | None:
         """Return the adapter of that name, None when there is none."""
-        return next((entry for entry in self.list() if entry.name == name and name in self._adapters), None)
+        return self.find(name) if name in self._adapters else None
 
     def _entry(self, adapter: AdapterSettings, base: ModelEntry | None) -> ModelEntry:
         path = Path(adapter.path).expanduser()

@@ -144,8 +144,15 @@ class ModelStore:
 
     def served(self) -> tuple[ModelEntry, ...]:
         """Return those that a runtime can read and that need no pull first."""
-        ready = (entry for entry in self.list() if _SERVED_TASKS.get(entry.format, frozenset()) & {*entry.tasks})
-        return tuple(entry for entry in ready if entry.state is not ModelState.MISSING)
+        return tuple(entry for entry in self.list() if _is_served(entry))
+
+    def served_one(self, name: str) -> ModelEntry | None:
+        """Return one of those, or None: at the price of one, and every request asks."""
+        try:
+            entry = self.show(name)
+        except (ModelNotFound, StorageError):
+            return None
+        return entry if _is_served(entry) else None
 
     def show(self, name: str) -> ModelEntry:
         """Return one model. Raises ModelNotFound."""
@@ -317,6 +324,11 @@ class ModelStore:
 
     def _quarantine_reason(self, name: str) -> str | None:
         return next((held.reason for held in self.blobs.quarantined() if held.model == name), None)
+
+
+def _is_served(entry: ModelEntry) -> bool:
+    tasks = _SERVED_TASKS.get(entry.format, frozenset())
+    return bool(tasks & {*entry.tasks}) and entry.state is not ModelState.MISSING
 
 
 def _fault(record: bytes) -> str | None:

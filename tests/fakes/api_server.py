@@ -325,6 +325,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
             settings=settings,
             targets=lambda: api.targets,
             models=lambda: api.models,
+            model=lambda name: next((card for card in api.models if card.name == name), None),
             aliases=Aliases(settings.data_path / "models", MODEL),
             tokens=Tokens(USER, ADMIN),
             now_ms=now_ms,

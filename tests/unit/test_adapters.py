@@ -80,6 +80,7 @@ def test_adapters_are_listed_beside_models_with_their_parent(base, tmp_path):
     assert known.list()[-1].sha256 == digest
     assert known.adapter("alias").sha256 == digest
     assert known.adapter("small") is None
+    assert [known.find(name) for name in ("small", "alias", "none")] == [*known.list(), None]
     assert catalog(base, tmp_path / "none.gguf").list()[-1].state is ModelState.MISSING
 
 
