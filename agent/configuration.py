@@ -19,7 +19,7 @@ import msgspec
 
 from agent.errors import ConfigError
 from agent.settings import AdapterSettings, PrefixSettings, Settings, TargetSettings
-from agent.types import EgressPolicy, Message, NamedPrefix
+from agent.types import Message, NamedPrefix
 
 ENV_PREFIX = "OUTRIDER_"
 # Read by the CLI or the environment itself; not settings.
@@ -258,8 +258,6 @@ def _system_text(prefix: PrefixSettings, folder: Path) -> str:
 def check_target(target: TargetSettings) -> None:
     """Raise ConfigError if a target is not safe or not supported."""
     where = f"target {target.name}"
-    if target.egress is EgressPolicy.REDACT:
-        raise ConfigError(f'{where}: egress = "redact" is not supported yet: use "approve" or "allow"')
     try:
         url = urlsplit(target.base_url)
         host, port = url.hostname, url.port

@@ -37,7 +37,7 @@ from agent.models.aliases import DEFAULT, Aliases
 from agent.models.store import open_store
 from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
-from agent.settings import Settings, TargetSettings
+from agent.settings import RedactionSettings, Settings, TargetSettings
 from agent.storage import Storage, open_storage
 from agent.telemetry import LOG, configure_logging
 from agent.types import EgressPolicy, ModelFile
@@ -111,15 +111,16 @@ async def serve(
             config.targets,
             config.connectivity,
             config.queue,
+            config.redaction,
             now_ms=now_ms,
             random=random.Random(),  # noqa: S311 - jitter, not a secret
             on_battery=device.on_battery,
         )
 
         async def reload() -> Settings:
-            targets = _read_targets(loaded.path, needed=has_file)
-            await dispatcher.replace_targets(targets)
-            live.settings = msgspec.structs.replace(config, targets=targets)
+            targets, redaction = _read_egress(loaded.path, needed=has_file)
+            await dispatcher.replace_targets(targets, redaction)
+            live.settings = msgspec.structs.replace(config, targets=targets, redaction=redaction)
             LOG.info("targets reloaded: %s", ", ".join(target.name for target in targets) or "none")
             _warn_about_egress(live.settings)
             return live.settings
@@ -145,6 +146,7 @@ async def serve(
                 dispatcher=dispatcher,
                 settings=config,
                 targets=lambda: live.settings.targets,
+                redaction=lambda: live.settings.redaction,
                 models=catalog.list,
                 model=catalog.find,
                 aliases=aliases,
@@ -173,19 +175,20 @@ async def serve(
     LOG.info("stopped")
 
 
-def _read_targets(path: Path, *, needed: bool) -> tuple[TargetSettings, ...]:
-    """Return the targets of this file and of no other. Raises ConfigError when it was there once and is gone."""
+def _read_egress(path: Path, *, needed: bool) -> tuple[tuple[TargetSettings, ...], RedactionSettings]:
+    """Return what this file, and no other, says may leave. Raises ConfigError when it was there once and is gone."""
     if not path.exists() and not needed:
-        return ()
-    return configuration.load(path).settings.targets
+        return (), RedactionSettings()
+    found = configuration.load(path).settings
+    return found.targets, found.redaction
 
 
 def _warn_about_egress(config: Settings) -> None:
     for target in config.targets:
         if target.egress is EgressPolicy.ALLOW:
             LOG.warning("target %s: text leaves this device UNREDACTED as soon as it is not sure", target.name)
-        elif target.egress is EgressPolicy.APPROVE:
-            LOG.warning("target %s: rows that a person releases leave this device UNREDACTED", target.name)
+        elif target.egress is EgressPolicy.REDACT:
+            LOG.warning("target %s: text leaves this device pseudonymised; names are NOT removed", target.name)
 
 
 def _listen(config: Settings) -> socket.socket:

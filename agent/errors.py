@@ -165,6 +165,13 @@ class BodyGone(RequestError):
     status = 410
 
 
+class CannotRedact(RequestError):
+    """The text must not leave, since it cannot be pseudonymised. The message says why, and never quotes it."""
+
+    code = "cannot_redact"
+    status = 409
+
+
 class IdempotencyMismatch(RequestError):
     """The same Idempotency-Key came with another body."""
 

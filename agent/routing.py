@@ -76,12 +76,6 @@ def stricter(one: EgressPolicy, other: EgressPolicy) -> EgressPolicy:
 
 def before(request: InferenceRequest, policy: Policy) -> Route:
     """Decide who is asked. Raises InvalidRequest for a contradiction."""
-    if request.egress is EgressPolicy.REDACT:
-        raise InvalidRequest(
-            'egress "redact" is not supported yet: use "approve", "allow" or "never"',
-            param="egress",
-            code="unsupported_parameter",
-        )
     target = next((t for t in policy.targets if t.egress is not EgressPolicy.NEVER), None)
     # Without any target a row may still wait, for a person or for later; not where all are "never".
     nobody = EgressPolicy.NEVER if policy.targets else EgressPolicy.APPROVE

@@ -162,6 +162,15 @@ class ConnectivitySettings(_Section, frozen=True, kw_only=True, forbid_unknown_f
     ] = 300.0
 
 
+class RedactionSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is replaced in a text before it leaves, beside the kinds that are always found. See docs/egress.md."""
+
+    terms: Annotated[
+        tuple[Annotated[str, Meta(min_length=2, max_length=200)], ...],
+        Meta(description="Words and names that must not leave: found as whole words, whatever their case."),
+    ] = ()
+
+
 class PullSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where models come from. Requests and targets are not concerned."""
 
@@ -196,7 +205,10 @@ class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     base_url: Annotated[str, Meta(description="URL of the OpenAI API, with /v1. https, or http on loopback.")]
     model: Annotated[str, Meta(min_length=1, description="Model to ask for there.")]
     egress: Annotated[
-        EgressPolicy, Meta(description="allow: sent as it is. approve: a person releases each row. never: nothing.")
+        EgressPolicy,
+        Meta(
+            description="allow: sent as it is. redact: pseudonymised, or not sent. approve: pseudonymised, then a person releases each row. never: nothing."
+        ),
     ]
     api_key_env: Annotated[str, Meta(description="Environment variable with the API key.")] = ""
     api_key_file: Annotated[str, Meta(description="File with the API key, mode 0600.")] = ""
@@ -266,6 +278,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     queue: QueueSettings = QueueSettings()
     retention: RetentionSettings = RetentionSettings()
     connectivity: ConnectivitySettings = ConnectivitySettings()
+    redaction: RedactionSettings = RedactionSettings()
     pull: PullSettings = PullSettings()
     storage: StorageSettings = StorageSettings()
     targets: tuple[TargetSettings, ...] = ()

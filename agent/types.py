@@ -48,8 +48,8 @@ class EgressPolicy(StrEnum):
     """What may leave the device for one request. Each row keeps the one it was accepted under."""
 
     NEVER = "never"  # nothing; no outbox row is made
-    REDACT = "redact"  # pseudonymised or not sent
-    APPROVE = "approve"  # a person releases each row
+    REDACT = "redact"  # pseudonymised, or not sent
+    APPROVE = "approve"  # pseudonymised, then a person releases each row
     ALLOW = "allow"  # sent as it is
 
 

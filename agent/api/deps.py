@@ -14,7 +14,7 @@ from agent.errors import Forbidden
 from agent.escalation.dispatcher import Dispatcher
 from agent.models.aliases import Aliases
 from agent.pipeline import Pipeline
-from agent.settings import Settings, TargetSettings
+from agent.settings import RedactionSettings, Settings, TargetSettings
 from agent.storage import Storage
 from agent.storage.prefix_store import PrefixStore
 
@@ -60,6 +60,7 @@ class ApiDeps(msgspec.Struct, frozen=True, kw_only=True):
     dispatcher: Dispatcher
     settings: Settings  # as at the start; targets change with a reload
     targets: Callable[[], Sequence[TargetSettings]]  # as they are now
+    redaction: Callable[[], RedactionSettings]  # as it is now
     models: Callable[[], Sequence[ModelCard]]
     model: Callable[[str], ModelCard | None]  # one of those, without a look at the others
     aliases: Aliases

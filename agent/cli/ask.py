@@ -46,7 +46,7 @@ def answer_options(function: Decorated) -> Decorated:
             ),
             click.option(
                 "--egress",
-                type=click.Choice(["never", "approve", "allow"]),
+                type=click.Choice(["never", "approve", "redact", "allow"]),
                 help="What may leave the device for this. Never looser than the target's own policy.",
             ),
             click.option(

@@ -31,7 +31,7 @@ class Probed(msgspec.Struct, frozen=True):
 
 async def probe(target: TargetSettings, settings: Settings) -> Probed:
     """Ask a target whether it answers as itself. No text of any request leaves."""
-    client = make_target(target, settings.connectivity, now_ms=now_ms)
+    client = make_target(target, settings.connectivity, settings.redaction, now_ms=now_ms)
     try:
         outcome = await client.probe()
     finally:
@@ -57,7 +57,7 @@ def body_of(settings: Settings, record: RequestRecord, row: Escalation, target: 
     chosen = next((one for one in settings.targets if one.name == name), None)
     if chosen is None:
         raise ConfigError(f"target {name} is not configured: name another with --target")
-    return make_target(chosen, settings.connectivity, now_ms=now_ms).body(record, row)
+    return make_target(chosen, settings.connectivity, settings.redaction, now_ms=now_ms).body(record, row)
 
 
 def _only(settings: Settings) -> str:
@@ -77,6 +77,7 @@ async def drain(storage: Storage, settings: Settings) -> None:
         settings.targets,
         settings.connectivity,
         settings.queue,
+        settings.redaction,
         now_ms=now_ms,
         random=random.Random(),  # noqa: S311 - jitter, not a secret
         on_battery=device.on_battery,

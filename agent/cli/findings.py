@@ -213,8 +213,11 @@ def _targets(settings: Settings) -> Iterator[Finding]:
                 )
             case EgressPolicy.NEVER:
                 yield Finding(OK, subject, "egress is never: nothing is sent there")
-            case _:
-                yield Finding(OK, subject, "nothing leaves before `outrider queue release`; then it goes UNREDACTED")
+            case EgressPolicy.REDACT:
+                yield Finding(OK, subject, "text of unsure requests leaves pseudonymised; names are NOT removed")
+            case EgressPolicy.APPROVE:
+                told = "nothing leaves before `outrider queue release`; it goes pseudonymised, names are NOT removed"
+                yield Finding(OK, subject, told)
         yield from _target_key(subject, one)
         if one.ca_file and not Path(one.ca_file).is_file():
             yield Finding(PROBLEM, subject, f"ca_file {one.ca_file} does not exist", "correct ca_file")

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from agent.settings import TargetSettings
 
 EGRESS_EXPLAINED = """what may leave for this target, when the local answer is not sure:
-  approve  nothing leaves before `outrider queue release` has shown it to you (default)
-  allow    the text is sent as it is, at once, UNREDACTED"""
+  approve  pseudonymised, and nothing leaves before `outrider queue release` has shown it to you (default)
+  redact   sent at once with e-mail addresses, numbers and secrets replaced; names are NOT removed
+  allow    sent at once as it is, UNREDACTED"""
 
 
 @click.group()
@@ -65,7 +66,9 @@ def list_targets(invocation: Invocation, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--base-url", required=True, help="URL of the OpenAI API there, with /v1.")
 @click.option("--model", required=True, help="Model to ask for there.")
-@click.option("--egress", type=click.Choice(["approve", "allow"]), help="What may leave. Asked for on a terminal.")
+@click.option(
+    "--egress", type=click.Choice(["approve", "redact", "allow"]), help="What may leave. Asked for on a terminal."
+)
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the API key, mode 0600.")
 @click.option("--api-key-env", help="Environment variable of the daemon with the API key.")
 @click.option(
@@ -102,7 +105,9 @@ def add(
         egress = "approve"
         if asking:
             notice(EGRESS_EXPLAINED)
-            egress = click.prompt("egress", default="approve", type=click.Choice(["approve", "allow"]), err=True)
+            egress = click.prompt(
+                "egress", default="approve", type=click.Choice(["approve", "redact", "allow"]), err=True
+            )
     entry: dict[str, Any] = {"name": name, "base_url": base_url, "model": model, "egress": egress}
     if api_key_file:
         entry["api_key_file"] = str(api_key_file.expanduser().absolute())
@@ -134,9 +139,13 @@ def add(
         return
     click.echo(f"target {name} is in {path}" + ("; the daemon uses it now" if applied else ""))
     notice(
-        "text is sent there as it is, UNREDACTED, when the local answer is not sure"
-        if egress == "allow"
-        else "nothing is sent there before `outrider queue release`; what is released goes UNREDACTED"
+        {
+            "allow": "text is sent there as it is, UNREDACTED, when the local answer is not sure",
+            "redact": "text is sent there pseudonymised when the local answer is not sure; names are NOT removed",
+        }.get(
+            egress,
+            "nothing is sent there before `outrider queue release`; it goes pseudonymised, names are NOT removed",
+        )
     )
 
 
@@ -196,14 +205,14 @@ def _checked(entry: dict[str, Any]) -> TargetSettings:
 
     from agent.configuration import check_target
     from agent.escalation.target import make_target
-    from agent.settings import ConnectivitySettings, TargetSettings
+    from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
 
     try:
         found = msgspec.convert(entry, TargetSettings)
     except msgspec.ValidationError as error:
         raise ConfigError(f"target {entry['name']}: {error}") from error
     check_target(found)
-    make_target(found, ConnectivitySettings())  # what the daemon does with it; opens nothing
+    make_target(found, ConnectivitySettings(), RedactionSettings())  # what the daemon does with it; opens nothing
     return found
 
 

@@ -8,12 +8,14 @@ from agent.records import Escalation, HoldReason, RequestRecord
 from agent.settings import TargetSettings
 from agent.types import EgressPolicy, RouteMode
 
+SENT_AT_ONCE = frozenset({EgressPolicy.ALLOW, EgressPolicy.REDACT})
+"""Policies under which nobody has to release a row first."""
+
 
 def forbidden(record: RequestRecord, row: Escalation, target: TargetSettings) -> str | None:
     """Return why this row must never be sent to this target, or None.
 
-    ``redact`` is refused as long as nothing redacts. Whether a person has to release the row
-    is not asked here: see ``needs_person``.
+    Whether a person has to release the row is not asked here: see ``needs_person``.
     """
     request = record.request
     if request is None:
@@ -22,11 +24,17 @@ def forbidden(record: RequestRecord, row: Escalation, target: TargetSettings) ->
         return "it was accepted for another target"
     if request.route_mode is RouteMode.LOCAL_ONLY:
         return "its route is local_only"
-    if request.egress in {EgressPolicy.NEVER, EgressPolicy.REDACT}:
+    if request.egress is EgressPolicy.NEVER:
         return f"its policy is {request.egress}"
-    if row.egress in {EgressPolicy.NEVER, EgressPolicy.REDACT}:
-        return f"it was accepted under {row.egress}"
+    if row.egress is EgressPolicy.NEVER:
+        return "it was accepted under never"
     return None
+
+
+def as_it_is(record: RequestRecord, row: Escalation, target: TargetSettings) -> bool:
+    """Return whether the text goes without pseudonyms: only where request, row and target all say ``allow``."""
+    asked = record.request.egress if record.request else None
+    return {row.egress, target.egress, asked or EgressPolicy.ALLOW} == {EgressPolicy.ALLOW}
 
 
 def needs_person(row: Escalation, target: TargetSettings) -> HoldReason | None:
@@ -37,7 +45,7 @@ def needs_person(row: Escalation, target: TargetSettings) -> HoldReason | None:
     """
     if row.target_fingerprint != target.fingerprint:
         return HoldReason.TARGET_CHANGED
-    if target.egress is not EgressPolicy.ALLOW and not row.released:
+    if target.egress not in SENT_AT_ONCE and not row.released:
         return HoldReason.POLICY_TIGHTENED
     return None
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from agent.escalation.connectivity import Circuit
+from agent.escalation.consent import SENT_AT_ONCE
 from agent.escalation.lane import Lane, TargetStatus
 from agent.escalation.netlink import LinkWatcher
 from agent.escalation.target import make_target
 from agent.records import EscalationState
-from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
+from agent.settings import ConnectivitySettings, QueueSettings, RedactionSettings, TargetSettings
 from agent.storage import Storage
 from agent.telemetry import LOG
-from agent.types import EgressPolicy
 
 __all__ = ["Dispatcher", "TargetStatus"]
 
@@ -34,6 +34,7 @@ class Dispatcher:
         targets: Sequence[TargetSettings],
         connectivity: ConnectivitySettings,
         queue: QueueSettings,
+        redaction: RedactionSettings,
         *,
         now_ms: Callable[[], int],
         random: Random,
@@ -43,6 +44,7 @@ class Dispatcher:
         self._storage = storage
         self._connectivity = connectivity
         self._queue = queue
+        self._redaction = redaction
         self._now_ms = now_ms
         self._random = random
         self._on_battery = on_battery
@@ -57,7 +59,7 @@ class Dispatcher:
     async def start(self) -> None:
         """Begin to send. Raises ConfigError when a target's address does not parse."""
         self._links.start()
-        await self.replace_targets(self._wanted)
+        await self.replace_targets(self._wanted, self._redaction)
 
     async def stop(self) -> None:
         """Claim nothing more, let sends finish within the grace period, settle every row that is held."""
@@ -82,7 +84,7 @@ class Dispatcher:
         await asyncio.gather(*(lane.hasten() for lane in self._lanes.values()))
         await self._count_unconfigured()
 
-    async def replace_targets(self, targets: Sequence[TargetSettings]) -> None:
+    async def replace_targets(self, targets: Sequence[TargetSettings], redaction: RedactionSettings) -> None:
         """Take over a new configuration: nothing changes when a target in it is wrong (ConfigError).
 
         Rows that were accepted for another address, model or policy wait for a person.
@@ -90,11 +92,13 @@ class Dispatcher:
         the same is tried anew: its key may have been mended.
         """
         async with self._replacing:
-            await self._replace(targets)
+            await self._replace(targets, redaction)
 
-    async def _replace(self, targets: Sequence[TargetSettings]) -> None:
-        kept = {lane.settings.name: lane for lane in self._lanes.values() if lane.settings in targets}
-        made = {settings.name: self._lane(settings) for settings in targets if settings.name not in kept}
+    async def _replace(self, targets: Sequence[TargetSettings], redaction: RedactionSettings) -> None:
+        same = self._lanes.values() if redaction == self._redaction else ()
+        kept = {lane.settings.name: lane for lane in same if lane.settings in targets}
+        made = {one.name: self._lane(one, redaction) for one in targets if one.name not in kept}
+        self._redaction = redaction
         for lane in made.values():
             await self._hold_pending(lane.settings)
         for name, lane in self._lanes.items():
@@ -114,7 +118,7 @@ class Dispatcher:
     async def _hold_pending(self, target: TargetSettings) -> None:
         """Show at once what a new configuration holds back; each claim looks again."""
         held = await self._storage.outbox.hold_pending(
-            target.name, fingerprint=target.fingerprint, only_released=target.egress is not EgressPolicy.ALLOW
+            target.name, fingerprint=target.fingerprint, only_released=target.egress not in SENT_AT_ONCE
         )
         if held:
             LOG.warning(
@@ -135,9 +139,9 @@ class Dispatcher:
         del self._retiring[retiring]
         self.wake()  # what it put back may be due for its successor
 
-    def _lane(self, settings: TargetSettings) -> Lane:
+    def _lane(self, settings: TargetSettings, redaction: RedactionSettings) -> Lane:
         return Lane(
-            make_target(settings, self._connectivity, now_ms=self._now_ms),
+            make_target(settings, self._connectivity, redaction, now_ms=self._now_ms),
             self._storage.outbox,
             Circuit(self._random),
             self._connectivity,

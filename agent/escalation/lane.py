@@ -13,7 +13,7 @@ from random import Random
 
 import msgspec
 
-from agent.errors import LeaseLost, StorageError
+from agent.errors import CannotRedact, LeaseLost, StorageError
 from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s
 from agent.escalation.consent import forbidden, needs_person
 from agent.escalation.target import (
@@ -226,7 +226,10 @@ class Lane:
     async def _attempt(self, row: Escalation, record: RequestRecord) -> Outcome:
         if reason := forbidden(record, row, self.settings):
             return Rejected(f"not sent: {reason}", left=False)
-        body = self._target.body(record, row)
+        try:
+            body = self._target.body(record, row)
+        except CannotRedact as error:
+            return Rejected(f"not sent: {error}", left=False)
         digest = hashlib.sha256(body).hexdigest()
         await self._outbox.begin_send(row, body_sha256=digest, body_bytes=len(body), now_ms=self._now_ms())
         if self._stopping.is_set():  # the target may be another one by now

@@ -21,16 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 
 from agent import __version__
 from agent.errors import ConfigError
-from agent.escalation import schema_check
+from agent.escalation import redaction, schema_check
+from agent.escalation.consent import as_it_is
 from agent.escalation.handoff import chat_body
+from agent.escalation.redaction import Redacted
 from agent.escalation.replies import HttpReply, read_probe, read_reply
 from agent.escalation.resolver import Resolver
 from agent.escalation.target import Blocked, Delivered, Offline, Outcome, ProbeOutcome, Rejected, Retry
 from agent.records import Escalation, RequestRecord
-from agent.settings import ConnectivitySettings, TargetSettings
+from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
 
 PROBE_TIMEOUT_S = 10.0  # from connect to the whole list of models
 ERROR_BODY_BYTES = 64 << 10  # an error's code stands at its beginning
@@ -74,9 +77,15 @@ class OpenAITarget:
     """Implements Target. Safe for several sends at once."""
 
     def __init__(
-        self, settings: TargetSettings, connectivity: ConnectivitySettings, *, now_ms: Callable[[], int]
+        self,
+        settings: TargetSettings,
+        connectivity: ConnectivitySettings,
+        redaction: RedactionSettings,
+        *,
+        now_ms: Callable[[], int],
     ) -> None:
         self._settings = settings
+        self._terms = redaction.terms
         self._now_ms = now_ms
         self._connect_timeout_s = connectivity.connect_timeout_s
         self._resolver = Resolver()
@@ -96,8 +105,14 @@ class OpenAITarget:
         return self._settings
 
     def body(self, record: RequestRecord, row: Escalation) -> bytes:
-        """Return exactly the bytes that would leave. Raises BodyGone past the retention."""
-        return chat_body(record, row, self._settings.model)
+        """Return exactly the bytes that would leave. Raises BodyGone past the retention, CannotRedact."""
+        return self._outgoing(record, row).body
+
+    def _outgoing(self, record: RequestRecord, row: Escalation) -> Redacted:
+        body = chat_body(record, row, self._settings.model)
+        if as_it_is(record, row, self._settings):
+            return Redacted(body, {}, {})
+        return redaction.redact(body, terms=self._terms)
 
     async def send(self, row: Escalation, record: RequestRecord, body: bytes) -> Outcome:
         """POST the body once; the row's id is the Idempotency-Key of every send."""
@@ -119,6 +134,10 @@ class OpenAITarget:
             if passage.left:
                 return Retry(_words(error), silent=True)
             return Offline(_words(error))
+        if reply.status == 200:  # the same record and row give the same names again
+            reply = msgspec.structs.replace(
+                reply, body=redaction.restore(reply.body, self._outgoing(record, row).values)
+            )
         outcome = read_reply(reply, record, row, now_ms=self._now_ms())
         if not isinstance(outcome, Delivered) or record.request is None:
             return outcome

@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias, cast
 import msgspec
 
 from agent.records import CloudAnswer, Escalation, RequestRecord
-from agent.settings import ConnectivitySettings, TargetSettings
+from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
 
 
 class Online(msgspec.Struct, frozen=True):
@@ -83,7 +83,7 @@ class Target(Protocol):
     def settings(self) -> TargetSettings: ...
 
     def body(self, record: RequestRecord, row: Escalation) -> bytes:
-        """Return exactly the bytes that would leave. Pure. Raises BodyGone past the retention."""
+        """Return exactly the bytes that would leave. Pure. Raises BodyGone past the retention, CannotRedact."""
         ...
 
     async def send(self, row: Escalation, record: RequestRecord, body: bytes) -> Outcome:
@@ -112,9 +112,13 @@ def wall_clock_ms() -> int:
 
 
 def make_target(
-    settings: TargetSettings, connectivity: ConnectivitySettings, *, now_ms: Callable[[], int] = wall_clock_ms
+    settings: TargetSettings,
+    connectivity: ConnectivitySettings,
+    redaction: RedactionSettings,
+    *,
+    now_ms: Callable[[], int] = wall_clock_ms,
 ) -> Target:
     """Build the target of a configuration section. Raises ConfigError when its address does not parse."""
     module, _, attribute = TARGETS["openai"].partition(":")
     factory = getattr(importlib.import_module(module), attribute)
-    return cast("Target", factory(settings, connectivity, now_ms=now_ms))
+    return cast("Target", factory(settings, connectivity, redaction, now_ms=now_ms))

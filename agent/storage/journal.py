@@ -156,7 +156,7 @@ class Journal:
         egress = decision.egress or EgressPolicy.APPROVE
         if egress is EgressPolicy.NEVER:
             raise WrongState("a request that must not leave cannot be queued")
-        allowed = egress is EgressPolicy.ALLOW and decision.target is not None
+        allowed = egress in {EgressPolicy.ALLOW, EgressPolicy.REDACT} and decision.target is not None
         connection.execute(
             sql.ESCALATION_INSERT,
             {

@@ -23,7 +23,7 @@ sys.modules.setdefault("pysqlite3.dbapi2", sqlcipher3.dbapi2)
 
 import sqlite_utils  # noqa: E402 - the alias above must come first
 
-from agent.errors import OutriderError  # noqa: E402
+from agent.errors import OutriderError, StorageError  # noqa: E402
 from agent.storage.connection import (  # noqa: E402
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -120,6 +120,32 @@ def m001_main_road(db: sqlite_utils.Database, key: bytes) -> None:
     db.table("secrets").insert({"name": "egress_chain", "value": chain_key})
 
 
+@_migration
+def m002_redacted_rows(db: sqlite_utils.Database, key: bytes) -> None:
+    """What was accepted under ``redact`` may go without a person, as under ``allow``.
+
+    Only a CHECK becomes wider: the rows stay as they are, so SQLite's own way for that is taken
+    (lang_altertable.html, "the procedure for changes that do not affect the on-disk content").
+    """
+    version = db.execute("PRAGMA schema_version").fetchone()[0]
+    db.execute("PRAGMA writable_schema = ON")
+    try:
+        changed = db.execute(
+            "UPDATE sqlite_schema SET sql = replace(sql, ?, ?) WHERE type = 'table' AND name = 'escalations'"
+            " AND instr(sql, ?) > 0",
+            (SENT_AT_ONCE_1, SENT_AT_ONCE_2, SENT_AT_ONCE_1),
+        )
+        if changed.rowcount != 1:
+            raise StorageError("the table of escalations is not the one that schema 1 made; restore a backup")
+        db.execute(f"PRAGMA schema_version = {version + 1}")
+    finally:
+        db.execute("PRAGMA writable_schema = OFF")
+
+
+SENT_AT_ONCE_1 = "CHECK (allowed = 0 OR egress = 'allow')"
+SENT_AT_ONCE_2 = "CHECK (allowed = 0 OR egress IN ('redact', 'allow'))"
+
+
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:
     # Not Database.create(): it has no words for CHECK constraints over several columns.
     db.execute(f"CREATE TABLE {table} ({columns}) STRICT")
@@ -191,7 +217,7 @@ ESCALATIONS = f"""
     CHECK ((state = 'leased') = (lease IS NOT NULL)),
     CHECK ((state = 'leased') = (lease_expires_at_ms IS NOT NULL)),
     CHECK (deferred = 0 OR state = 'pending'),
-    CHECK (allowed = 0 OR egress = 'allow'),
+    {SENT_AT_ONCE_1},
     CHECK (state NOT IN ('pending', 'leased', 'succeeded') OR allowed = 1 OR released = 1),
     CHECK (state NOT IN ('pending', 'leased', 'succeeded') OR (target IS NOT NULL AND target_fingerprint IS NOT NULL)),
     CHECK ((state IN ('succeeded', 'dead', 'expired', 'cancelled')) = (settled_at_ms IS NOT NULL))

@@ -47,7 +47,7 @@ REQUEST_COUNTS = "SELECT state, n_rows FROM request_counts"
 # Without a target it will wait for a person, if it may leave at all.
 REQUESTS_RESTORED = """
 UPDATE requests SET accepted_target = NULL, accepted_fingerprint = NULL,
-    accepted_egress = CASE accepted_egress WHEN 'allow' THEN 'approve' ELSE accepted_egress END
+    accepted_egress = CASE WHEN accepted_egress IN ('allow', 'redact') THEN 'approve' ELSE accepted_egress END
 WHERE state = 'running'
 """
 REQUEST_DELETE = "DELETE FROM requests WHERE id = :id"

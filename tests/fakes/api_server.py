@@ -295,13 +295,14 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         settings.targets,
         settings.connectivity,
         settings.queue,
+        settings.redaction,
         now_ms=now_ms,
         random=random.Random(1),
         on_battery=lambda: False,
     )
 
     async def reload() -> SimpleNamespace:
-        await dispatcher.replace_targets(api.targets)
+        await dispatcher.replace_targets(api.targets, settings.redaction)
         return SimpleNamespace(targets=api.targets)
 
     pipeline = Pipeline(
@@ -326,6 +327,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
             targets=lambda: api.targets,
             models=lambda: api.models,
             model=lambda name: next((card for card in api.models if card.name == name), None),
+            redaction=lambda: settings.redaction,
             aliases=Aliases(settings.data_path / "models", MODEL),
             tokens=Tokens(USER, ADMIN),
             now_ms=now_ms,

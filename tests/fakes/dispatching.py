@@ -10,7 +10,7 @@ from fakes.storage_values import enqueue, queued
 
 from agent.escalation.dispatcher import Dispatcher
 from agent.records import RequestState
-from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
+from agent.settings import ConnectivitySettings, QueueSettings, RedactionSettings, TargetSettings
 from agent.types import EgressPolicy
 
 CONNECTIVITY = ConnectivitySettings(connect_timeout_s=1.0, probe_cap_s=1.0)
@@ -46,6 +46,7 @@ def make(storage, *targets, random=None, connectivity=CONNECTIVITY, grace_s=5.0,
         targets,
         connectivity,
         QUEUE,
+        RedactionSettings(),
         now_ms=now_ms,
         random=random or NoWait(),
         on_battery=on_battery,

@@ -19,7 +19,7 @@ from fakes.dispatching import (
 from fakes.storage_values import fast_folder, opened, queued
 
 from agent.records import EscalationState, RequestState
-from agent.settings import ConnectivitySettings
+from agent.settings import ConnectivitySettings, RedactionSettings
 from agent.types import Handoff
 
 
@@ -154,7 +154,7 @@ async def test_a_blocked_target_pauses_and_rows_stay_pending(storage, cloud):
             row = await row_until(storage, record, lambda row: row.state is EscalationState.PENDING)
             assert row.attempts == 0
         assert len(cloud.chats) == 1
-        await dispatcher.replace_targets([target(cloud)])
+        await dispatcher.replace_targets([target(cloud)], RedactionSettings())
         assert (await ended(storage, first)).state is RequestState.RESOLVED
 
 

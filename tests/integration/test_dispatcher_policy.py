@@ -19,6 +19,7 @@ from fakes.storage_values import enqueue, fast_folder, opened, queued
 
 from agent.escalation.consent import under
 from agent.records import EscalationState, RequestState
+from agent.settings import RedactionSettings
 from agent.types import EgressPolicy, RouteMode
 
 
@@ -49,7 +50,7 @@ async def test_rows_accepted_without_a_target_stay_until_they_are_released(stora
         dispatcher.wake()
         await ended(storage, new)
         await dispatcher.drain()
-        await dispatcher.replace_targets([target(cloud, concurrency=1)])
+        await dispatcher.replace_targets([target(cloud, concurrency=1)], RedactionSettings())
         newer = await queue_row(storage, cloud, "newer")
         dispatcher.wake()
         await ended(storage, newer)
@@ -72,9 +73,7 @@ async def test_rows_accepted_without_a_target_stay_until_they_are_released(stora
 @pytest.mark.parametrize(
     ("decision", "fields"),
     [
-        (queued(egress=EgressPolicy.REDACT), {}),
         (queued(), {"egress": EgressPolicy.NEVER}),
-        (queued(), {"egress": EgressPolicy.REDACT}),
         (queued(), {"route_mode": RouteMode.LOCAL_ONLY}),
     ],
 )
@@ -117,12 +116,12 @@ async def test_a_tightened_target_sends_only_what_a_person_released(storage, clo
     allowed = await queue_row(storage, cloud, "allowed")
     released = await queue_row(storage, cloud, "released", decision=APPROVE)
     async with cut_off(storage, cloud, released) as dispatcher:
-        await dispatcher.replace_targets([target(cloud, egress=EgressPolicy.APPROVE)])
+        await dispatcher.replace_targets([target(cloud, egress=EgressPolicy.APPROVE)], RedactionSettings())
         await cloud.up()
         await dispatcher.drain()
         assert (await ended(storage, released)).state is RequestState.RESOLVED
         await waits_for_a_person(storage, allowed, "policy_tightened")
-        await dispatcher.replace_targets([target(cloud)])
+        await dispatcher.replace_targets([target(cloud)], RedactionSettings())
         await dispatcher.drain()
         newer = await queue_row(storage, cloud, "newer")
         dispatcher.wake()
@@ -144,7 +143,7 @@ async def test_consent_is_for_an_address_and_a_model_not_for_a_name(storage, clo
         released = await queue_row(storage, cloud, "released", decision=APPROVE)
         async with cut_off(storage, cloud, released) as dispatcher:
             changed = target(other) if change == "address" else target(cloud, model="another")
-            await dispatcher.replace_targets([changed])
+            await dispatcher.replace_targets([changed], RedactionSettings())
             await cloud.up()
             await dispatcher.drain()
             for record in (allowed, released):
@@ -171,7 +170,7 @@ async def test_a_send_that_has_not_begun_when_its_target_changes_does_not_begin(
         async def change_meanwhile(*arguments, **fields):
             await begin(*arguments, **fields)
             monkeypatch.setattr(storage.outbox, "begin_send", begin)
-            await dispatcher.replace_targets([target(cloud, egress=EgressPolicy.APPROVE)])
+            await dispatcher.replace_targets([target(cloud, egress=EgressPolicy.APPROVE)], RedactionSettings())
 
         monkeypatch.setattr(storage.outbox, "begin_send", change_meanwhile)
         dispatcher.wake()

@@ -18,6 +18,7 @@ from fakes.storage_values import fast_folder, opened, queued
 
 from agent.errors import ConfigError, DiskFull
 from agent.records import EscalationState, RequestState
+from agent.settings import RedactionSettings
 
 
 @pytest.fixture
@@ -89,13 +90,13 @@ async def test_a_target_that_is_removed_finishes_its_sends_and_its_rows_wait(sto
     first, second = await queue_row(storage, cloud, "first"), await queue_row(storage, cloud, "second")
     async with running(storage, target(cloud)) as dispatcher:
         await cloud.received(1)
-        await dispatcher.replace_targets([])
+        await dispatcher.replace_targets([], RedactionSettings())
         release.set()
         assert (await ended(storage, first)).state is RequestState.RESOLVED
         await dispatcher.drain()
         [gone] = dispatcher.status()
         assert (gone.name, gone.state, gone.waiting) == ("cloud", "unconfigured", 1)
-        await dispatcher.replace_targets([target(cloud)])
+        await dispatcher.replace_targets([target(cloud)], RedactionSettings())
         assert (await ended(storage, second)).state is RequestState.RESOLVED
 
 
@@ -104,14 +105,14 @@ async def test_stop_does_not_wait_long_for_a_target_that_was_removed(storage, cl
     record = await queue_row(storage, cloud)
     async with running(storage, target(cloud), grace_s=0.1) as dispatcher:
         await cloud.received(1)
-        await dispatcher.replace_targets([])
+        await dispatcher.replace_targets([], RedactionSettings())
     assert (await storage.outbox.get(record.id)).state is EscalationState.PENDING
 
 
 async def test_a_wrong_configuration_changes_nothing(storage, cloud):
     async with running(storage, target(cloud)) as dispatcher:
         with pytest.raises(ConfigError):
-            await dispatcher.replace_targets([target(cloud, base_url="http://127.0.0.1:99999/v1")])
+            await dispatcher.replace_targets([target(cloud, base_url="http://127.0.0.1:99999/v1")], RedactionSettings())
         record = await queue_row(storage, cloud)
         dispatcher.wake()
         assert (await ended(storage, record)).state is RequestState.RESOLVED

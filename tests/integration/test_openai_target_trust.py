@@ -11,7 +11,7 @@ from fakes.target_calls import CONNECTIVITY, probe, send, target_for
 
 from agent.errors import ConfigError
 from agent.escalation.target import Blocked, Delivered, Offline, make_target
-from agent.settings import ConnectivitySettings, TargetSettings
+from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
 from agent.types import EgressPolicy
 
 
@@ -113,7 +113,7 @@ async def test_a_renewed_key_is_used_at_once(cloud, tmp_path):
 
 def test_a_target_is_made_by_name_and_checks_its_address():
     settings = TargetSettings(name="big", base_url="http://127.0.0.1:1/v1", model="m", egress=EgressPolicy.ALLOW)
-    assert make_target(settings, CONNECTIVITY).settings is settings
-    assert json.loads(make_target(settings, CONNECTIVITY).body(record(), row()))["model"] == "m"
+    assert make_target(settings, CONNECTIVITY, RedactionSettings()).settings is settings
+    assert json.loads(make_target(settings, CONNECTIVITY, RedactionSettings()).body(record(), row()))["model"] == "m"
     with pytest.raises(ConfigError, match="big"):
         target_for("http://127.0.0.1:99999/v1")

@@ -9,6 +9,7 @@ from fakes.daemon_process import DaemonProcess
 
 from agent import daemon as daemon_module
 from agent.errors import ConfigError
+from agent.settings import RedactionSettings
 
 NOBODY = "http://127.0.0.1:1/v1"
 
@@ -48,8 +49,8 @@ def test_a_reload_never_takes_another_file(tmp_path, isolated):
     other.write_text(TARGET.format(url=NOBODY, egress="allow"))
     mine = tmp_path / "mine.toml"
     with pytest.raises(ConfigError, match=r"mine\.toml does not exist"):
-        daemon_module._read_targets(mine, needed=True)
-    assert daemon_module._read_targets(mine, needed=False) == ()
+        daemon_module._read_egress(mine, needed=True)
+    assert daemon_module._read_egress(mine, needed=False) == ((), RedactionSettings())
 
 
 def test_a_target_that_the_daemon_refuses_is_taken_out_of_the_file_again(tmp_path):

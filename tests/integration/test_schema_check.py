@@ -13,7 +13,7 @@ from agent.escalation.openai_target import OpenAITarget
 from agent.escalation.schema_validator import fault
 from agent.escalation.target import Delivered, Rejected
 from agent.records import CloudAnswer
-from agent.settings import ConnectivitySettings, TargetSettings
+from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
 from agent.structure import FormatKind, OutputFormat, ToolFunction, Tools
 from agent.types import EgressPolicy
 
@@ -106,7 +106,9 @@ async def test_an_answer_that_does_not_validate_is_not_used(reply, asked, said):
     async with Cloud() as cloud:
         cloud.script(reply)
         settings = TargetSettings(name="big", base_url=cloud.base_url, model="big-model", egress=EgressPolicy.ALLOW)
-        target = OpenAITarget(settings, ConnectivitySettings(connect_timeout_s=2.0), now_ms=lambda: 0)
+        target = OpenAITarget(
+            settings, ConnectivitySettings(connect_timeout_s=2.0), RedactionSettings(), now_ms=lambda: 0
+        )
         held, waiting = record(**asked), row()
         outcome = await target.send(waiting, held, target.body(held, waiting))
         await target.close()

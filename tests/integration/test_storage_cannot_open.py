@@ -253,15 +253,16 @@ class TestMigration:
         key = keys.load(data, {}).material
         path = data / DATABASE_NAME
         assert migrations.migrate(path, key) == []
+        now = connection.SCHEMA_VERSION
         for module in (connection, migrations):
-            monkeypatch.setattr(module, "SCHEMA_VERSION", 2)
+            monkeypatch.setattr(module, "SCHEMA_VERSION", now + 1)
         monkeypatch.setattr(
             migrations, "MIGRATIONS", [*migrations.MIGRATIONS, lambda db, key: db.execute("CREATE TABLE later (a)")]
         )
-        assert migrations.migrate(path, key) == [2]
-        kept = path.with_name(f"{DATABASE_NAME}.schema-1")
+        assert migrations.migrate(path, key) == [now + 1]
+        kept = path.with_name(f"{DATABASE_NAME}.schema-{now}")
         old = connection.connect(kept, key)
-        assert old.execute("PRAGMA user_version").fetchone()[0] == 1
+        assert old.execute("PRAGMA user_version").fetchone()[0] == now
         assert old.execute("SELECT id FROM requests").fetchone()[0] == record.id
         old.close()
 
@@ -272,14 +273,15 @@ class TestMigration:
             db.execute("CREATE TABLE half (a)")
             raise ZeroDivisionError
 
+        now = connection.SCHEMA_VERSION
         for module in (connection, migrations):
-            monkeypatch.setattr(module, "SCHEMA_VERSION", 2)
+            monkeypatch.setattr(module, "SCHEMA_VERSION", now + 1)
         monkeypatch.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, fails])
         key = keys.load(data, {}).material
         with pytest.raises(ZeroDivisionError):
             migrations.migrate(data / DATABASE_NAME, key)
         opened = connection.connect(data / DATABASE_NAME, key)
-        assert opened.execute("PRAGMA user_version").fetchone()[0] == 1
+        assert opened.execute("PRAGMA user_version").fetchone()[0] == now
         assert opened.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'half'").fetchone()[0] == 0
         opened.close()
 

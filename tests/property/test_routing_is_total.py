@@ -153,11 +153,6 @@ def test_strictness_is_an_order():
         assert routing.stricter(one, other) is max(one, other, key=order.index)
 
 
-def test_redact_is_refused_by_name():
-    with pytest.raises(InvalidRequest, match="redact"):
-        routing.before(request(egress=EgressPolicy.REDACT), routing.Policy(0.5))
-
-
 def test_the_policy_is_data():
     policy = routing.Policy(0.5, (target(EgressPolicy.ALLOW),))
     assert msgspec.convert(msgspec.to_builtins(policy), routing.Policy) == policy

@@ -49,7 +49,7 @@ TARGET = '[[targets]]\nname = "main"\nbase_url = "{url}"\nmodel = "m"\negress = 
         ("[server]\ntls_cert = 'x'\n", "go together"),
         ("not toml", "not valid TOML"),
         ("targets = 3\n", "[[targets]]"),
-        (TARGET.format(url="https://x.test/v1", egress="redact"), '"redact" is not supported yet'),
+        ('[redaction]\nterms = ["x"]\n', "redaction.terms"),
         (TARGET.format(url="http://10.0.0.1/v1", egress="allow"), "plain http"),
         (TARGET.format(url="ftp://x.test", egress="allow"), "not an http"),
         (TARGET.format(url="https://u:p@x.test/v1", egress="allow"), "password"),
