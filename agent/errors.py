@@ -15,6 +15,7 @@ OutriderError
  |    |-- MethodNotAllowed       405
  |    |-- BodyTimeout            408
  |    |-- BodyGone               410
+ |    |-- CannotRedact           409
  |    |-- IdempotencyMismatch    422
  |    |-- StillRunning           409
  |    |-- WrongState             409

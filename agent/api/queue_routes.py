@@ -60,7 +60,8 @@ async def show_row(request: Request) -> Response:
         raise NotFound(f"there is no request {row.request_id}", param="id")
     target = _target(deps, asked.text("target", 64) or row.target)
     body = make_target(target, deps.settings.connectivity, deps.redaction(), now_ms=deps.now_ms).body(record, row)
-    return Response(body, media_type="application/json", headers={"x-outrider-target": target.name})
+    headers = {"x-outrider-target": target.name, "x-outrider-notice": "names are NOT removed"}
+    return Response(body, media_type="application/json", headers=headers)
 
 
 async def retry(request: Request) -> Response:

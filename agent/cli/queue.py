@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 OPEN_STATES = ("awaiting_approval", "pending", "leased")
 STATES = (*OPEN_STATES, "succeeded", "dead", "expired", "cancelled")
 PAGE_ROWS = 1000
+NAMES_STAY = "e-mail addresses, numbers and secrets are replaced unless egress is allow; names are NOT removed"
 BODIES_SHOWN = 3
 HIDDEN = {"object", "lease", "lease_expires_at_ms"}  # of no use to a reader
 
@@ -91,6 +92,7 @@ def show(invocation: Invocation, row_id: str, as_sent: bool, target: str | None,
     with open_access(invocation.settings) as access:
         if as_sent:
             sys.stdout.buffer.write(access.as_sent(row_id, target))
+            notice(NAMES_STAY)
             return
         row = access.row(row_id)
     if as_json:
@@ -142,7 +144,8 @@ def release(
             return
         if not yes:
             oldest = span((now_ms() - min(row["created_at_ms"] for row in rows)) / 1000)
-            notice(f"{counted(count, 'row')} would leave for {chosen}, UNREDACTED; the oldest has waited for {oldest}")
+            notice(f"{counted(count, 'row')} would leave for {chosen}; the oldest has waited for {oldest}")
+            notice(NAMES_STAY)
             shown = rows if show_all else rows[:BODIES_SHOWN]
             _show_bodies(access, shown, chosen, more=count - len(shown))
             unseen = "" if len(shown) == count else f" ({count - len(shown)} of them not shown)"

@@ -33,8 +33,17 @@ def forbidden(record: RequestRecord, row: Escalation, target: TargetSettings) ->
 
 def as_it_is(record: RequestRecord, row: Escalation, target: TargetSettings) -> bool:
     """Return whether the text goes without pseudonyms: only where request, row and target all say ``allow``."""
+    return _policies(record, row, target) == {EgressPolicy.ALLOW}
+
+
+def seen_by_a_person(record: RequestRecord, row: Escalation, target: TargetSettings) -> bool:
+    """Return whether somebody has to look at it before it leaves, whatever else holds."""
+    return EgressPolicy.APPROVE in _policies(record, row, target)
+
+
+def _policies(record: RequestRecord, row: Escalation, target: TargetSettings) -> set[EgressPolicy]:
     asked = record.request.egress if record.request else None
-    return {row.egress, target.egress, asked or EgressPolicy.ALLOW} == {EgressPolicy.ALLOW}
+    return {row.egress, target.egress, asked or EgressPolicy.ALLOW}
 
 
 def needs_person(row: Escalation, target: TargetSettings) -> HoldReason | None:

@@ -26,7 +26,7 @@ import msgspec
 from agent import __version__
 from agent.errors import ConfigError
 from agent.escalation import redaction, schema_check
-from agent.escalation.consent import as_it_is
+from agent.escalation.consent import as_it_is, seen_by_a_person
 from agent.escalation.handoff import chat_body
 from agent.escalation.redaction import Redacted
 from agent.escalation.replies import HttpReply, read_probe, read_reply
@@ -112,7 +112,8 @@ class OpenAITarget:
         body = chat_body(record, row, self._settings.model)
         if as_it_is(record, row, self._settings):
             return Redacted(body, {}, {})
-        return redaction.redact(body, terms=self._terms)
+        media = seen_by_a_person(record, row, self._settings)
+        return redaction.redact(body, terms=self._terms, media=media)
 
     async def send(self, row: Escalation, record: RequestRecord, body: bytes) -> Outcome:
         """POST the body once; the row's id is the Idempotency-Key of every send."""

@@ -11,6 +11,7 @@ afterwards, does not leave.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections import Counter
@@ -21,6 +22,7 @@ import msgspec
 
 from agent.errors import CannotRedact
 from agent.escalation.detectors import find
+from agent.escalation.image_metadata import without_metadata
 from agent.escalation.personal_data import Found, Kind, Recogniser
 
 _MEDIA = {"image_url", "input_image", "input_audio", "audio", "video_url", "file", "input_file"}
@@ -36,10 +38,15 @@ class Redacted(msgspec.Struct, frozen=True):
     counts: Mapping[str, int]  # pieces by kind
 
 
-def redact(body: bytes, *, terms: Sequence[str] = (), names: Recogniser | None = None) -> Redacted:
-    """Return a JSON body without what was found in it. Raises CannotRedact."""
+def redact(body: bytes, *, terms: Sequence[str] = (), names: Recogniser | None = None, media: bool = False) -> Redacted:
+    """Return a JSON body without what was found in it. Raises CannotRedact.
+
+    ``media``: a person looks at it before it leaves, so images, sounds and files may go along:
+    images without metadata, and none that would have to be fetched from somewhere.
+    """
     document = json.loads(body)
-    if fault := _unsearchable(document):
+    document = _media(document) if media else document
+    if not media and (fault := _unsearchable(document)):
         raise CannotRedact(fault)
     pseudonyms = _Pseudonyms(body.decode(errors="replace"), lambda text: find(text, terms=terms, names=names))
     clean = _walk(document, pseudonyms.replace)
@@ -137,6 +144,8 @@ def _walk(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [_walk(item, change) for item in value]
     if isinstance(value, dict):
+        if _is_media(value):
+            return value
         return {
             key: item if key in _FIXED and isinstance(item, str) and not find(item) else _walk(item, change)
             for key, item in value.items()
@@ -151,6 +160,8 @@ def _left(value: Any, terms: Sequence[str]) -> set[str]:
     if isinstance(value, list):
         return {kind for item in value for kind in _left(item, terms)}
     if isinstance(value, dict):
+        if _is_media(value):
+            return set()
         searched = (item for key, item in value.items() if key in _CONSTANTS or not _is_number(item))
         return {kind for item in searched for kind in _left(item, terms)}
     return _left(str(value), terms) if _is_number(value) else set()
@@ -173,10 +184,38 @@ def _unsearchable(value: Any) -> str | None:
         return next((fault for item in value if (fault := _unsearchable(item))), None)
     if not isinstance(value, dict):
         return None
-    kind = value.get("type")
-    if kind in _MEDIA or (isinstance(kind, str) and kind.endswith(("_url", "_audio"))):
-        return f"it holds {'an image' if 'image' in str(kind) else 'a file or sound'}, in which nothing can be replaced"
+    if _is_media(value):
+        what = "an image" if "image" in value["type"] else "a file or sound"
+        return f"it holds {what}, in which nothing can be replaced"
     return next((fault for item in value.values() if (fault := _unsearchable(item))), None)
+
+
+def _is_media(value: dict[str, Any]) -> bool:
+    kind = value.get("type")
+    return isinstance(kind, str) and (kind in _MEDIA or kind.endswith(("_url", "_audio")))
+
+
+def _media(value: Any) -> Any:
+    """Return the document with the metadata of its images gone."""
+    if isinstance(value, list):
+        return [_media(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    image = value.get("image_url")
+    if value.get("type") == "image_url" and isinstance(image, dict) and isinstance(image.get("url"), str):
+        return value | {"image_url": image | {"url": _clean_image(image["url"])}}
+    return {key: _media(item) for key, item in value.items()}
+
+
+def _clean_image(url: str) -> str:
+    head, comma, data = url.partition(",")
+    if not head.startswith("data:") or not head.endswith(";base64") or not comma:
+        raise CannotRedact("it names an image by an address; only an image that comes along can be freed of metadata")
+    try:
+        image = without_metadata(base64.b64decode(data, validate=True))
+    except ValueError as error:
+        raise CannotRedact(f"an image in it cannot be freed of metadata: {error}") from None
+    return head + "," + base64.b64encode(image).decode()
 
 
 def _as_json(text: str) -> Any:

@@ -197,7 +197,7 @@ def test_models(api):
         ({"temperature": 3}, openai.BadRequestError, "invalid_value", "temperature"),
         ({"store": True}, openai.BadRequestError, "unsupported_parameter", "store"),
         ({"extra_body": {"best_of": 2}}, openai.BadRequestError, "unknown_parameter", "best_of"),
-        ({"extra_headers": {"x-outrider-egress": "some"}}, openai.BadRequestError, "invalid_value", "egress"),
+        ({"extra_headers": {"x-outrider-egress": "some"}}, openai.BadRequestError, "invalid_value", "outrider.egress"),
         (
             {"extra_body": {"outrider": {"route_mode": "cloud_only", "egress": "never"}}},
             openai.BadRequestError,

@@ -52,7 +52,8 @@ def test_a_bare_release_shows_what_waits_and_asks(daemon):
     for number in range(5):
         outrider(daemon, "ask", f"unsure {number}")
     result = outrider(daemon, "queue", "release", "--show-all", stdin="n\n", code=1)
-    assert "5 rows would leave for main, UNREDACTED" in result.stderr
+    assert "5 rows would leave for main" in result.stderr
+    assert "names are NOT removed" in result.stderr
     assert all(f"unsure {number}" in result.stderr for number in range(5))
     assert "not shown" not in result.stderr
     outrider(daemon, "queue", "release", "--yes", code=2)

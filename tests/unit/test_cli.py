@@ -208,7 +208,7 @@ def test_target_add_keeps_comments_and_defaults_to_approve(tmp_path):
     assert tomllib.loads(text)["targets"] == [
         {"name": "main", "base_url": "https://api.example.com/v1", "model": "m", "egress": "approve"}
     ]
-    assert "UNREDACTED" in result.stderr
+    assert "names are NOT removed" in result.stderr
     assert json.loads(run("--config", str(path), "target", "list", "--json").stdout)[0]["name"] == "main"
     assert run("--config", str(path), "target", "remove", "main").exit_code == 0
     assert path.read_text() == CONFIG

@@ -1,0 +1,118 @@
+"""What leaves under each policy, and what its owner reads: real storage, a real target on loopback."""
+
+import shutil
+
+import pytest
+from fakes.cloud import Cloud, ok
+from fakes.dispatching import QUEUE, ended, now_ms, queue_row, running, target
+from fakes.storage_values import fast_folder, opened, queued
+
+from agent.records import EscalationState, RequestState
+from agent.settings import RedactionSettings
+from agent.types import EgressPolicy, Message
+
+TEXT = "Write to bob@example.org about Bluebird; my IBAN is DE89 3704 0044 0532 0130 00."
+PERSONAL = (b"bob@example.org", b"0532 0130")
+REPLY = "I wrote to [EMAIL_1] and used **IBAN_1**."
+RESTORED = "I wrote to bob@example.org and used **DE89 3704 0044 0532 0130 00**."
+
+
+@pytest.fixture
+async def storage():
+    folder = fast_folder()
+    opened_storage = await opened(folder, queue=QUEUE, now_ms=now_ms())
+    yield opened_storage
+    await opened_storage.close()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def cloud():
+    async with Cloud() as server:
+        server.default = ok(REPLY)
+        yield server
+
+
+def sent(cloud):
+    return b"".join(chat.body for chat in cloud.chats)
+
+
+async def test_redact_goes_at_once_without_the_values_and_comes_back_with_them(storage, cloud):
+    record = await queue_row(storage, cloud, TEXT, decision=queued(egress=EgressPolicy.REDACT))
+    assert (await storage.outbox.get(record.id)).state is EscalationState.PENDING
+    async with running(storage, target(cloud, egress=EgressPolicy.REDACT)):
+        late = await ended(storage, record)
+    assert (late.state, late.cloud_answer.text) == (RequestState.RESOLVED, RESTORED)
+    assert not any(value in sent(cloud) for value in PERSONAL)
+    assert b"[EMAIL_1] about Bluebird" in sent(cloud)
+    assert late.request.messages[-1].content == TEXT
+
+
+async def test_approve_waits_for_a_person_and_goes_without_the_values(storage, cloud):
+    record = await queue_row(storage, cloud, TEXT, decision=queued(egress=EgressPolicy.APPROVE))
+    assert (await storage.outbox.get(record.id)).state is EscalationState.AWAITING_APPROVAL
+    fingerprint = target(cloud).fingerprint
+    await storage.outbox.release(None, target="cloud", fingerprint=fingerprint, now_ms=now_ms())
+    async with running(storage, target(cloud)):
+        late = await ended(storage, record)
+    assert late.cloud_answer.text == RESTORED
+    assert not any(value in sent(cloud) for value in PERSONAL)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "asked", "now", "as_it_is"),
+    [
+        (EgressPolicy.ALLOW, None, EgressPolicy.ALLOW, True),
+        (EgressPolicy.ALLOW, None, EgressPolicy.REDACT, False),
+        (EgressPolicy.REDACT, None, EgressPolicy.ALLOW, False),
+        (EgressPolicy.ALLOW, EgressPolicy.REDACT, EgressPolicy.ALLOW, False),
+        (EgressPolicy.ALLOW, EgressPolicy.ALLOW, EgressPolicy.ALLOW, True),
+    ],
+)
+async def test_the_strictest_of_row_request_and_target_holds_when_it_is_sent(
+    storage, cloud, accepted, asked, now, as_it_is
+):
+    record = await queue_row(storage, cloud, TEXT, decision=queued(egress=accepted), egress=asked)
+    async with running(storage, target(cloud, egress=now)):
+        await ended(storage, record)
+    assert all((value in sent(cloud)) is as_it_is for value in PERSONAL)
+
+
+async def test_a_target_that_wants_a_release_now_holds_what_was_accepted_under_redact(storage, cloud):
+    record = await queue_row(storage, cloud, TEXT, decision=queued(egress=EgressPolicy.REDACT))
+    async with running(storage, target(cloud, egress=EgressPolicy.APPROVE)):
+        row = await storage.outbox.get(record.id)
+    assert (row.state, row.reason) == (EscalationState.AWAITING_APPROVAL, "policy_tightened")
+    assert cloud.chats == []
+
+
+async def test_new_words_of_the_user_hold_from_the_reload_on(storage, cloud):
+    async with running(storage, target(cloud, egress=EgressPolicy.REDACT)) as dispatcher:
+        for terms, told in (((), b"Bluebird"), (("bluebird",), b"[TERM_1]")):
+            changed = [target(cloud, egress=EgressPolicy.REDACT)]
+            await dispatcher.replace_targets(changed, RedactionSettings(terms=terms))
+            record = await queue_row(storage, cloud, TEXT, decision=queued(egress=EgressPolicy.REDACT))
+            dispatcher.wake()
+            await ended(storage, record)
+            assert told in cloud.chats[-1].body
+    assert b"Bluebird" not in cloud.chats[-1].body
+
+
+async def test_what_cannot_be_pseudonymised_is_not_sent_and_says_why(storage, cloud):
+    parts = '[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]'
+    messages = (Message("user", TEXT, parts=parts),)
+    record = await queue_row(storage, cloud, decision=queued(egress=EgressPolicy.REDACT), messages=messages)
+    async with running(storage, target(cloud, egress=EgressPolicy.REDACT)):
+        late = await ended(storage, record)
+    assert late.state is RequestState.UNRESOLVED
+    assert late.escalation.last_error == "not sent: it holds an image, in which nothing can be replaced"
+    assert cloud.chats == []
+    assert (await storage.egress_log.totals(0)).rows == 0
+
+
+async def test_the_log_tells_the_bytes_that_left_not_those_that_were_typed(storage, cloud):
+    record = await queue_row(storage, cloud, TEXT, decision=queued(egress=EgressPolicy.REDACT))
+    async with running(storage, target(cloud, egress=EgressPolicy.REDACT)):
+        await ended(storage, record)
+    (row,) = await storage.egress_log.list()
+    assert row.bytes == len(cloud.chats[0].body)
