@@ -17,7 +17,7 @@ import numpy as np
 
 from agent.engine import frames
 from agent.engine.chat_template import ChatTemplate
-from agent.engine.control_texts import ControlTexts, parts
+from agent.engine.control_texts import ControlTexts
 from agent.engine.grammar import Vocabulary
 from agent.engine.kv_cache import BYTES_PER_VALUE, cell_count
 from agent.engine.llama_cpp_adapter import LlamaCppAdapter
@@ -25,7 +25,8 @@ from agent.engine.llama_cpp_batch import ChunkBatch, few_tokens
 from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.llama_cpp_states import SequenceStates
 from agent.engine.memory_room import memory_room
-from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, PromptTooLong, Row, RuntimeBroken
+from agent.engine.prompt_tokens import PromptTokens
+from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, Row, RuntimeBroken
 from agent.engine.threads import StepKind, StepThreads
 from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.llama_library import load_backends
@@ -36,8 +37,6 @@ BATCH_TOKENS = 512  # what a fast machine computes in a step; the scheduler sees
 DRAFTED_TOKENS = 24  # in one step; more never pays on a processor, and each takes memory for a row
 CELLS_TOGETHER = 512  # up to so many taken cells, all chunks of a step go through the model in one call
 SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
-# Before a prompt is tokenized it is known to be too long above this many bytes per token of context.
-BYTES_PER_TOKEN = 64
 KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
 
 
@@ -76,19 +75,28 @@ class LlamaCppRuntime(SequenceStates):
         self.context_tokens: int = min(load.context_tokens, self.cells)
         self.saved_tokens = int(self.cells * SAVED_SHARE) if shares else 0
         self.drafted_tokens = DRAFTED_TOKENS if shares else 0
-        self._shortage = "" if self.context_tokens == load.context_tokens else ", all that the free memory holds"
         self.batch_tokens: int = native.llama_n_batch(self._context)
         self._filled = [0] * self.slots
         self._batch = ChunkBatch(self.batch_tokens)
         self.step_threads = StepThreads(load.threads)  # may be exchanged between two steps
         self.piece = lru_cache(maxsize=65536)(self._piece)
         self._scoring: LlamaCppScoring | None = None
-        self._template = self._chat_template(load)
-        self.thinking = self._template.thinking if self._template else None
+        template = self._chat_template(load)
+        self.thinking = template.thinking if template else None
         fim = (native.llama_vocab_fim_pre, native.llama_vocab_fim_suf, native.llama_vocab_fim_mid)
-        self._gap_marks: tuple[int, ...] = tuple(mark(self._vocabulary) for mark in fim)
-        self.traits = self._traits()
-        self._control_texts = self._control_token_texts()
+        before, after, gap = (mark(self._vocabulary) for mark in fim)
+        gap_marks = (before, after, gap) if min(before, after, gap) >= 0 else None
+        self.traits = self._traits(fills_gaps=gap_marks is not None)
+        self._prompts = PromptTokens(
+            lambda text, special: self._tokenize(text, special=special),
+            template=template,
+            control_texts=self._control_token_texts(),
+            bos=native.llama_vocab_bos(self._vocabulary) if native.llama_vocab_get_add_bos(self._vocabulary) else None,
+            gap_marks=gap_marks,
+            vocabulary_size=self.vocabulary_size,
+            context_tokens=self.context_tokens,
+            shortage="" if self.context_tokens == load.context_tokens else ", all that the free memory holds",
+        )
         self._warm_up()
 
     def _context_parameters(self, load: frames.Load, room_bytes: int) -> Any:
@@ -122,13 +130,13 @@ class LlamaCppRuntime(SequenceStates):
         values = sum(int(width or usual) for width in widths) * heads * layers
         return max(1, math.ceil(values * BYTES_PER_VALUE[kv_type]))
 
-    def _traits(self) -> ModelTraits:
+    def _traits(self, *, fills_gaps: bool) -> ModelTraits:
         buffer = ctypes.create_string_buffer(256)
         native.llama_model_desc(self._model, buffer, len(buffer))  # "llama 135M Q4_1", "qwen2 0.5B Q4_K - Medium"
         return ModelTraits(
             parameters=native.llama_model_n_params(self._model),
             quantization=buffer.value.decode("utf-8", "replace").split(" ", 2)[-1],
-            fills_gaps=min(self._gap_marks) >= 0,
+            fills_gaps=fills_gaps,
             thinks=self.thinking is not None,
         )
 
@@ -169,57 +177,16 @@ class LlamaCppRuntime(SequenceStates):
     def prompt_tokens(
         self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = False
     ) -> list[int]:
-        """Render and tokenize. Control tokens come from the template only, never from a message or tool."""
-        limit = self.context_tokens * BYTES_PER_TOKEN
-        size = sum(len(message.content) for message in messages)
-        size += (
-            sum(len(function.description) + len(function.parameters) for function in tools.functions) if tools else 0
-        )
-        if size > limit:
-            raise PromptTooLong(
-                f"the prompt has {size} characters, far more than fit the context of {self.context_tokens} tokens{self._shortage}"
-            )
-        if self._template is None:
-            raise PromptRejected(
-                "this model has no chat template, neither in its file nor in its manifest entry: "
-                "have it continue a text (/v1/completions), or give it a template"
-            )
-        marked, marked_tools, hidden = self._control_texts.hide(messages, tools)
-        tokens: list[int] = []
-        for text, special in parts(self._template.render(marked, marked_tools, thinking=thinking), hidden):
-            tokens += self._tokenize(text, special=special)
-        self._put_bos(tokens)
-        if not tokens:
-            raise PromptRejected("the chat template makes an empty prompt of these messages")
-        return self._fitting(tokens)
+        """Render and tokenize."""
+        return self._prompts.of_messages(messages, tools, thinking=thinking)
 
     def text_tokens(self, prompt: Prompt) -> list[int]:
-        """Tokenize a prompt that is no chat: control tokens are read out of it, it is all the caller's own."""
-        if isinstance(prompt, str):
-            limit = self.context_tokens * BYTES_PER_TOKEN
-            if len(prompt) > limit:
-                raise PromptTooLong(f"the prompt has {len(prompt)} characters, far more than fit the context")
-            tokens = self._tokenize(prompt, special=True)
-            self._put_bos(tokens)
-        else:
-            tokens = list(prompt)
-            if tokens and not 0 <= min(tokens) <= max(tokens) < self.vocabulary_size:
-                raise PromptRejected(f"a token of the prompt is not in the vocabulary of {self.vocabulary_size}")
-        if not tokens:
-            raise PromptRejected("the prompt is empty")
-        return self._fitting(tokens)
+        """Tokenize a prompt that is no chat."""
+        return self._prompts.of_text(prompt)
 
     def gap_tokens(self, prompt: Prompt, suffix: str) -> list[int]:
-        """Mark the two texts with the tokens that the model was trained on: beginning, end, then the gap."""
-        before, after, gap = self._gap_marks
-        if not self.traits.fills_gaps:
-            raise PromptRejected("this model cannot fill a gap: its file names no tokens for that", "suffix")
-        if len(prompt) + len(suffix) > self.context_tokens * BYTES_PER_TOKEN:
-            raise PromptTooLong("prompt and suffix are far longer than the context")
-        known = self._tokenize(prompt, special=False) if isinstance(prompt, str) else self.text_tokens(prompt)
-        tokens = [before, *known, after, *self._tokenize(suffix, special=False), gap]
-        self._put_bos(tokens)
-        return self._fitting(tokens)
+        """Return the prompt that has the model write what belongs between these two texts."""
+        return self._prompts.of_gap(prompt, suffix)
 
     def markup_tokens(self, text: str) -> list[int]:
         """Tokenize text of our own."""
@@ -232,18 +199,6 @@ class LlamaCppRuntime(SequenceStates):
     def label_tokens(self, label: str) -> list[int]:
         """Tokenize the text of an answer."""
         return self._tokenize(label, special=False)
-
-    def _put_bos(self, tokens: list[int]) -> None:
-        bos = native.llama_vocab_bos(self._vocabulary)
-        if native.llama_vocab_get_add_bos(self._vocabulary) and tokens[:1] != [bos]:
-            tokens.insert(0, bos)
-
-    def _fitting(self, tokens: list[int]) -> list[int]:
-        if len(tokens) + 1 > self.context_tokens:
-            raise PromptTooLong(
-                f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}{self._shortage}"
-            )
-        return tokens
 
     @property
     def thread_choice(self) -> ThreadChoice:

@@ -15,26 +15,34 @@ CPU = "CPUExecutionProvider"
 _LOG_LEVEL_FATAL = 4  # errors are raised; what the library logs beside them may quote the model
 
 
-def options(threads: int) -> Any:
-    """Return the settings of a session that works with so many threads and sleeps between two runs."""
+def options(threads: int, *, spin_us: int = 0) -> Any:
+    """Return the settings of a session that works with so many threads and sleeps between two runs.
+
+    Between the steps of a run a thread looks for work for ``spin_us`` microseconds before it sleeps.
+    """
     found = onnxruntime.SessionOptions()
     found.intra_op_num_threads = threads
     found.inter_op_num_threads = 1
     found.log_severity_level = _LOG_LEVEL_FATAL
-    # A thread that spins for work takes a core from everything else, the daemon among it.
-    found.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A thread that spins for long takes a core from everything else, the daemon among it.
+    found.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
+    if spin_us:
+        found.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     return found
 
 
-def open_session(graph: Path, settings: Any, providers: Sequence[str] = (CPU,)) -> Any:
+def open_session(graph: Path, settings: Any, providers: Sequence[str] = (CPU,), *, content: bytes | None = None) -> Any:
     """Return a session of the graph. Raises ModelUnloadable.
 
-    ``providers`` are named where ``settings`` holds no devices.
+    ``providers`` are named where ``settings`` holds no devices. ``content`` takes the place of
+    what the file says; the weights are still those beside it.
     """
+    if content is not None:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
     onnxruntime.disable_telemetry_events()
     onnxruntime.set_default_logger_severity(_LOG_LEVEL_FATAL)
     try:
-        return onnxruntime.InferenceSession(str(graph), settings, providers=list(providers) or None)
+        return onnxruntime.InferenceSession(content or str(graph), settings, providers=list(providers) or None)
     except Exception as error:  # its errors have no narrower base
         raise ModelUnloadable(_in_words(graph.name, str(error))) from None
 

@@ -6,8 +6,9 @@ Tokens that slots share take their room once. It is used by one thread. ``tests/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+import importlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,16 @@ from numpy.typing import NDArray
 from agent.engine.grammar import Vocabulary
 from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.structure import Tools
-from agent.types import Message, Prompt, ThinkingMarks
+from agent.types import Message, ModelFormat, Prompt, ThinkingMarks
 
-RUNTIMES = {"llama.cpp": "agent.engine.llama_cpp_runtime:LlamaCppRuntime"}
+if TYPE_CHECKING:
+    from agent.engine.frames import Load
+
+RUNTIMES = {
+    "llama.cpp": "agent.engine.llama_cpp_runtime:LlamaCppRuntime",
+    "onnxruntime": "agent.engine.onnx_generation_runtime:OnnxGenerationRuntime",
+}
+_BY_FORMAT = {ModelFormat.GGUF: "llama.cpp", ModelFormat.ONNX_GENERATION: "onnxruntime"}
 
 Row = NDArray[np.float32]  # logits, one per token of the vocabulary, before any sampler
 
@@ -41,6 +49,15 @@ class ModelUnloadable(Exception):
 
 class RuntimeBroken(Exception):
     """The native layer is in a state that cannot be trusted: the worker must end."""
+
+
+def runtime_of(form: ModelFormat) -> Callable[[Load], Runtime]:
+    """Return what loads models of a format. Raises ModelUnloadable where nothing does."""
+    if form not in _BY_FORMAT:
+        raise ModelUnloadable(f"no runtime answers with files of the format {form}")
+    module, _, name = RUNTIMES[_BY_FORMAT[form]].partition(":")
+    found: Callable[[Load], Runtime] = getattr(importlib.import_module(module), name)
+    return found
 
 
 class Chunk(NamedTuple):

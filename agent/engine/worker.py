@@ -6,7 +6,6 @@ native library can print into it; the process locks itself in before it looks at
 
 from __future__ import annotations
 
-import importlib
 import os
 import queue
 import signal
@@ -60,16 +59,15 @@ def main(arguments: Sequence[str]) -> int:
     from agent.engine.label_scores import LabelScorer
     from agent.engine.memory_room import require_room
     from agent.engine.named_prefixes import NamedPrefixes
-    from agent.engine.runtime import RUNTIMES, ModelUnloadable
+    from agent.engine.runtime import ModelUnloadable, runtime_of
     from agent.engine.scheduler import Scheduler
 
-    module, _, name = RUNTIMES["llama.cpp"].partition(":")
-    runtime_type = getattr(importlib.import_module(module), name)
     started = time.monotonic()
     try:
+        load_model = runtime_of(load.model.format)  # before the doors close: importing is no part of the model
         in_force = confinement.confine() if load.confine else ()
         require_room(load)
-        runtime: Runtime = runtime_type(load)
+        runtime = load_model(load)
     except OSError as error:
         _send(output, frames.LoadFailed(f"the worker cannot lock itself in: {error}; see engine.confine"))
         return EXIT_BROKEN

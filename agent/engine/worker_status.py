@@ -40,6 +40,7 @@ class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
     fills_gaps: bool  # has tokens for a text with a gap
     thinks: bool  # before it answers, between marks that are known
     encoder: EncoderTraits | None = None  # of a model that does not write
+    absent: tuple[str, ...] = ()  # what this runtime does not have of what others do, or of the settings
 
 
 class ThreadChoice(msgspec.Struct, frozen=True):

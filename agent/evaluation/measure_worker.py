@@ -6,7 +6,6 @@ in before it loads a model, as an engine worker does.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -103,11 +102,14 @@ class _Unmeasurable(Exception):
 
 def _measure(order: Order, send: Callable[[Event], None]) -> Result:
     from agent.engine import confinement, frames
-    from agent.engine.runtime import RUNTIMES, ModelUnloadable, Runtime
+    from agent.engine.runtime import ModelUnloadable, Runtime, runtime_of
     from agent.evaluation.predictions import NoCommonVocabulary, predict
 
-    module, _, name = RUNTIMES["llama.cpp"].partition(":")
-    runtime_type = getattr(importlib.import_module(module), name)
+    files = [file for file in (order.model, order.reference) if file]
+    try:
+        load_model = {file.format: runtime_of(file.format) for file in files}
+    except ModelUnloadable as error:
+        raise _Unmeasurable(str(error)) from error
     if order.confine:
         confinement.confine()
 
@@ -122,10 +124,9 @@ def _measure(order: Order, send: Callable[[Event], None]) -> Result:
             drafting=DraftingMode.OFF,
         )
         try:
-            runtime: Runtime = runtime_type(load)
+            return load_model[file.format](load)
         except ModelUnloadable as error:
             raise _Unmeasurable(f"model {file.name} cannot be loaded: {error}") from error
-        return runtime
 
     model = loaded(order.model)
     reference = loaded(order.reference) if order.reference else None

@@ -27,6 +27,7 @@ from agent.models.entry import ModelEntry, ModelState
 from agent.models.gguf_check import check_gguf
 from agent.models.holding import held
 from agent.models.manifest import Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
+from agent.models.onnx_check import check_onnx
 from agent.models.packaged import joined, missing_packages, packaged_files
 from agent.models.quality import MeasuredSpeed, Quality
 from agent.models.serving import measured, served
@@ -41,6 +42,7 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 # What a runtime makes of the models of a format.
 _SERVED_TASKS = {
     ModelFormat.GGUF: frozenset({"chat", "complete"}),
+    ModelFormat.ONNX_GENERATION: frozenset({"chat", "complete"}),
     ModelFormat.ONNX_ENCODER: frozenset({"embed", "classify", "rerank", "tag"}),
 }
 
@@ -344,6 +346,8 @@ def _check_of(model: StoredModel, name: str) -> Check:
     """Return the look into one file of a model that its format asks for."""
 
     def check(path: Path) -> None:
+        if name.endswith(".onnx"):
+            check_onnx(path, {file.name: file.bytes for file in model.files})
         if model.format is not ModelFormat.GGUF:
             return
         header = check_gguf(path)

@@ -1,0 +1,200 @@
+"""What the ONNX runtime refuses to load, and why; and what it does beyond the conformance suite."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from fakes import runtimes, tiny_onnx
+
+from agent import device
+from agent.engine.onnx_generation_runtime import OnnxGenerationRuntime
+from agent.engine.runtime import Chunk, ModelUnloadable
+from agent.types import AdapterFile, KvType, Message
+
+
+def load(folder, **changes):
+    return OnnxGenerationRuntime(runtimes.onnx_order(folder, **changes))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny_onnx.write(tmp_path / "model")
+
+
+def rewritten(folder, change):
+    proto = onnx.load(folder / "model.onnx")
+    change(proto)
+    onnx.save(proto, folder / "model.onnx")
+
+
+def configured(folder, **changes):
+    path = folder / "genai_config.json"
+    told = json.loads(path.read_text())
+    told["model"] |= changes.pop("model", {})
+    path.write_text(json.dumps(told | changes))
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def link(folder):
+    (folder / "tokenizer.json").rename(folder.parent / "tokenizer.json")
+    (folder / "tokenizer.json").symlink_to(folder.parent / "tokenizer.json")
+
+
+def set_opset(folder):
+    rewritten(folder, lambda proto: setattr(proto.opset_import[0], "version", 99))
+
+
+def further_input(folder):
+    value = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, [1])
+    rewritten(folder, lambda proto: proto.graph.input.append(value))
+
+
+def not_numbers(folder):
+    def change(proto):
+        (head,) = [tensor for tensor in proto.graph.initializer if tensor.name == "head"]
+        head.raw_data = np.full(tiny_onnx.WIDTH * tiny_onnx.VOCABULARY, np.nan, np.float32).tobytes()
+
+    rewritten(folder, change)
+
+
+def cut_off(folder):
+    raw = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(raw[: len(raw) // 2])
+
+
+def without_positions(folder):
+    """A graph whose attention does not say where a token stands: one by one is not as in one piece."""
+
+    def change(proto):
+        for node in proto.graph.node:
+            if node.op_type == "Sub":
+                del node.input[:]
+                node.input.extend(["tokens", "tokens"])
+
+    rewritten(folder, change)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (without("tokenizer.json"), r"tokenizer\.json is missing"),
+        (without("genai_config.json"), r"genai_config\.json is missing"),
+        (without("model.onnx"), r"model\.onnx cannot be read"),
+        (lambda folder: (folder / "genai_config.json").write_text("[]"), "not a JSON object"),
+        (lambda folder: (folder / "genai_config.json").write_text("{"), "not JSON"),
+        (link, r"tokenizer\.json is a symbolic link"),
+        (set_opset, "newer operator set|opset"),
+        (further_input, "pixels is not known"),
+        (not_numbers, "damaged"),
+        (cut_off, r"model\.onnx is no ONNX file, or a damaged one"),
+        (without_positions, "does not keep keys and values"),
+        (lambda folder: configured(folder, search={}), "do not share a buffer"),
+        (lambda folder: configured(folder, model={"vision": {}}), "several graphs"),
+        (lambda folder: configured(folder, model={"vocab_size": 500}), "vocabulary of 500"),
+        (lambda folder: configured(folder, model={"vocab_size": "many"}), "does not describe a decoder"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text('{"chat_template": "{% if %}"}'), "not valid"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(folder, harm, told):
+    harm(folder)
+    with pytest.raises(ModelUnloadable, match=told):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"filename": "../model.onnx"}, "must lie in the same folder"),
+        ({"num_hidden_layers": 3}, r"past_key_values\.2\.key is missing"),
+        ({"num_key_value_heads": 4}, "not of one model"),
+        ({"head_size": 0}, "does not describe a decoder"),
+    ],
+)
+def test_a_graph_that_is_not_as_described_is_refused(folder, changes, told):
+    decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
+    configured(folder, model={"decoder": decoder | changes})
+    with pytest.raises(ModelUnloadable, match=told):
+        load(folder)
+
+
+def test_weights_outside_of_the_folder_are_never_read(tmp_path):
+    folder = tiny_onnx.write(tmp_path / "model", data_file="weights")
+    (folder / "weights").rename(tmp_path / "weights")
+    rewritten_location = (folder / "model.onnx").read_bytes().replace(b"weights", b"../weig")
+    (folder / "model.onnx").write_bytes(rewritten_location)
+    (tmp_path / "weig").write_bytes((tmp_path / "weights").read_bytes())
+    with pytest.raises(ModelUnloadable, match="only files beside it"):
+        load(folder)
+
+
+def test_an_adapter_is_refused_and_what_is_absent_is_named(folder):
+    order = runtimes.onnx_order(folder)
+    adapter = AdapterFile(path="x", sha256="0" * 64, scale=1.0)
+    with pytest.raises(ModelUnloadable, match="LoRA"):
+        load(
+            folder,
+            model=order.model.__class__(
+                **{f: getattr(order.model, f) for f in order.model.__struct_fields__} | {"adapter": adapter}
+            ),
+        )
+    runtime = load(folder, kv_type=KvType.Q8_0)
+    assert any("q8_0" in absent for absent in runtime.traits.absent)
+    assert runtime.traits.quantization == "float32"
+    assert not runtime.traits.fills_gaps
+    runtime.close()
+
+
+def test_short_memory_shortens_the_context_or_refuses_with_figures(folder, monkeypatch):
+    profile = device.profile()
+    cell = 2 * tiny_onnx.LAYERS * tiny_onnx.KV_HEADS * tiny_onnx.HEAD * 4
+
+    def left(free):
+        monkeypatch.setattr(
+            device,
+            "profile",
+            lambda: profile.__class__(
+                **{f: getattr(profile, f) for f in profile.__struct_fields__}
+                | {"memory_available": free, "memory_left": None}
+            ),
+        )
+
+    weights = sum(file.stat().st_size for file in folder.glob("model*"))
+    left(weights + 2 * 1.5 * cell * 512)
+    runtime = load(folder, context_tokens=4000)
+    assert runtime.context_tokens == runtime.cells == 512
+    with pytest.raises(Exception, match="512, all that the free memory"):
+        runtime.prompt_tokens([Message("user", "word " * 2000)])
+    runtime.close()
+    left(1000)
+    with pytest.raises(ModelUnloadable, match="memory is short"):
+        load(folder)
+
+
+def test_the_memory_of_a_slot_is_given_back(folder):
+    def resident():
+        import psutil
+
+        return psutil.Process().memory_info().rss
+
+    runtime = load(folder, context_tokens=4000, parallel=1)
+    runtime._values.data[:] = 1
+    before = resident()
+    runtime._filled[0] = 1
+    runtime.clear(0)
+    assert before - resident() > runtime._values.data.nbytes * 0.9
+    runtime.close()
+
+
+def test_the_last_position_of_the_model_can_be_scored(folder):
+    runtime = load(folder, context_tokens=100_000, parallel=1)
+    assert runtime.context_tokens <= tiny_onnx.CONTEXT
+    at = 0
+    while at < runtime.context_tokens:
+        size = min(runtime.batch_tokens, runtime.context_tokens - at)
+        runtime.decode([Chunk(0, at, [5] * size, wants_row=False)])
+        at += size
+    runtime.close()
