@@ -125,7 +125,7 @@ def demo_label(invocation: Invocation, answer: dict[str, Any]) -> str:
     if spec is None or not spec.demo or answer.get("outrider", {}).get("source") != "local":
         return ""
     offered = store.blobs.root / "get-offered"
-    if offered.exists() or any(not entry.demo for entry in store.served()):
+    if offered.exists() or any("chat" in entry.tasks and not entry.demo for entry in store.served()):
         return " (demo model)"
     with contextlib.suppress(OSError):  # then it is offered once more
         write_durably(offered, b"")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import confirm, emit_json, notice, printable, size
-from agent.cli.picking import NOTHING_FITS, measure_and_choose, take, tell, tell_settings
+from agent.cli.picking import NOTHING_FITS, measure_and_choose, require_answers, take, tell, tell_default, tell_settings
 from agent.cli.recommending import budget, budget_options, show
-from agent.errors import InvalidRequest, SourceUnreachable
+from agent.errors import InvalidRequest, ModelNotFound, SourceUnreachable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,25 +65,31 @@ def get(
     store = model_store(invocation)
     path = store.blobs.root / BEGUN_NAME
     begun = Begun.read(path)
-    if begun and model in {None, begun.model} and profile in {None, begun.profile}:
+    if begun and model in {None, begun.given, begun.model} and profile in {None, begun.profile}:
         notice(f"going on with {begun.model} for {begun.profile}")
         yes = True  # it was agreed to
     else:
         hardware, room = budget(profile, memory_mib)
+        require_answers(hardware)
         chosen = model or _recommended(invocation, store, hardware, room, offline=offline, quiet=as_json)
-        begun = Begun(model=chosen, profile=hardware.name, memory_mib=memory_mib)
+        begun = Begun(given=chosen, model=chosen, profile=hardware.name, memory_mib=memory_mib)
     hardware, room = budget(begun.profile, memory_mib or begun.memory_mib)
     getting = _Getting(
         invocation, store, hardware, path, yes=yes, accept_licence=accept_licence, force=force, as_json=as_json
     )
     try:
         source = getting.pulled(begun, offline=offline)
+    except ModelNotFound:
+        Begun.forget(path)  # the next call begins anew
+        raise
     except SourceUnreachable as error:
         if model:
             raise
         notice(f"outrider: {error}")
         here = _recommended(invocation, store, hardware, room, offline=True, quiet=as_json)
-        source = getting.pulled(Begun(model=here, profile=hardware.name, memory_mib=memory_mib), offline=True)
+        source = getting.pulled(
+            Begun(given=here, model=here, profile=hardware.name, memory_mib=memory_mib), offline=True
+        )
     return getting.end(source, getting.made_smaller(source), room)
 
 
@@ -143,6 +150,11 @@ class _Getting:
         from agent.models.pulling import Wish, pull
 
         known = begun.model in self._store.names()
+        if known and "chat" not in self._store.show(begun.model).tasks:
+            raise InvalidRequest(
+                f"{begun.model} answers no questions, so it cannot be the default; outrider pull {begun.model} gets it",
+                param="model",
+            )
         there = self._store.get(begun.model) if known else None
         if there and self._store.show(begun.model).state is not ModelState.MISSING:
             self._agree(begun, there.name, there.bytes, there.licence)
@@ -160,7 +172,10 @@ class _Getting:
             self._agree(begun, entry.name, entry.bytes, entry.licence)
         wish = Wish(given=begun.model, offline=offline, force=self._force)
         with Bar(hidden=self._as_json) as bar:
-            return pull(self._store, self._invocation.settings.pull, wish, ask, bar).model
+            source = pull(self._store, self._invocation.settings.pull, wish, ask, bar).model
+        # By its name in the store: the file or stick that it came from may be gone when the call goes on.
+        msgspec.structs.replace(begun, model=source.name).write(self._path)
+        return source
 
     def _agree(self, begun: Begun, what: str, count: int | None, licence: str) -> None:
         notice(f"{what}: {'size not told' if count is None else size(count)}, licence {licence}")
@@ -212,7 +227,8 @@ class _Getting:
                 emit_json({"choice": choice, "answer": None})
             Begun.forget(self._path)
             return NOTHING_FITS
-        take(self._invocation, self._store, choice, force=self._force)
+        before = take(self._invocation, self._store, choice, force=self._force)
+        tell_default(choice.picked, before)
         tell_settings(self._invocation, self._hardware, write=True)
         answer = self._first_answer(choice.picked)
         Begun.forget(self._path)

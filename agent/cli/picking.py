@@ -9,6 +9,7 @@ import click
 from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import emit_json, notice, size, table
 from agent.cli.recommending import budget, budget_options
+from agent.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from agent.evaluation.picking import Budget, Choice, Verdict
@@ -61,25 +62,38 @@ def pick(
     Example:  outrider models pick --memory 1500 --first-token 800
     """
     hardware, room = budget(profile, memory_mib)
+    require_answers(hardware)
     limits = _limits(room, first_token_ms, least_followed, force=force)
     store = model_store(invocation)
     names = [name.strip() for name in candidates.split(",") if name.strip()] if candidates else stored_names(store)
     choice = measure_and_choose(invocation, store, names, hardware, limits)
     if choice.picked:
-        take(invocation, store, choice, force=force)
+        before = take(invocation, store, choice, force=force)
     if as_json:
         emit_json(choice)
     else:
         tell(choice)
+        if choice.picked:
+            tell_default(choice.picked, before)
         if not choice.next_better and (larger := _larger_elsewhere(store, choice, hardware, room)):
             notice(f"next better: {larger}")
         tell_settings(invocation, hardware, write=write)
     return 0 if choice.picked else NOTHING_FITS
 
 
+def require_answers(hardware: HardwareProfile) -> None:
+    """Refuse a profile whose models answer no questions: nothing could be the default. Raises InvalidRequest."""
+    if "chat" not in hardware.tasks:
+        raise InvalidRequest(
+            f"models for the profile {hardware.name} answer no questions, so none can be the default; "
+            f"outrider models recommend --profile {hardware.name} lists them",
+            param="profile",
+        )
+
+
 def stored_names(store: ModelStore) -> list[str]:
     """Return the names of all models that could answer and need no pull."""
-    return [entry.name for entry in store.served()]
+    return [entry.name for entry in store.served() if "chat" in entry.tasks]
 
 
 def _limits(room: Room, first_token_ms: float | None, least_followed: float | None, *, force: bool) -> Budget:
@@ -101,15 +115,22 @@ def measure_and_choose(
     return choose([measuring.candidate(name, limits) for name in names], limits)
 
 
-def take(invocation: Invocation, store: ModelStore, choice: Choice, *, force: bool) -> None:
-    """Make the picked model the default; with ``force`` one below the floor is allowed to be served first."""
+def take(invocation: Invocation, store: ModelStore, choice: Choice, *, force: bool) -> str | None:
+    """Make the picked model the default and return what was; with ``force`` one below the floor is allowed to be served first."""
     from agent.cli.promotion import put_in_place
 
     assert choice.picked is not None
     entry = store.show(choice.picked)
     if force and entry.quality and entry.quality.faults and not entry.demo:
         store.note(choice.picked, allowed=True)
-    put_in_place(invocation, choice.picked, "default")
+    before: str | None = put_in_place(invocation, choice.picked, "default")["before"]
+    return before
+
+
+def tell_default(picked: str, before: str | None) -> None:
+    """Say what the default is now."""
+    back = f", before: {before}; back to it: outrider models rollback" if before and before != picked else ", as before"
+    notice(f"default is {picked}{back}")
 
 
 def tell(choice: Choice) -> None:
@@ -119,8 +140,6 @@ def tell(choice: Choice) -> None:
         [_row(verdict, choice.picked) for verdict in choice.verdicts],
     )
     notice(choice.why)
-    if choice.picked:
-        notice(f"default is {choice.picked}; back to the one before: outrider models rollback")
     if choice.next_better:
         notice(f"next better: {choice.next_better}")
 

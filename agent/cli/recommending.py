@@ -62,10 +62,20 @@ def recommend(
         return
     show(found)
     notice(f"profile {hardware.name}: up to {room.bytes >> 20} MiB, {room.why}")
-    if best := next((one for one in found if one.recommended), None):
+    if hardware.name == "npu":
+        _tell_npu()
+    elif best := next((one for one in found if one.recommended), None):
         notice(f"recommended: {best.name}; outrider get {best.name} gets and measures it and makes it the default")
     else:
         notice("nothing fits; free some memory, or look at the reasons")
+
+
+def _tell_npu() -> None:
+    from agent.execution_devices import execution_devices
+
+    there = [one.provider for one in execution_devices() if one.kind == "npu"]
+    notice(f"NPU: {', '.join(there)}" if there else "no NPU is seen here: nothing can be run on one")
+    notice("what is made for an NPU is not verified on such hardware; outrider quantize MODEL --target npu makes it")
 
 
 def show(found: tuple[Recommendation, ...]) -> None:

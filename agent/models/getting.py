@@ -21,7 +21,8 @@ from agent.types import ModelFormat
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """A call that was agreed to and has not come to its end: each step finds by itself what is done."""
 
-    model: str  # as it was given or chosen
+    given: str  # by the user, or chosen for them
+    model: str  # its name in the store once it is there
     profile: Profile
     memory_mib: int | None = None
 

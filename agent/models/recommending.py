@@ -92,10 +92,12 @@ def _look(store: ModelStore, entry: ModelEntry, profile: HardwareProfile, bytes_
 def _judge(seen: _Seen, profile: HardwareProfile, room: Room) -> tuple[int, str]:
     """Return how far down the list it comes, and why."""
     entry, need = seen.entry, seen.need
-    if "chat" not in entry.tasks:
-        return 5, f"it does not answer questions, it is for: {', '.join(entry.tasks)}"
+    if not profile.tasks & {*entry.tasks}:
+        return 5, f"it is for: {', '.join(entry.tasks)}; the profile {profile.name} wants {_wanted(profile)}"
     if entry.format is ModelFormat.CHECKPOINT:
         return 5, f"a checkpoint cannot be served: it is a source for outrider quantize {entry.name}"
+    if entry.format not in profile.formats:
+        return 5, f"{entry.format} does not run on the hardware of the profile {profile.name}"
     if need is None:
         return 4, "how large it is is not known before the first pull"
     made = f"made smaller ({seen.recipe}) it " if seen.recipe else ""
@@ -115,6 +117,10 @@ def _judge(seen: _Seen, profile: HardwareProfile, room: Room) -> tuple[int, str]
         return 1, f"{figures}{pace}; the demo model: it shows that things work, and is weak at facts"
     absent = f"; get it with: outrider get {entry.name}" if entry.state is ModelState.MISSING else ""
     return 0, f"{figures}{pace}{absent}"
+
+
+def _wanted(profile: HardwareProfile) -> str:
+    return " or ".join(sorted(profile.tasks))
 
 
 def _order(one: Recommendation, profile: HardwareProfile) -> tuple[float, ...]:

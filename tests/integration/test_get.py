@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from fakes import tiny_gguf
+from fakes.command_line import outrider as daemon_outrider
+from fakes.daemon_process import DaemonProcess
 from fakes.gguf import STRING, with_metadata
 from fakes.hub import hub
 from fakes.measured import candidate
@@ -19,6 +21,7 @@ from agent.cli import get as get_module
 from agent.cli.main import cli
 from agent.evaluation import measuring
 from agent.models.aliases import DEFAULT, Aliases
+from agent.models.getting import Begun
 from agent.models.store import open_store
 
 DEMO = "smollm2-135m-instruct"
@@ -102,13 +105,14 @@ def test_get_goes_on_after_a_kill_at_each_step(tmp_path, data):
     path = str(source(tmp_path))
     program = [sys.executable, str(ROOT / "tests" / "fakes" / "short_measuring.py")]
     wish = ["--data-dir", str(data), "get"]
-    seen = []
     for number, step in enumerate(STEPS):
         more = [path, "--yes", "--force"] if number == 0 else ["--force"]
         run = subprocess.run([*program, step, *wish, *more], capture_output=True, text=True, check=False)
         assert run.returncode == -signal.SIGKILL, run.stderr
-        seen.append(run.stderr)
+        Path(path).unlink(missing_ok=True)  # the stick is gone: the model is in the store
         assert default(data) == ("tiny-q4_k_m" if step == "_first_answer" else DEMO)
+    stopped = subprocess.run([*program, "take^C", *wish, "--force"], capture_output=True, text=True, check=False)
+    assert (stopped.returncode, stopped.stderr.splitlines()[-1]) == (130, "outrider: stopped")
     run = subprocess.run([*program, "none", *wish, "--force"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "going on with" in run.stderr
@@ -129,10 +133,45 @@ def test_get_offline_takes_what_is_here_and_says_when_that_is_only_the_demo(data
     assert "HF_HUB_OFFLINE" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("get", "minilm-l6-v2-int8", "--yes"), "answers no questions"),
+        (("get", "--profile", "npu", "--yes"), "none can be the default"),
+        (("models", "pick", "--profile", "npu"), "none can be the default"),
+        (("get", "qwen3-0.6", "--yes"), "did you mean qwen3-0.6b"),
+        (("models", "pick", "--candidates", "qwen3-0.6b"), "outrider pull qwen3-0.6b"),
+        (("get", "--memory", "50", "--yes", "--offline"), "no model fits this device"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(data, arguments, told):
+    assert told in outrider(data, *arguments, code=2).stderr
+
+
+def test_what_is_gone_when_a_call_goes_on_is_forgotten(data, tmp_path):
+    begun = data / "models" / "get.json"
+    Begun(given="x.gguf", model="x.gguf", profile="cpu").write(begun)
+    assert "going on" in outrider(data, "get", code=None).stderr
+    assert not begun.exists()
+    begun.write_text("{")
+    assert Begun.read(begun) is None
+
+
+def test_the_first_answer_of_the_demo_model_offers_a_better_one_once(tmp_path):
+    daemon = DaemonProcess(tmp_path / "device").start()
+    first, second = (daemon_outrider(daemon, "ask", "hello", *more) for more in ((), ("--stream",)))
+    assert "(demo model)" in first.stderr
+    assert "outrider get" in first.stderr
+    assert "(demo model)" in second.stderr
+    assert "outrider get" not in second.stderr
+    assert daemon.stop() == 0
+
+
 def test_get_from_a_hub_asks_for_the_licence_and_is_refused_without_anybody_to_answer(tmp_path, data, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(measuring.Measuring, "candidate", lambda self, name, budget: candidate(name))
     monkeypatch.setattr(get_module._Getting, "_first_answer", lambda self, name: "Paris.")
+    monkeypatch.setattr(get_module._Getting, "made_smaller", lambda self, source: source)
     with hub() as server:
         server.files = {"tiny-q8.gguf": source(tmp_path).read_bytes()}
         monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -140,5 +179,5 @@ def test_get_from_a_hub_asks_for_the_licence_and_is_refused_without_anybody_to_a
         assert "licence apache-2.0" in refused.stderr
         assert open_store(data).get("tiny-q8") is None
         agreed = outrider(data, "get", "owner/tiny:tiny-q8.gguf", stdin="y\n")
-    assert "gguf-q4_k_m" in agreed.stderr
-    assert default(data) == "tiny-q8-q4_k_m" or default(data).startswith("tiny")
+    assert "default is tiny-q8, before: smollm2" in agreed.stderr
+    assert default(data) == "tiny-q8"

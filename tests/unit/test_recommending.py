@@ -95,6 +95,18 @@ def test_a_recipe_makes_a_model_fit(tmp_path):
     assert "made smaller (gguf-q4_0)" in small.why
 
 
+def test_an_npu_gets_encoders_and_a_computer_models_that_answer(tmp_path):
+    specs = (spec("writer", 0.1), spec("encoder", 0.1, tasks=("embed",), format=ModelFormat.ONNX_ENCODER))
+    sized = (
+        msgspec.structs.replace(one, memory_mib={"npu": 90, "cpu": 90}, format=ModelFormat.ONNX_ENCODER)
+        for one in specs
+    )
+    found = judged(tmp_path, *sized, profile=PROFILES["npu"])
+    assert [name for name, one in found.items() if one.fits] == ["encoder"]
+    assert "wants classify or embed or rerank" in found["writer"].why
+    assert "onnx_encoder does not run" in judged(tmp_path, spec("odd", format=ModelFormat.ONNX_ENCODER))["odd"].why
+
+
 def test_offline_only_what_is_here_counts(tmp_path):
     assert not judged(tmp_path, spec("far"), here_only=True)
 
