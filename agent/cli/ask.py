@@ -128,6 +128,7 @@ def demo_label(invocation: Invocation, answer: dict[str, Any]) -> str:
     if offered.exists() or any("chat" in entry.tasks and not entry.demo for entry in store.served()):
         return " (demo model)"
     with contextlib.suppress(OSError):  # then it is offered once more
+        offered.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_durably(offered, b"")
     return (
         " (demo model)\n"
