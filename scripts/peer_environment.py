@@ -2,6 +2,7 @@
 
     python scripts/peer_environment.py torch        sentence-transformers on torch: what the encoders are measured against
     python scripts/peer_environment.py providers    execution providers beside onnxruntime: what the choice of devices is tried with
+    python scripts/peer_environment.py openvino     onnxruntime as built with OpenVINO: the same trial on any processor
     python scripts/peer_environment.py NAME --find  makes nothing; says whether it is there
 
 Prints the path of its Python on stdout. Needs the standard library only. Exit code 1 with one
@@ -25,6 +26,14 @@ PINS = {
         "onnxruntime==1.31.1",
         "onnxruntime-ep-openvino==1.8.1",
         "onnxruntime-qnn==2.7.0",
+        "tokenizers>=0.23,<0.24",
+        "msgspec>=0.20,<1",
+        "psutil>=7,<8",
+        "numpy>=2,<3",
+    ),
+    # OpenVINO inside a build of onnxruntime of its own: the plugin of 'providers' offers Intel hardware only.
+    "openvino": (
+        "onnxruntime-openvino==1.24.1",
         "tokenizers>=0.23,<0.24",
         "msgspec>=0.20,<1",
         "psutil>=7,<8",

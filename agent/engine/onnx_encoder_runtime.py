@@ -6,7 +6,7 @@ the last places of its numbers: other texts in the batch change the order of sum
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,17 @@ _RANKS = {EncoderTask.CLASSIFY: 2, EncoderTask.RERANK: 2, EncoderTask.TAG: 3}
 class OnnxEncoderRuntime:
     """One encoder in memory. Used by one thread."""
 
-    def __init__(self, model: ModelFile, *, threads: int) -> None:
-        """Load the model and run it once. Raises ModelUnloadable."""
+    def __init__(
+        self, model: ModelFile, *, threads: int, configure: Callable[[Any], None] | None = None
+    ) -> None:
+        """Load the model and run it once. Raises ModelUnloadable.
+
+        ``configure`` names the devices of a session; without it the processor is used.
+        """
         files = encoder_files(model)
         self.spec = files.spec
         self.name = f"onnxruntime {onnxruntime.__version__}"
-        self._session = open_session(files.graph, options(threads))
+        self._session = open_session(files.graph, options(threads), configure)
         self._inputs = self._checked_inputs()
         self._batch, length = self._fixed_shape()
         self._output = self._chosen_output()
@@ -58,6 +63,12 @@ class OnnxEncoderRuntime:
                 dimensions=self.spec.dimensions,
             ),
         )
+
+    def node_share(self, provider: str) -> float:
+        """Return the share of the graph's nodes that were given to a provider, 0 to 1."""
+        given = [(part.ep_name, len(part.get_nodes())) for part in self._session.get_provider_graph_assignment_info()]
+        total = sum(nodes for _, nodes in given)
+        return sum(nodes for name, nodes in given if name == provider) / total if total else 0.0
 
     def rows(self, batch: Sequence[Tokens]) -> Rows:
         """Return one row an input: (n, width).

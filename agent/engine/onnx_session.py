@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,24 @@ def options(threads: int, *, spin_us: int = 0) -> Any:
     return found
 
 
-def open_session(graph: Path, settings: Any, providers: Sequence[str] = (CPU,), *, content: bytes | None = None) -> Any:
-    """Return a session of the graph. Raises ModelUnloadable.
+def open_session(
+    graph: Path, settings: Any, configure: Callable[[Any], None] | None = None, *, content: bytes | None = None
+) -> Any:
+    """Return a session of the graph, on the processor unless ``configure`` names devices. Raises ModelUnloadable.
 
-    ``providers`` are named where ``settings`` holds no devices. ``content`` takes the place of
-    what the file says; the weights are still those beside it.
+    ``content`` takes the place of what the file says; the weights are still those beside it.
     """
     if content is not None:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
     onnxruntime.disable_telemetry_events()
     onnxruntime.set_default_logger_severity(_LOG_LEVEL_FATAL)
+    model = content or str(graph)
     try:
-        return onnxruntime.InferenceSession(content or str(graph), settings, providers=list(providers) or None)
+        if configure is None:
+            return onnxruntime.InferenceSession(model, settings, providers=[CPU], enable_fallback=0)
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        configure(settings)
+        return onnxruntime.InferenceSession(model, settings, enable_fallback=0)
     except Exception as error:  # its errors have no narrower base
         raise ModelUnloadable(_in_words(graph.name, str(error))) from None
 
