@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from agent.compute import DeviceKind, DeviceUse, DeviceVerdict, DeviceWish
@@ -18,7 +19,7 @@ from agent.engine.encoder_tokens import Tokens
 from agent.engine.execution_providers import Candidate, Offer, offer
 from agent.engine.onnx_encoder_runtime import OnnxEncoderRuntime
 from agent.engine.onnx_session import CPU
-from agent.engine.runtime import ModelUnloadable
+from agent.engine.refusals import ModelUnloadable
 from agent.types import ModelFile
 
 LEAST_SHARE = 0.8  # of the nodes; the rest goes back and forth

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from agent.encoder import EncoderSpec, EncoderTask, Pooling
-from agent.engine.runtime import ModelUnloadable
+from agent.engine.refusals import ModelUnloadable
 from agent.types import ModelFile
 
 GRAPH, TOKENIZER, CONFIG, POOLING = "model.onnx", "tokenizer.json", "config.json", "pooling_config.json"

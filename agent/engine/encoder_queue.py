@@ -19,7 +19,7 @@ from agent.engine import frames
 from agent.engine.encoder_rows import Rows, shortened
 from agent.engine.encoder_tokens import Tokens
 from agent.engine.onnx_encoder_runtime import OnnxEncoderRuntime
-from agent.engine.runtime import PromptRejected, PromptTooLong
+from agent.engine.refusals import PromptRejected, PromptTooLong
 from agent.types import Failure, FailureKind, Prompt
 
 BATCH_TEXTS = 16

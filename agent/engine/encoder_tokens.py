@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 
-from agent.engine.runtime import ModelUnloadable, PromptRejected, PromptTooLong
+from agent.engine.refusals import ModelUnloadable, PromptRejected, PromptTooLong
 from agent.types import Prompt
 
 CHARACTERS_PER_TOKEN = 64  # a text with more than that for each token of the limit is not tokenized to be refused

@@ -18,7 +18,7 @@ from agent.engine.encoder_rows import Rows, log_probabilities, normalized, poole
 from agent.engine.encoder_tokens import EncoderTokens, Tokens
 from agent.engine.frames import Span
 from agent.engine.onnx_session import open_session, options
-from agent.engine.runtime import ModelUnloadable
+from agent.engine.refusals import ModelUnloadable
 from agent.engine.worker_status import EncoderTraits, ModelTraits
 from agent.types import ModelFile
 
@@ -32,9 +32,7 @@ _RANKS = {EncoderTask.CLASSIFY: 2, EncoderTask.RERANK: 2, EncoderTask.TAG: 3}
 class OnnxEncoderRuntime:
     """One encoder in memory. Used by one thread."""
 
-    def __init__(
-        self, model: ModelFile, *, threads: int, configure: Callable[[Any], None] | None = None
-    ) -> None:
+    def __init__(self, model: ModelFile, *, threads: int, configure: Callable[[Any], None] | None = None) -> None:
         """Load the model and run it once. Raises ModelUnloadable.
 
         ``configure`` names the devices of a session; without it the processor is used.

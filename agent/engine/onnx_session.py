@@ -9,7 +9,7 @@ from typing import Any
 
 import onnxruntime
 
-from agent.engine.runtime import ModelUnloadable
+from agent.engine.refusals import ModelUnloadable
 
 CPU = "CPUExecutionProvider"
 _LOG_LEVEL_FATAL = 4  # errors are raised; what the library logs beside them may quote the model

@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.engine.grammar import Vocabulary
+from agent.engine.refusals import ModelUnloadable, PromptRejected, PromptTooLong, RuntimeBroken
 from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.structure import Tools
 from agent.types import Message, ModelFormat, Prompt, ThinkingMarks
 
 if TYPE_CHECKING:
     from agent.engine.frames import Load
+
+__all__ = ["ModelUnloadable", "PromptRejected", "PromptTooLong", "RuntimeBroken"]  # what all of them raise
 
 RUNTIMES = {
     "llama.cpp": "agent.engine.llama_cpp_runtime:LlamaCppRuntime",
@@ -28,27 +31,6 @@ RUNTIMES = {
 _BY_FORMAT = {ModelFormat.GGUF: "llama.cpp", ModelFormat.ONNX_GENERATION: "onnxruntime"}
 
 Row = NDArray[np.float32]  # logits, one per token of the vocabulary, before any sampler
-
-
-class PromptRejected(Exception):
-    """The messages cannot be turned into a prompt. ``str()`` never holds their text."""
-
-    def __init__(self, message: str, param: str = "") -> None:
-        """``param`` is at fault, where it is not the prompt itself."""
-        super().__init__(message)
-        self.param = param
-
-
-class PromptTooLong(Exception):
-    """The prompt has more tokens than a context holds. ``str()`` gives the numbers."""
-
-
-class ModelUnloadable(Exception):
-    """The file cannot be loaded; trying again will not help."""
-
-
-class RuntimeBroken(Exception):
-    """The native layer is in a state that cannot be trusted: the worker must end."""
 
 
 def runtime_of(form: ModelFormat) -> Callable[[Load], Runtime]:

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
 def _encode(load: frames.Load, inbox: Inbox, output: int) -> int:
     """Serve an encoder. Returns the exit status when it cannot be loaded."""
     from agent.engine import confinement, encoder_worker
-    from agent.engine.runtime import ModelUnloadable
+    from agent.engine.refusals import ModelUnloadable
 
     def send(event: frames.Event) -> None:
         if isinstance(event, frames.Step):

@@ -4,7 +4,7 @@ import pytest
 from fakes import plain_encoders as plain
 
 from agent.engine.encoder_tokens import CHARACTERS_PER_TOKEN, EncoderTokens
-from agent.engine.runtime import ModelUnloadable, PromptRejected, PromptTooLong
+from agent.engine.refusals import ModelUnloadable, PromptRejected, PromptTooLong
 
 CLS, SEP, GOOD, BAD = (plain.ID[word] for word in ("[CLS]", "[SEP]", "good", "bad"))
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 from agent.encoder import EncoderSpec, EncoderTask, Pooling
 from agent.engine.frames import Span
 from agent.engine.onnx_encoder_runtime import OnnxEncoderRuntime
-from agent.engine.runtime import ModelUnloadable
+from agent.engine.refusals import ModelUnloadable
 
 
 def loaded(folder, **changes):
