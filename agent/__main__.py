@@ -12,6 +12,10 @@ def main() -> int:
             from agent.engine.worker import main as worker
 
             return worker(sys.argv[2:])
+        case ["list-devices"]:
+            from agent.engine.execution_providers import main as list_devices
+
+            return list_devices(sys.argv[2:])
         case ["engine-speed"]:
             from agent.engine.speed_probe import main as speed
 

@@ -29,6 +29,7 @@ from agent.api.connections import BoundedListener, allow_many_files
 from agent.confidence.estimators import estimator
 from agent.confidence.fields import field_judge
 from agent.configuration import LoadedSettings
+from agent.engine.device_verdicts import DeviceVerdicts
 from agent.engine.supervisor import EnginePool
 from agent.errors import AddressInUse, OutriderError
 from agent.escalation.dispatcher import Dispatcher
@@ -105,6 +106,7 @@ async def serve(
             worker_command=worker_command,
             prefixes=named,
             shelf=prefixes if config.engine.prefix_disk_bytes else None,
+            verdicts=DeviceVerdicts(config.data_path),
         )
         dispatcher = Dispatcher(
             storage,

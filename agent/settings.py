@@ -15,6 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from agent.compute import DeviceWish
 from agent.types import DraftingMode, EgressPolicy, Handoff, KvType, OnLowConfidence, RouteMode
 
 
@@ -68,6 +69,9 @@ class EngineSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 0
     idle_unload_s: Annotated[float, Meta(ge=0, description="Seconds unused until a model unloads; 0: never.")] = 0.0
     waiting_line: Annotated[int, Meta(ge=0, le=10_000, description="Waiting requests; one more is a 429.")] = 32
+    devices: Annotated[
+        DeviceWish, Meta(description="Where encoders run: auto (the best that proves itself), cpu, or only gpu or npu.")
+    ] = DeviceWish.AUTO
     threads: Annotated[int, Meta(ge=0, le=256, description="Threads; 0: as the machine has free, step by step.")] = 0
     thinking_budget_tokens: Annotated[
         int, Meta(ge=0, le=1 << 20, description="Most tokens of thought where a request names no budget; 0: none.")

@@ -66,6 +66,7 @@ def _model_object(deps: ApiDeps, card: ModelCard) -> dict[str, Any]:
                 "inputs": MOST_INPUTS,
             },
             "encoder": _encoder(traits),
+            "device": msgspec.to_builtins(worker.device) if worker else None,
             "capabilities": _capabilities(card, traits),
         },
     }

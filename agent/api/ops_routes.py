@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from agent.api.deps import ApiDeps, deps_of, need_admin
 from agent.api.wire import json_response
+from agent.compute import DeviceUse
 from agent.engine.supervisor import WorkerState
 from agent.models.aliases import DEFAULT
 from agent.telemetry import METRICS, sample
@@ -79,6 +80,7 @@ async def metrics(request: Request) -> Response:
     threads = {name: one.threads for name, one in workers.items() if one.threads}
     lines += _gauge("worker_threads_decode", "model", {name: one.decode for name, one in threads.items()})
     lines += _gauge("worker_threads_prefill", "model", {name: one.prefill for name, one in threads.items()})
+    lines += _devices({name: one.device for name, one in workers.items() if one.device})
     lines += _gauge(
         "target_online", "target", {one.name: int(one.state == "online") for one in deps.dispatcher.status()}
     )
@@ -88,6 +90,16 @@ async def metrics(request: Request) -> Response:
 def _gauge(name: str, label: str, values: dict[str, int]) -> list[str]:
     full = f"outrider_{name}"
     return [f"# TYPE {full} gauge", *(sample(full, {label: key}, value) for key, value in values.items())]
+
+
+def _devices(used: Mapping[str, DeviceUse]) -> list[str]:
+    """Return where each model runs, which is 1, and where it was refused, which is 0."""
+    lines = ["# TYPE outrider_worker_device gauge"]
+    for model, use in used.items():
+        for one in (use.used, *use.refused):
+            labels = {"model": model, "kind": str(one.kind), "provider": one.provider}
+            lines.append(sample("outrider_worker_device", labels, int(one is use.used)))
+    return lines
 
 
 async def reload(request: Request) -> Response:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import device
+from agent.cli import devices
 from agent.cli.access import now_ms
 from agent.cli.client import DaemonClient, find_daemon
 from agent.cli.finding import NOTE, OK, PROBLEM, Finding
@@ -48,6 +49,7 @@ def examine(invocation: Invocation) -> list[Finding]:
         ("sqlite", _sqlite),
         ("key", lambda: _key(settings)),
         ("native library", _native_library),
+        ("devices", lambda: _devices(settings)),
         ("model", lambda: _model(settings)),
         ("targets", lambda: _targets(settings)),
         ("daemon", lambda: _daemon(settings)),
@@ -153,6 +155,19 @@ def _egress_log(bad_id: int | None) -> Finding:
         f"broken from entry {bad_id} on: somebody with the key has changed it, or the file is damaged",
         "compare it with a backup, and ask who had access; `outrider egress --verify` checks again",
     )
+
+
+def _devices(settings: Settings) -> Iterator[Finding]:
+    found = devices.look(settings.data_path)
+    yield Finding(OK, "devices", f"for encoders: {found.there}")
+    for problem in found.problems:
+        yield Finding(NOTE, "devices", problem, 'reinstall it, or set engine.devices = "cpu"')
+    for one in found.verdicts:
+        what = f"model {one.model_digest[:12]} on {one.kind} by {one.provider}"
+        if one.holds:
+            yield Finding(OK, "devices", f"{what}: {one.reason}")
+        else:
+            yield Finding(NOTE, "devices", f"{what} is refused: {one.reason}", "nothing: the next device is used")
 
 
 def _native_library() -> Iterator[Finding]:

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from agent.cli.clearing import gc, rm
+from agent.cli.devices import verdict_lines
 from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import emit_json, notice, size, table
 from agent.cli.picking import pick
 from agent.cli.promotion import promote, rollback
 from agent.cli.recommending import recommend
+from agent.engine.device_verdicts import DeviceVerdicts
 from agent.errors import OutriderError
 
 if TYPE_CHECKING:
@@ -71,10 +74,12 @@ def show(invocation: Invocation, name: str, as_json: bool) -> None:
     Example:  outrider models show smollm2-135m-instruct
     """
     entry = _catalog(invocation).adapter(name) or model_store(invocation).show(name)
+    data_path = invocation.settings.data_path
     if as_json:
-        emit_json(entry)
+        emit_json(msgspec.to_builtins(entry) | {"devices": DeviceVerdicts(data_path).known(entry.sha256)})
         return
-    table(["FIELD", "VALUE"], [(field, getattr(entry, field)) for field in entry.__struct_fields__])
+    fields = [(field, getattr(entry, field)) for field in entry.__struct_fields__]
+    table(["FIELD", "VALUE"], [*fields, *verdict_lines(data_path, entry.sha256)])
 
 
 @models.command()

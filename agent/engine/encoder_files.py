@@ -11,7 +11,8 @@ from agent.encoder import EncoderSpec, EncoderTask, Pooling
 from agent.engine.refusals import ModelUnloadable
 from agent.types import ModelFile
 
-GRAPH, TOKENIZER, CONFIG, POOLING = "model.onnx", "tokenizer.json", "config.json", "pooling_config.json"
+GRAPH, TOKENIZER, CONFIG = "model.onnx", "tokenizer.json", "config.json"
+POOLING, LENGTH = "pooling_config.json", "sentence_bert_config.json"
 # Architectures whose first positions are taken: the number of the padding token, and one more.
 _SHIFTED_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"})
 
@@ -35,7 +36,9 @@ def encoder_files(model: ModelFile) -> EncoderFiles:
     spec = model.encoder or _described(config, _object(folder / POOLING))
     if not spec.labels and spec.task in {EncoderTask.CLASSIFY, EncoderTask.TAG}:
         spec = msgspec.structs.replace(spec, labels=_labels(config))
-    return EncoderFiles(graph, tokenizer, spec, min(model.context_tokens, _positions(config)))
+    limit = _object(folder / LENGTH).get("max_seq_length")
+    most = min(model.context_tokens, _positions(config), limit if isinstance(limit, int) else model.context_tokens)
+    return EncoderFiles(graph, tokenizer, spec, most)
 
 
 def _graph(folder: Path) -> Path:

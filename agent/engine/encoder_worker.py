@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from agent import device
 from agent.engine import frames
+from agent.engine.device_proof import placed
 from agent.engine.encoder_queue import EncoderQueue
 from agent.engine.onnx_encoder_runtime import OnnxEncoderRuntime
 from agent.engine.worker_status import ThreadChoice
@@ -21,12 +22,19 @@ def load(order: frames.Load, confinement: tuple[str, ...], send: Send) -> OnnxEn
     """Load the model and tell so. Raises ModelUnloadable."""
     started = time.monotonic()
     threads = order.threads or device.profile().decode_threads
-    runtime = OnnxEncoderRuntime(order.model, threads=threads)
+    runtime, used = placed(
+        order.model,
+        threads=threads,
+        wish=order.devices,
+        known=order.verdicts,
+        announce=lambda verdict: send(frames.Trying(verdict)),
+    )
     ready = frames.Ready(
         runtime=runtime.name,
         context_tokens=runtime.tokens.most_tokens,
         confinement=confinement,
         traits=runtime.traits,
+        device=used,
         load_ms=(time.monotonic() - started) * 1000,
     )
     send(ready)

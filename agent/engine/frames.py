@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from agent.compute import DeviceUse, DeviceVerdict, DeviceWish
 from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.structure import OutputFormat, Tools
 from agent.types import (
@@ -54,6 +55,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="loa
     kv_type: KvType = KvType.F16
     thinking_budget_tokens: int = 1024  # of a request that names none
     drafting: DraftingMode = DraftingMode.AUTO
+    devices: DeviceWish = DeviceWish.AUTO
+    verdicts: tuple[DeviceVerdict, ...] = ()  # of this model on devices, from earlier lives
     memory_bytes: int = 0  # most that the worker may take, with all it has; 0: what is free
 
 
@@ -165,7 +168,14 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="re
     kv_tokens: int = 0  # of all requests and cached beginnings together
     confinement: tuple[str, ...]  # what is in force, by name
     traits: ModelTraits | None = None
+    device: DeviceUse | None = None  # of a runtime that has a choice
     load_ms: float
+
+
+class Trying(msgspec.Struct, frozen=True, tag_field="type", tag="trying"):
+    """A device is about to be tried for the first time: if this is the worker's last word, it was that."""
+
+    verdict: DeviceVerdict
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag_field="type", tag="load_failed"):
@@ -277,7 +287,7 @@ class Step(msgspec.Struct, frozen=True, tag_field="type", tag="step"):
 
 
 Command = Load | Generate | Score | Encode | Cancel | Pin | PinData | FetchPrefix
-Event = Hello | Ready | LoadFailed | Step | PrefixNews | PrefixData
+Event = Hello | Ready | Trying | LoadFailed | Step | PrefixNews | PrefixData
 FrameType = TypeVar("FrameType")
 
 _encoder = msgspec.msgpack.Encoder()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from agent.compute import DeviceVerdict
 from agent.engine import frames
 from agent.settings import EngineSettings
 from agent.types import ModelFile
 
 
-def load_order(file: ModelFile, settings: EngineSettings) -> frames.Load:
+def load_order(file: ModelFile, settings: EngineSettings, verdicts: Sequence[DeviceVerdict] = ()) -> frames.Load:
     """Return the order for a model under these settings; the model's own limit of context holds."""
     return frames.Load(
         model=file,
@@ -19,5 +22,7 @@ def load_order(file: ModelFile, settings: EngineSettings) -> frames.Load:
         kv_type=settings.kv_type,
         thinking_budget_tokens=settings.thinking_budget_tokens,
         drafting=settings.drafting,
+        devices=settings.devices,
+        verdicts=tuple(verdicts),
         memory_bytes=settings.memory_mib << 20,
     )

@@ -22,6 +22,7 @@ import msgspec
 
 from agent.engine import echo, frames
 from agent.engine.cache_scope import cache_scope
+from agent.engine.device_verdicts import DeviceVerdicts
 from agent.engine.load_order import load_order
 from agent.engine.partial_answer import PartialAnswer
 from agent.engine.patience import Patience
@@ -45,6 +46,7 @@ class ModelSupervisor:
         crash_times: deque[float],
         resolve: Callable[[], ModelFile],
         keeper: PrefixKeeper,
+        verdicts: DeviceVerdicts,
     ) -> None:
         """``crash_times`` (monotonic seconds) is shared by all supervisors of one digest."""
         self.prefixes = keeper
@@ -55,6 +57,7 @@ class ModelSupervisor:
         self._patience = patience
         self._crash_times = crash_times
         self._resolve = resolve
+        self._verdicts = verdicts
         self._worker: WorkerProcess | None = None
         self._ready: frames.Ready | None = None
         self._crashes = 0
@@ -101,6 +104,7 @@ class ModelSupervisor:
             waiting=self.in_flight - active,
             rss_bytes=rss_bytes(pid),
             threads=self._worker.threads if self._worker else None,
+            device=told.device,
         )
 
     async def stop(self, grace_s: float) -> None:
@@ -307,14 +311,19 @@ class ModelSupervisor:
         self._worker = worker
         keeping = self.prefixes.start(worker, self._file, lambda: self.in_flight > 0, self.next_change)
         try:
-            self._ready = await worker.load(load_order(self._file, self._settings), self._settings.load_timeout_s)
+            known = await asyncio.to_thread(self._verdicts.known, self._file.sha256)
+            order = load_order(self._file, self._settings, known)
+            self._ready = await worker.load(order, self._settings.load_timeout_s)
             served = True
+            await asyncio.to_thread(self._verdicts.loaded, self._file.name, self._ready.device)
             await self.prefixes.restored(worker)
             self._enter(WorkerState.READY)
             if lost := await self._lost_or_unused(worker):
-                self._record_crash(lost)
+                raise lost
         except Lost as lost:
             self._record_crash(lost)
+            on = self._ready.device.used if served and self._ready and self._ready.device else worker.trying
+            await asyncio.to_thread(self._verdicts.lost, on, str(lost))
         finally:
             self._worker = None
             keeping.cancel()

@@ -12,6 +12,7 @@ from agent import executable
 from agent.engine import frames
 from agent.engine.cache_scope import cache_scope, encoder_scope
 from agent.engine.choices import generate_choices
+from agent.engine.device_verdicts import DeviceVerdicts
 from agent.engine.encoder_labels import encoder_scores
 from agent.engine.model_supervisor import ModelSupervisor
 from agent.engine.patience import Patience
@@ -49,12 +50,13 @@ class EnginePool:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         prefixes: Sequence[NamedPrefix] = (),
         shelf: PrefixShelf | None = None,
+        verdicts: DeviceVerdicts | None = None,
     ) -> None:
         """Take the settings and a way to find model files; nothing is started.
 
         ``resolve`` maps a name to a verified file and raises ModelNotFound or ModelRejected.
         It may read a whole file, so it is called in a thread. ``prefixes`` are kept ready by
-        the workers of their models, and on ``shelf``.
+        the workers of their models, and on ``shelf``. ``verdicts`` is what was proved of devices.
         """
         self._settings = settings
         self._resolve = resolve
@@ -65,6 +67,7 @@ class EnginePool:
         for prefix in prefixes:
             by_model.setdefault(prefix.model, []).append(prefix)
         self._keepers = {model: PrefixKeeper(named, shelf) for model, named in by_model.items()}
+        self._verdicts = verdicts or DeviceVerdicts(None)
         self._models: dict[str, ModelSupervisor] = {}
         self._refused: dict[str, str] = {}
         self._crash_times: dict[str, deque[float]] = {}
@@ -235,6 +238,7 @@ class EnginePool:
                     crash_times,
                     lambda: self._resolve(name),
                     self._keepers.get(name) or PrefixKeeper((), None),
+                    self._verdicts,
                 )
                 self._models[name] = known
                 if not self._stopped:

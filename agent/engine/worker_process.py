@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 import msgspec
 
+from agent.compute import DeviceVerdict
 from agent.engine import frames
 from agent.engine.worker_status import ThreadChoice
 from agent.types import Failure, FailureKind
@@ -66,6 +67,7 @@ class WorkerProcess(asyncio.SubprocessProtocol):
         self._closing = False
         self._transport: asyncio.SubprocessTransport
         self.threads: ThreadChoice | None = None
+        self.trying: DeviceVerdict | None = None  # the device that was tried last, if any
 
     @classmethod
     async def spawn(cls, command: Sequence[str]) -> WorkerProcess:
@@ -257,6 +259,8 @@ class WorkerProcess(asyncio.SubprocessProtocol):
                 self._greeting.set_result(event)
             case frames.Ready() if not self._ready.done():
                 self._ready.set_result(event)
+            case frames.Trying():
+                self.trying = event.verdict
             case frames.LoadFailed():
                 self.kill(f"cannot load the model: {event.message}")
             case _:

@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 import psutil
 
+from agent.compute import DeviceUse
 from agent.encoder import EncoderTask
 
 
@@ -68,6 +69,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0
     rss_bytes: int | None = None
     threads: ThreadChoice | None = None  # None until the first step
+    device: DeviceUse | None = None  # of a runtime that has a choice, once the model was loaded
 
 
 def rss_bytes(pid: int | None) -> int | None:

@@ -12,7 +12,7 @@ A word in the last user message decides (the first that matches, any case):
     slow      20 ms a token, 50 tokens
     (else)    "echo: <the message>", confident
 
-Switches for what happens before: --hang-at-load --crash-at-load --fail-load --silent --protocol N.
+Switches for what happens before: --hang-at-load --crash-at-load --crash-on-device --fail-load --silent --protocol N.
 Start it as ``EnginePool(..., worker_command=fake_worker.COMMAND)``.
 """
 
@@ -30,6 +30,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from agent.compute import DeviceKind, DeviceVerdict
 from agent.engine import frames
 from agent.types import Failure, FailureKind, Token, TopToken
 
@@ -39,6 +40,17 @@ FAILURES = {
     "overflow": (FailureKind.CONTEXT_OVERFLOW, "the prompt has 9000 tokens, the context has 4096"),
     "reject": (FailureKind.REJECTED, "the chat template refuses these messages"),
 }
+DEVICE = DeviceVerdict(
+    model_digest="d" * 64,
+    kind=DeviceKind.NPU,
+    provider="FakeNpu",
+    version="1",
+    driver="",
+    processor="",
+    device="Fake NPU",
+    holds=False,
+    reason="it is being tried",
+)
 _write_lock = threading.Lock()
 
 
@@ -149,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--hang-at-load", action="store_true")
     parser.add_argument("--crash-at-load", action="store_true")
+    parser.add_argument("--crash-on-device", action="store_true")
     parser.add_argument("--fail-load", action="store_true")
     parser.add_argument("--silent", action="store_true")
     parser.add_argument("--protocol", type=int, default=frames.PROTOCOL)
@@ -166,6 +179,9 @@ def main() -> None:
                     if options.crash_at_load:
                         os.write(2, b"fake_worker.c:7: cannot allocate 99 GiB\n")
                         os.kill(os.getpid(), signal.SIGABRT)
+                    if options.crash_on_device and not command.verdicts:
+                        send(frames.Trying(DEVICE))
+                        os.kill(os.getpid(), signal.SIGSEGV)
                     if options.fail_load:
                         send(frames.LoadFailed("the file is not a model"))
                     elif not options.hang_at_load:

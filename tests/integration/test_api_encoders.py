@@ -222,6 +222,10 @@ def test_models_do_what_they_were_made_for(api):
     assert shown["plain"]["encoder"] == {
         "task": "embed", "width": 4, "labels": [], "several": False, "most_tokens": 64, "dimensions": [],
     }  # fmt: skip
+    assert shown["plain"]["device"]["used"]["provider"] == "CPUExecutionProvider"
+    assert shown["plain"]["device"]["used"]["reason"] == "the reference that other devices are measured by"
+    line = 'outrider_worker_device{model="plain",kind="cpu",provider="CPUExecutionProvider"} 1'
+    assert line in api.get("/metrics").text
     assert shown["ranks"]["capabilities"]["rerank"]
     assert shown["labels"]["capabilities"]["classify"]
     assert shown["small"]["encoder"] is None

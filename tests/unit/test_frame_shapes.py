@@ -9,7 +9,7 @@ from agent.engine import frames
 from agent.types import FailureKind, Token, TopToken
 
 # SHA-256 by protocol; while a number was in no release yet, its digest may be exchanged.
-SHAPES = {4: "c8d3ec4f5db312d2595261082eb236f403b990a2d62a5c84d9a7995276081ab2"}
+SHAPES = {4: "06acc0dc048a136f56601ea307b5c7eefbfae9b4f7d133a0a74167261e838963"}
 
 
 def shape() -> str:

@@ -1,0 +1,66 @@
+"""The devices of this machine for encoders, and what was proved of them, as ``doctor`` and ``models show`` tell it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from agent import executable
+from agent.compute import DeviceKind, DeviceVerdict
+from agent.engine.device_verdicts import DeviceVerdicts
+
+LIST_LIMIT_S = 30.0  # a driver that is asked for its devices may hang
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A device that a provider offers."""
+
+    kind: DeviceKind
+    provider: str
+    version: str
+    device: str
+
+
+class Devices(msgspec.Struct, frozen=True):
+    """What the child tells."""
+
+    devices: tuple[Device, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+class Look(NamedTuple):
+    """What there is, in words."""
+
+    there: str
+    problems: tuple[str, ...]
+    verdicts: tuple[DeviceVerdict, ...]
+
+
+def look(data_path: Path) -> Look:
+    """Ask the providers in a child, which a driver may end, and read what was proved."""
+    found = _listed()
+    there = ", ".join(f"{one.kind} by {one.provider} {one.version} ({one.device})" for one in found.devices)
+    return Look(there or "none", found.problems, DeviceVerdicts(data_path).all())
+
+
+def verdict_lines(data_path: Path, model_digest: str) -> Iterator[tuple[str, str]]:
+    """Yield what was proved of a model on each device: name and text."""
+    for one in DeviceVerdicts(data_path).known(model_digest):
+        yield f"on {one.kind} by {one.provider}", f"{'holds' if one.holds else 'refused'}: {one.reason}"
+
+
+def _listed() -> Devices:
+    command = executable.command("list-devices")
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=LIST_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return Devices(problems=(f"the providers did not list their devices within {LIST_LIMIT_S:g} s",))
+    try:
+        return msgspec.json.decode(done.stdout, type=Devices)
+    except msgspec.DecodeError:
+        last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        return Devices(problems=(f"the devices cannot be listed (exit status {done.returncode}): {last[:200]}",))
