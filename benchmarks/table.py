@@ -95,12 +95,12 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def put_into(path: Path, rows: list[Row]) -> None:
+def put_into(path: Path, rows: list[Row], *, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the two marks of a document. Raises ValueError where it has none."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no {BEGIN} and {END} to put the table between")
+    before, found_begin, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"{path} has no {begin} and {end} to put the table between")
     path.write_text(f"{before}{begin}\n{markdown(rows)}{end}{after}", encoding="utf-8")
 
 

@@ -182,7 +182,7 @@ def test_a_plugin_that_cannot_be_registered_is_a_problem_and_no_end(tmp_path, mo
 
 
 def verdict(number=0, **changes):
-    given = {"model_digest": "d", "kind": "npu", "provider": "SomeNpu", "version": str(number), "driver": ""}
+    given = {"model_digest": "d", "kind": DeviceKind.NPU, "provider": "SomeNpu", "version": str(number), "driver": ""}
     proof = {"processor": "p", "device": "Some NPU", "holds": True, "reason": "it does"}
     return DeviceVerdict(**(given | proof | changes))
 
@@ -213,7 +213,7 @@ def test_verdicts_that_cannot_be_read_are_as_none(tmp_path):
 def test_a_worker_lost_on_a_device_condemns_it_and_never_the_processor():
     kept = DeviceVerdicts(None)
     kept.lost(verdict(), "died of signal 11 (SIGSEGV)")
-    kept.lost(verdict(2, kind="cpu"), "died")
+    kept.lost(verdict(2, kind=DeviceKind.CPU), "died")
     kept.lost(None, "died")
     (one,) = kept.all()
     assert (one.holds, one.reason) == (False, "the worker died of signal 11 (SIGSEGV)")

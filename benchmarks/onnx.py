@@ -1,0 +1,70 @@
+"""The ONNX side beside its peers: encoders, and the daemon's /v1/embeddings.
+
+    python scripts/peer_environment.py torch                 makes the peer's environment, once
+    python benchmarks/onnx.py --quick [--json]               under 50 seconds
+    python benchmarks/onnx.py [--rounds 5] [--parts NAME,NAME] [--write DOC]
+    python benchmarks/onnx.py --list                         the parts
+
+A ratio above 1 means that Outrider is better, whatever the unit. ``--write`` puts the table of
+this run into a document, between its two marks. Exit code 0 when all was measured, also with
+misses; 1 when not, or when a peer is not installed; 2 on wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program this file has only its own folder
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+from llama_wheel import CannotBuildError
+
+from benchmarks import encoder_cells, table
+from benchmarks.encoder_cells import Part
+
+ROUNDS, QUICK_ROUNDS = 5, 3
+PARTS: list[Part] = [*encoder_cells.parts()]
+BEGIN, END = "<!-- onnx: begin -->", "<!-- onnx: end -->"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="The ONNX side beside its peers.")
+    parser.add_argument("--quick", action="store_true", help="few rounds, under 50 seconds")
+    parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
+    parser.add_argument("--rounds", type=int, default=0, help=f"rounds of each part (default {ROUNDS})")
+    parser.add_argument("--parts", default="", help="only these, with commas between them")
+    parser.add_argument("--list", action="store_true", help="print the names of the parts")
+    parser.add_argument("--write", type=Path, help="put the table into this document, between its two marks")
+    chosen = parser.parse_args(arguments)
+    known = {part.name: part for part in PARTS}
+    names = [name for name in chosen.parts.split(",") if name] or list(known)
+    if unknown := set(names) - known.keys():
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; --list prints them")
+    if chosen.list:
+        for part in PARTS:
+            print(f"{part.name:22} {part.what}")
+        return 0
+    rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
+    rows: list[table.Row] = []
+    code = 0
+    for name in names:
+        print(f"{name}, {rounds} rounds", file=sys.stderr, flush=True)
+        try:
+            rows += known[name].run(rounds, chosen.quick)
+        except (CannotBuildError, RuntimeError, OSError) as error:
+            print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
+            code = 1
+    if chosen.write:
+        table.put_into(chosen.write, rows, begin=BEGIN, end=END)
+    elif chosen.json:
+        print(json.dumps([table.as_json(row) for row in rows], indent=1))
+    else:
+        print(table.markdown(rows), end="")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
