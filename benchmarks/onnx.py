@@ -25,7 +25,7 @@ from llama_wheel import CannotBuildError
 from benchmarks import encoder_cells, table
 from benchmarks.encoder_cells import Part
 
-ROUNDS, QUICK_ROUNDS = 5, 3
+ROUNDS, QUICK_ROUNDS = 5, 2
 PARTS: list[Part] = [*encoder_cells.parts()]
 BEGIN, END = "<!-- onnx: begin -->", "<!-- onnx: end -->"
 
