@@ -1,7 +1,7 @@
 # Each target does its own set-up: a virtual environment in .venv and, once per machine, a build of llama.cpp.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs docs-check format clean
+.PHONY: help demo chain test lint docs docs-check format clean
 
 # An empty environment has no PATH.
 PATH ?= /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -14,6 +14,7 @@ READY := .venv/.ready
 
 help:
 	@echo "make demo        the main road on a real model, in two minutes"
+	@echo "make chain       from a checkpoint on a hub to an answer, on real weights; 5 GB, half an hour the first time"
 	@echo "make test        lint and all tests"
 	@echo "make lint        ruff, mypy, import contracts, generated documents"
 	@echo "make docs        write the generated documents anew"
@@ -22,6 +23,9 @@ help:
 
 demo: $(READY)
 	@$(RUN) scripts/demo.py
+
+chain: $(READY)
+	@$(RUN) scripts/chain.py
 
 test: lint
 	$(RUN) -m pytest

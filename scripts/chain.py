@@ -1,0 +1,211 @@
+"""From a checkpoint on a hub to an answer on this device, on real weights: ``make chain``.
+
+    python scripts/chain.py [--folder FOLDER]
+
+Rebuilds the embedded SmolLM2 as a checkpoint, serves it from a hub on loopback, pulls it, makes
+models of it for a computer and a phone, and of the embedded encoder one for an NPU; measures them
+beside their source, picks one, and asks the daemon a question, which must be answered from the
+picked file. Needs about 5 GB of disk and, the first time, a package index (torch). A call that was
+stopped goes on where it was. Exit code 0 when every step did what it says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loopback_hub import serving
+
+ROOT = Path(__file__).resolve().parents[1]
+REPOSITORY = "rebuilt/SmolLM2-135M-Instruct"
+SOURCE, CPU, PHONE, NPU = "smollm2-rebuilt", "smollm2-cpu", "smollm2-phone", "minilm-npu"
+ENCODER = "minilm-l6-v2"
+QUESTION = "What is the capital of France?"
+BELOW_FLOOR = 65  # exit code of `outrider measure`
+PATIENCE_S = 120.0
+LEAST_AGREEMENT = 0.5  # with the source, on the text that ships
+
+
+class ChainBroken(Exception):
+    """A step did not do what it says. One line."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="From a checkpoint on a hub to an answer on this device.")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "chain", help="where everything is kept")
+    given = parser.parse_args()
+    began = time.monotonic()
+    try:
+        run(Chain(given.folder.absolute()))
+    except ChainBroken as error:
+        say(f"chain broken: {error}")
+        return 1
+    say(f"\nThe whole chain took {time.monotonic() - began:.0f} s. Everything lies in {given.folder}.")
+    return 0
+
+
+def run(chain: Chain) -> None:
+    """Go through all steps; each checks itself."""
+    checkpoint = chain.folder / "checkpoint"
+    with chain.step("The environment that reads and converts checkpoints"):
+        chain.outrider("quantize", "--setup", "--yes")
+    with chain.step("SmolLM2 rebuilt as a Hugging Face checkpoint, from the embedded GGUF file"):
+        if checkpoint.exists():
+            say(f"   {checkpoint} is there")
+        else:
+            chain.python("scripts/rebuild_checkpoint.py", str(checkpoint), "--data-dir", str(chain.data))
+    with (
+        chain.step("Served by a hub on loopback, pulled with digests checked"),
+        serving({REPOSITORY: checkpoint}) as url,
+    ):
+        chain.outrider("pull", REPOSITORY, "--name", SOURCE, HF_ENDPOINT=url)
+        chain.outrider("models", "verify", SOURCE)
+    with chain.step("Quantized for a computer"):
+        chain.outrider("quantize", SOURCE, "--target", "cpu", "--name", CPU)
+    with chain.step("Quantized for a phone"):
+        chain.outrider("quantize", SOURCE, "--target", "phone", "--name", PHONE)
+    with chain.step("The embedded encoder quantized for an NPU"):
+        chain.outrider("quantize", ENCODER, "--target", "npu", "--name", NPU)
+    with chain.step("Measured beside the source, on this device"):
+        for name in (CPU, PHONE):
+            chain.measure(name)
+    with chain.step("The best within the budget is picked (below the floor is allowed: 135M is a demo)"):
+        chain.outrider("models", "pick", "--candidates", f"{CPU},{PHONE}", "--force")
+        picked = chain.picked()
+    with chain.step(f"The daemon answers from {picked}"):
+        chain.ask(picked)
+
+
+class Chain:
+    """One folder and what is run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self._number = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "outrider.toml"
+        config.write_text(f"data_dir = {json.dumps(str(self.data))}\n[server]\nport = 0\n", encoding="utf-8")
+        ours = ("OUTRIDER_", "HF_", "PYTHON")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        self._environment = kept | {"OUTRIDER_CONFIG": str(config), "PYTHONPATH": str(ROOT), "COLUMNS": "140"}
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        self._number += 1
+        say(f"\n{self._number}. {title}")
+        began = time.monotonic()
+        yield
+        say(f"   [{time.monotonic() - began:.1f} s]")
+
+    def outrider(self, *arguments: str, accept: tuple[int, ...] = (0,), **variables: str) -> None:
+        """Run a command and show what it says. Raises ChainBroken at another exit code."""
+        self._run(["-m", "agent"], "outrider", arguments, accept, variables)
+
+    def python(self, script: str, *arguments: str) -> None:
+        """Run a script of this tree, as above."""
+        self._run([script], f"python {script}", arguments, (0,), {})
+
+    def _run(
+        self, program: list[str], shown: str, arguments: tuple[str, ...], accept: tuple[int, ...], more: dict[str, str]
+    ) -> None:
+        say(f"   $ {' '.join([shown, *map(self._shown, arguments)])}")
+        with subprocess.Popen(
+            [sys.executable, *program, *arguments],
+            cwd=ROOT,
+            env=self._environment | more,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if not _is_counting(line):
+                    say(f"   {self._shown(line.rstrip())}")
+        if child.returncode not in accept:
+            raise ChainBroken(f"{shown} {arguments[0]} ended with {child.returncode}")
+
+    def _shown(self, text: str) -> str:
+        return text.replace(str(self.folder), "FOLDER").replace(str(ROOT), ".")
+
+    def _json(self, *arguments: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "agent", *arguments, "--json"]
+        done = subprocess.run(command, cwd=ROOT, env=self._environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ChainBroken(f"{shlex.join(arguments)} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def measure(self, name: str) -> None:
+        """Measure a model once; see that its damage is within bounds."""
+        if self._json("models", "show", name)["quality"] is None:
+            self.outrider("measure", name, accept=(0, BELOW_FLOOR))
+        quality = self._json("models", "show", name)["quality"]
+        agreement = quality["texts"][0]["agreement"]
+        if agreement is None or agreement["value"] < LEAST_AGREEMENT:
+            raise ChainBroken(f"{name} was not compared with its source, or does not agree with it: {agreement}")
+        say(f"   {name}: the same likeliest token as {quality['reference']} at {agreement['value']:.1%} of the positions")
+
+    def picked(self) -> str:
+        """Return the model that ``default`` stands for now."""
+        aliases = json.loads((self.data / "models" / "aliases.json").read_text(encoding="utf-8"))
+        return str(aliases["default"]["model"])
+
+    def ask(self, picked: str) -> None:
+        """Start the daemon, ask it, and see which file has answered."""
+        with (self.folder / "daemon.log").open("wb") as log:
+            daemon = subprocess.Popen(
+                [sys.executable, "-m", "agent", "serve"],
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            self._wait_for(daemon)
+            self.outrider("ask", QUESTION, "--max-tokens", "40", "--explain")
+            answer = self._json("ask", QUESTION, "--max-tokens", "40")
+        finally:
+            daemon.terminate()
+            daemon.wait(PATIENCE_S)
+        expected = self._json("models", "show", picked)["sha256"]
+        if answer["system_fingerprint"] != f"fp_{expected[:12]}":
+            raise ChainBroken(f"{answer['system_fingerprint']} has answered, not {picked} ({expected})")
+        say(f"   answered from {picked}, sha256 {expected}")
+
+    def _wait_for(self, daemon: subprocess.Popen[bytes]) -> None:
+        announced = self.data / "daemon.json"
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until and daemon.poll() is None:
+            try:
+                if json.loads(announced.read_text(encoding="utf-8")).get("pid") == daemon.pid:
+                    return
+            except (FileNotFoundError, ValueError):
+                pass  # not yet
+            time.sleep(0.05)
+        raise ChainBroken(f"the daemon does not start; see {self.folder / 'daemon.log'}")
+
+
+def _is_counting(line: str) -> bool:
+    """Whether a line only says how far something is; in a transcript there are too many of them."""
+    return " asked, " in line or " tokens read" in line
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
