@@ -13,6 +13,8 @@ from agent.cli.output import emit_json, notice, size, table
 from agent.errors import InvalidRequest, ModelRejected
 
 if TYPE_CHECKING:
+    from agent.evaluation.labelled import Task
+    from agent.evaluation.measure_worker import Text
     from agent.models.quality import Estimate, Quality
     from agent.models.store import ModelStore
     from agent.types import ModelFile
@@ -63,7 +65,6 @@ def measure(
 
     Example:  outrider measure smollm2-135m-instruct
     """
-    from agent.evaluation import quality as evaluation
     from agent.evaluation.labelled import read_task
     from agent.evaluation.measure_worker import Text
 
@@ -74,32 +75,61 @@ def measure(
     labelled = tuple(read_task(path) for path in tasks)
     if reference is None:
         notice("no reference at hand: how far it is from its source is not measured; name one with --against")
-    plan = evaluation.Plan(
-        model=file,
-        reference=reference,
-        texts=(evaluation.shipped_text(), *read),
-        engine=invocation.settings.engine,
-        longest_context=longest_context or invocation.settings.engine.context_tokens,
-        tasks=labelled,
-        kept=store.blobs.root / evaluation.KEPT_FOLDER,
-    )
-    found = evaluation.measure(plan, notice, now_ms=time.time_ns() // 1_000_000)
-    store.note(model, quality=found)
+    found = measure_model(invocation, file, reference, texts=read, tasks=labelled, longest_context=longest_context)
     entry = store.show(model)
     if as_json:
         emit_json({"model": model, "bytes": entry.bytes, "quality": found, "faults": found.faults})
     else:
-        source = store.get(reference.name) if reference else None
-        other = source.quality if source and reference and source.digest == reference.sha256 else None
-        before = Path(reference.path).stat().st_size if reference else 0
-        rows = figures(found, entry.bytes)
-        if reference is None:
-            table(["FIGURE", model], rows)
-        else:
-            beside = dict(figures(other, before)) if other else _of_reference(found, before)
-            table(["FIGURE", reference.name, model], [(name, beside.get(name, "-"), value) for name, value in rows])
-        _tell_verdict(found, demo=entry.demo)
+        show(store, model, found, reference)
     return ModelRejected.exit_code if found.faults and not entry.demo else 0
+
+
+def measure_model(
+    invocation: Invocation,
+    model: ModelFile,
+    reference: ModelFile | None,
+    *,
+    texts: tuple[Text, ...] = (),
+    tasks: tuple[Task, ...] = (),
+    longest_context: int | None = None,
+) -> Quality:
+    """Measure a model of the store with the user's settings and keep the result with it. Raises OutriderError."""
+    from agent.evaluation import quality as evaluation
+
+    store = model_store(invocation)
+    plan = evaluation.Plan(
+        model=model,
+        reference=reference,
+        texts=(evaluation.shipped_text(), *texts),
+        engine=invocation.settings.engine,
+        longest_context=longest_context or invocation.settings.engine.context_tokens,
+        tasks=tasks,
+        kept=store.blobs.root / evaluation.KEPT_FOLDER,
+    )
+    found = evaluation.measure(plan, notice, now_ms=time.time_ns() // 1_000_000)
+    store.note(model.name, quality=found)
+    return found
+
+
+def show(store: ModelStore, model: str, found: Quality, reference: ModelFile | None) -> None:
+    """Print what was measured, beside the same of the reference as far as it is known, and what follows from it."""
+    entry = store.show(model)
+    rows = figures(found, entry.bytes)
+    if reference is None:
+        table(["FIGURE", model], rows)
+    else:
+        source = store.get(reference.name)
+        other = source.quality if source and source.digest == reference.sha256 else None
+        before = size_of(reference)
+        beside = dict(figures(other, before)) if other else _of_reference(found, before)
+        table(["FIGURE", reference.name, model], [(name, beside.get(name, "-"), value) for name, value in rows])
+    _tell_verdict(found, demo=entry.demo)
+
+
+def size_of(model: ModelFile) -> int:
+    """Return the bytes of a model: of its file, or of all files in its folder."""
+    path = Path(model.path)
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
 def figures(quality: Quality, file_bytes: int) -> list[tuple[str, str]]:

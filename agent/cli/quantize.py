@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import click
+import msgspec
 
 from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import confirm, emit_json, notice, size, table
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option("--no-importance", is_flag=True, help="Quantize without an importance matrix: faster, a little worse.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: the cores of this machine.")
+@click.option("--no-measure", is_flag=True, help="Do not measure what was made, beside its source.")
 @click.option("--licence", help="Licence of a file that does not say it.")
 @click.option("--setup", is_flag=True, help="Make the environment that converts checkpoints, and nothing else.")
 @click.option("--remove", is_flag=True, help="Remove that environment.")
@@ -57,6 +59,7 @@ def quantize(
     importance: Path | None,
     no_importance: bool,
     threads: int | None,
+    no_measure: bool,
     licence: str | None,
     setup: bool,
     remove: bool,
@@ -79,6 +82,7 @@ def quantize(
     Example:  outrider quantize my-model-f16.gguf --target cpu
     """
     from agent import device
+    from agent.cli.before_after import before_and_after
     from agent.models.converting import quantize_any
     from agent.models.encoder_making import ENCODER_RECIPES
     from agent.models.quantizing import Wish
@@ -110,10 +114,11 @@ def quantize(
         outcome = quantize_any(store, invocation.data_path, wish, bar)
     for warning in outcome.warnings:
         notice(f"outrider: forced: {warning}")
+    if not as_json:
+        _print(outcome)
+    quality = None if no_measure else before_and_after(invocation, outcome.model, quiet=as_json)
     if as_json:
-        emit_json(outcome)
-        return
-    _print(outcome)
+        emit_json(msgspec.structs.asdict(outcome) | {"quality": quality})
 
 
 def _environment(invocation: Invocation, *, remove: bool, offline: bool, find_links: Path | None, yes: bool) -> None:

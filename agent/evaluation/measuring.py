@@ -12,6 +12,7 @@ from agent.errors import OutriderError
 from agent.evaluation import quality as evaluation
 from agent.evaluation.asking import Tell, measure_speed
 from agent.evaluation.picking import Budget, Candidate, cost_refusal
+from agent.models.artifact import StoredModel
 from agent.models.entry import ModelEntry
 from agent.models.fitting import stored_need
 from agent.models.profiles import HardwareProfile
@@ -19,7 +20,7 @@ from agent.models.quality import MeasuredSpeed, Quality, Speed
 from agent.models.serving import measured
 from agent.models.store import ModelStore
 from agent.settings import EngineSettings
-from agent.types import ModelFile
+from agent.types import ModelFile, ModelFormat
 
 MOST_SPEEDS = 8  # sets of conditions whose figures are kept with a model
 
@@ -145,10 +146,24 @@ def engine_values(hardware: HardwareProfile, machine: device.DeviceProfile) -> d
 
 
 def parent_of(store: ModelStore, name: str) -> ModelFile | None:
-    """Return the model that another one was made from, if the store still has these very bytes."""
+    """Return the model that another one was made from, if the store still has these very bytes.
+
+    For one made from a checkpoint, which no runtime reads, that is the model that was converted
+    from the same checkpoint without loss.
+    """
     stored = store.get(name)
     making = stored.making if stored else None
-    parent = store.get(making.parent) if making else None
-    if making is None or parent is None or parent.digest != making.parent_digest:
+    if making is None:
         return None
-    return store.resolve(parent.name, below_floor=True)
+    parent = store.get(making.parent)
+    if parent is None or parent.digest != making.parent_digest or parent.format is ModelFormat.CHECKPOINT:
+        parent = _without_loss(store, making.parent_digest, but=name)
+    return store.resolve(parent.name, below_floor=True) if parent else None
+
+
+def _without_loss(store: ModelStore, checkpoint: str, *, but: str) -> StoredModel | None:
+    for name in store.names():
+        found = store.get(name) if name != but else None
+        if found and found.making and (found.making.recipe, found.making.parent_digest) == ("checkpoint", checkpoint):
+            return found
+    return None

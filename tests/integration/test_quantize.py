@@ -226,7 +226,15 @@ def test_kill_9_of_the_program_ends_the_child_and_leaves_no_half_model(store, so
 
 
 def test_the_command_line_says_what_it_made(tmp_path, source):
-    arguments = ["--data-dir", str(tmp_path / "data"), "quantize", str(source), "--no-importance", "--json"]
+    arguments = [
+        "--data-dir",
+        str(tmp_path / "data"),
+        "quantize",
+        str(source),
+        "--no-importance",
+        "--no-measure",
+        "--json",
+    ]
     result = CliRunner().invoke(cli, arguments, prog_name="outrider")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
