@@ -154,7 +154,9 @@ class Chain:
         agreement = quality["texts"][0]["agreement"]
         if agreement is None or agreement["value"] < LEAST_AGREEMENT:
             raise ChainBroken(f"{name} was not compared with its source, or does not agree with it: {agreement}")
-        say(f"   {name}: the same likeliest token as {quality['reference']} at {agreement['value']:.1%} of the positions")
+        say(
+            f"   {name}: the same likeliest token as {quality['reference']} at {agreement['value']:.1%} of the positions"
+        )
 
     def picked(self) -> str:
         """Return the model that ``default`` stands for now."""
