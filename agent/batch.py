@@ -191,14 +191,14 @@ def open_encoder(model: str | Path, *, threads: int = 0) -> Iterator[Encoder]:
 def open_writer(
     model: str | Path, *, context_tokens: int = 2048, parallel: int = 4, threads: int = 0
 ) -> Iterator[Writer]:
-    """Load a GGUF model: a name, or the path of a .gguf file.
+    """Load a model that writes: a name, the path of a .gguf file, or that of the folder of an ONNX model.
 
     ``context_tokens`` of one prompt with its answer, ``parallel`` answers are written together.
     Raises ModelNotFound, ModelRejected, EngineFailed.
     """
-    file = _file(model, ModelFormat.GGUF)
-    from agent.engine.llama_cpp_runtime import LlamaCppRuntime
+    file = _file(model, ModelFormat.GGUF, ModelFormat.ONNX_GENERATION)
     from agent.engine.refusals import ModelUnloadable
+    from agent.engine.runtime import runtime_of
     from agent.engine.scheduler import Scheduler
 
     order = frames.Load(
@@ -210,7 +210,7 @@ def open_writer(
         confine=False,
     )
     try:
-        runtime = LlamaCppRuntime(order)
+        runtime = runtime_of(file.format)(order)
     except ModelUnloadable as error:
         raise EngineFailed(f"model {file.name} cannot be loaded: {error}") from error
     try:
@@ -219,15 +219,15 @@ def open_writer(
         runtime.close()
 
 
-def _file(model: str | Path, wanted: ModelFormat) -> ModelFile:
+def _file(model: str | Path, *wanted: ModelFormat) -> ModelFile:
     path = Path(model)
     if path.is_dir() or path.is_file():
-        return _own_file(path, wanted)
+        return _own_file(path, wanted[0])
     if isinstance(model, Path):
         raise ModelNotFound(f"there is nothing at {model}", param="model")
     file = open_store(configuration.load().settings.data_path).resolve(model)
-    if file.format is not wanted:
-        raise InvalidRequest(f"model {model} is {file.format}, wanted is {wanted}", param="model")
+    if file.format not in wanted:
+        raise InvalidRequest(f"model {model} is {file.format}, wanted is {' or '.join(wanted)}", param="model")
     return file
 
 
@@ -237,6 +237,9 @@ def _own_file(path: Path, wanted: ModelFormat) -> ModelFile:
         if not path.is_dir():
             raise InvalidRequest(f"{path} is not {_ENCODERS_NEED}", param="model")
         return ModelFile(name=path.name, path=str(path), format=wanted, sha256="", context_tokens=FOLDER_TOKENS)
+    if path.is_dir():  # its own files name a lower limit
+        form, limit = ModelFormat.ONNX_GENERATION, 1 << 20
+        return ModelFile(name=path.name, path=str(path), format=form, sha256="", context_tokens=limit)
     from agent.models.gguf_check import check_gguf
 
     header = check_gguf(path)

@@ -376,6 +376,13 @@ class ModelFormat(StrEnum):
     ONNX_GENERATION = "onnx_generation"
     ONNX_ENCODER = "onnx_encoder"
 
+    @property
+    def runtime(self) -> str:
+        """The library that runs such a model; "" for one that is only made into others."""
+        if self is ModelFormat.CHECKPOINT:
+            return ""
+        return "llama.cpp" if self is ModelFormat.GGUF else "onnxruntime"
+
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     """A verified model and how to speak to it."""

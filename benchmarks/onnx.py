@@ -1,4 +1,4 @@
-"""The ONNX side beside its peers: encoders, and the daemon's /v1/embeddings.
+"""The ONNX side beside its peers: models that write, encoders, and the daemon's /v1/embeddings.
 
     python scripts/peer_environment.py torch                 makes the peer's environment, once
     python benchmarks/onnx.py --quick [--json]               under 50 seconds
@@ -22,11 +22,11 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from llama_wheel import CannotBuildError
 
-from benchmarks import encoder_cells, table
+from benchmarks import encoder_cells, onnx_generation, table
 from benchmarks.encoder_cells import Part
 
 ROUNDS, QUICK_ROUNDS = 5, 2
-PARTS: list[Part] = [*encoder_cells.parts()]
+PARTS: list[Part] = [*onnx_generation.parts(), *encoder_cells.parts()]
 BEGIN, END = "<!-- onnx: begin -->", "<!-- onnx: end -->"
 
 

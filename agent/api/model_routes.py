@@ -50,6 +50,7 @@ def _model_object(deps: ApiDeps, card: ModelCard) -> dict[str, Any]:
             "bytes": card.bytes,
             "state": card.state,
             "loaded": worker is not None and worker.state is WorkerState.READY,
+            "runtime": (worker.runtime or None) if worker else None,
             "parameters": (traits.parameters or None) if traits else None,
             "quantization": (traits.quantization or None) if traits else None,
             "context_tokens": context_tokens,
@@ -67,6 +68,7 @@ def _model_object(deps: ApiDeps, card: ModelCard) -> dict[str, Any]:
             },
             "encoder": _encoder(traits),
             "device": msgspec.to_builtins(worker.device) if worker else None,
+            "absent": list(traits.absent) if traits else None,  # by name, what this runtime does not do
             "capabilities": _capabilities(card, traits),
         },
     }

@@ -74,6 +74,12 @@ async def metrics(request: Request) -> Response:
     lines += _gauge(
         "worker_ready", "model", {name: int(one.state == WorkerState.READY) for name, one in workers.items()}
     )
+    lines.append("# TYPE outrider_worker_runtime gauge")
+    lines += [
+        sample("outrider_worker_runtime", {"model": name, "runtime": one.runtime}, 1)
+        for name, one in workers.items()
+        if one.runtime
+    ]
     lines += _gauge("worker_crashes", "model", {name: one.crashes for name, one in workers.items()})
     lines += _gauge("worker_active", "model", {name: one.active for name, one in workers.items()})
     lines += _gauge("worker_waiting", "model", {name: one.waiting for name, one in workers.items()})

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from agent.cli.clearing import gc, rm
 from agent.cli.devices import verdict_lines
@@ -75,11 +74,11 @@ def show(invocation: Invocation, name: str, as_json: bool) -> None:
     """
     entry = _catalog(invocation).adapter(name) or model_store(invocation).show(name)
     data_path = invocation.settings.data_path
+    told = {field: getattr(entry, field) for field in entry.__struct_fields__} | {"runtime": entry.format.runtime}
     if as_json:
-        emit_json(msgspec.to_builtins(entry) | {"devices": DeviceVerdicts(data_path).known(entry.sha256)})
+        emit_json(told | {"devices": DeviceVerdicts(data_path).known(entry.sha256)})
         return
-    fields = [(field, getattr(entry, field)) for field in entry.__struct_fields__]
-    table(["FIELD", "VALUE"], [*fields, *verdict_lines(data_path, entry.sha256)])
+    table(["FIELD", "VALUE"], [*told.items(), *verdict_lines(data_path, entry.sha256)])
 
 
 @models.command()

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from agent import device
+from agent.compute import DeviceWish
 from agent.engine import frames
 from agent.engine.chat_template import ChatTemplate
 from agent.engine.control_texts import ControlTexts
@@ -284,6 +285,8 @@ def _chat_template(load: frames.Load, folder: GenerationFolder) -> ChatTemplate 
 def _absent(load: frames.Load) -> tuple[str, ...]:
     """Name what the settings ask for and an ONNX graph does not have."""
     found = ["LoRA adapters", "threads by load: their number is fixed when the model is loaded"]
+    if load.devices in {DeviceWish.GPU, DeviceWish.NPU}:
+        found.append(f"engine.devices {load.devices}: models that write run on the processor")
     if load.kv_type is not KvType.F16:
         found.append(f"engine.kv_type {load.kv_type}: the graph fixes the type of keys and values")
     return tuple(found)

@@ -28,16 +28,16 @@ RUNTIMES = {
     "llama.cpp": "agent.engine.llama_cpp_runtime:LlamaCppRuntime",
     "onnxruntime": "agent.engine.onnx_generation_runtime:OnnxGenerationRuntime",
 }
-_BY_FORMAT = {ModelFormat.GGUF: "llama.cpp", ModelFormat.ONNX_GENERATION: "onnxruntime"}
+_ANSWERS = frozenset({ModelFormat.GGUF, ModelFormat.ONNX_GENERATION})
 
 Row = NDArray[np.float32]  # logits, one per token of the vocabulary, before any sampler
 
 
 def runtime_of(form: ModelFormat) -> Callable[[Load], Runtime]:
     """Return what loads models of a format. Raises ModelUnloadable where nothing does."""
-    if form not in _BY_FORMAT:
+    if form not in _ANSWERS:
         raise ModelUnloadable(f"no runtime answers with files of the format {form}")
-    module, _, name = RUNTIMES[_BY_FORMAT[form]].partition(":")
+    module, _, name = RUNTIMES[form.runtime].partition(":")
     found: Callable[[Load], Runtime] = getattr(importlib.import_module(module), name)
     return found
 

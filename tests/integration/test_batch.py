@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from fakes import plain_encoders as plain
+from fakes.runtimes import tiny_folder
 from fakes.smollm2 import model_file
 
 from agent import batch
@@ -67,6 +68,13 @@ def test_the_embedded_encoder_knows_what_is_alike():
         )
         assert encoder.runtime.tokens.most_tokens == 256
     assert cat @ kitten > 0.5 > 0.2 > cat @ shares
+
+
+def test_an_onnx_model_that_writes_is_a_folder():
+    with open_writer(tiny_folder(), context_tokens=256, parallel=2, threads=1) as writer:
+        answers = writer.answer(["What is the capital of France?", "Say hello."] * 2, max_tokens=6)
+        assert answers[:2] == answers[2:]
+        assert all(answers)
 
 
 @pytest.mark.model
