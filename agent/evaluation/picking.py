@@ -123,11 +123,11 @@ def choose(candidates: Sequence[Candidate], budget: Budget) -> Choice:
 
     Best follows most of the direct instructions, then predicts the text with the fewest bits. Those that
     cannot be told apart from it by so few questions count as equally good, and the fastest of them is
-    taken. The demo model is taken only when there is no other.
+    taken. The demo model is taken only when no other is above the floor.
     """
     verdicts = tuple(Verdict(candidate=one, refusal=refusal(one, budget)) for one in candidates)
     within = [one.candidate for one in verdicts if one.refusal is None]
-    within = [one for one in within if not one.demo] or within
+    within = [one for one in within if not one.demo and one.quality and not one.quality.faults] or within
     if not within:
         return Choice(
             picked=None,
@@ -150,7 +150,7 @@ def choose(candidates: Sequence[Candidate], budget: Budget) -> Choice:
     elif len(within) > 1:
         why += "; no other within the budget is as good"
     if picked.demo:
-        why += "; it is the demo model, and there is no other"
+        why += "; it is the demo model, and no other is above the floor"
     return Choice(picked=picked.name, why=why, verdicts=verdicts, next_better=_next_better(verdicts, picked))
 
 

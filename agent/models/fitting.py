@@ -17,7 +17,7 @@ from agent.models.recipes.tensor_types import TARGETS, precision
 from agent.types import ModelFormat
 
 MIB = 1 << 20
-PROGRAM_BYTES = 112 * MIB  # of a worker without weights and cache: Python, llama.cpp, its buffers
+PROGRAM_BYTES = 128 * MIB  # of a worker without weights and cache: Python, llama.cpp, its buffers
 FREE_SHARE = 0.8  # of the memory that is free; other programs need some, too
 CACHE_GUESS = 0.2  # of the weights, where no header tells what keys and values take
 # `precision` names the type of most tensors; the catalogue has the name of the whole mixture.

@@ -67,5 +67,7 @@ def test_the_demo_model_only_where_there_is_no_other():
     assert choose([demo, candidate("plain", 11)], BUDGET).picked == "plain"
     alone = choose([demo], BUDGET)
     assert alone.picked == "demo"
-    assert "there is no other" in alone.why
+    assert "no other is above the floor" in alone.why
+    forced = Budget(room=ROOM, below_floor=True)
+    assert choose([candidate("good demo", 8, demo=True), candidate("worse", 3, 90)], forced).picked == "good demo"
     assert choose([demo], Budget(room=ROOM, least_followed=0.9)).picked is None
