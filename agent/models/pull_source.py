@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import InvalidRequest, ModelNotFound, ModelRejected
+from agent.models import onnx_folder
 from agent.models.manifest import HubSource, Manifest, ModelSpec, UrlSource, unknown_model
 from agent.models.pull_job import RemoteFile, require_tls
 from agent.types import ModelFormat
@@ -99,8 +100,9 @@ def chosen(want: Wanted, offered: tuple[RemoteFile, ...]) -> tuple[RemoteFile, .
             raise InvalidRequest(f"{want.source} has several models; name one, as in owner/name:FILE. It has {some}")
         picked = ggufs
     else:
-        picked = [file for file in offered if _CHECKPOINT.fullmatch(file.path)]
-        if not any(file.path.endswith(".safetensors") for file in picked):
+        onnx = onnx_folder.is_complete(by_path)
+        picked = [file for file in offered if _of_a_folder(file.path, onnx=onnx)]
+        if not (onnx or any(file.path.endswith(".safetensors") for file in picked)):
             pickled = any(file.path.endswith(_PICKLES) for file in offered)
             why = "only pickles, which run code when they are read" if pickled else "no GGUF and no safetensors files"
             raise ModelRejected(f"{want.source} has {why}; nothing was downloaded")
@@ -113,7 +115,7 @@ def _require_safe(path: str) -> None:
     if not all(_PATH_PART.fullmatch(part) for part in path.split("/")):
         raise ModelRejected(f"the file name {path[:80]!r} is refused: letters, digits, dot, dash and underscore only")
     name = path.rpartition("/")[2]
-    if not (name.endswith((".gguf", ".onnx")) or _CHECKPOINT.fullmatch(name)):
+    if not (name.endswith(".gguf") or onnx_folder.NAMES.fullmatch(name) or _CHECKPOINT.fullmatch(name)):
         raise ModelRejected(f"{name} is refused: not GGUF, safetensors, ONNX or one of their descriptions")
 
 
@@ -121,21 +123,40 @@ def format_of(files: tuple[str, ...]) -> ModelFormat:
     """Return what files of these names are together. Raises ModelRejected."""
     if len(files) == 1 and files[0].endswith(".gguf"):
         return ModelFormat.GGUF
+    if onnx_folder.is_complete(files):
+        return ModelFormat.ONNX_GENERATION
     if any(name.endswith(".safetensors") for name in files) and "config.json" in files:
         return ModelFormat.CHECKPOINT
-    raise ModelRejected("these files are no model: one GGUF file, or safetensors beside their config.json, are")
+    raise ModelRejected(
+        "these files are no model: one GGUF file, safetensors beside their config.json, or an ONNX graph with "
+        "genai_config.json and tokenizer.json are"
+    )
+
+
+def _of_a_folder(name: str, *, onnx: bool) -> bool:
+    """Whether a file belongs to the model in a folder that has many: an ONNX model's, or a checkpoint's."""
+    if onnx:
+        description = _CHECKPOINT.fullmatch(name) and not name.endswith(".safetensors")
+        return bool(onnx_folder.NAMES.fullmatch(name) or description)
+    return _CHECKPOINT.fullmatch(name) is not None
 
 
 def local_files(path: Path) -> dict[str, Path]:
     """Return the files of a model outside of the store by name. Raises ModelRejected."""
     if path.is_dir():
-        found = {file.name: file for file in sorted(path.iterdir()) if _CHECKPOINT.fullmatch(file.name)}
+        onnx = onnx_folder.is_complete([file.name for file in path.iterdir()])
+        found = {file.name: file for file in sorted(path.iterdir()) if _of_a_folder(file.name, onnx=onnx)}
         if any(file.is_symlink() or not file.is_file() for file in found.values()):
             raise ModelRejected(f"{path} holds links or folders where files are expected")
-        if not any(name.endswith(".safetensors") for name in found):
-            raise ModelRejected(f"{path} has no safetensors files; for one GGUF file give its own path")
+        if not (onnx or any(name.endswith(".safetensors") for name in found)):
+            raise ModelRejected(
+                f"{path} has no safetensors files, and no ONNX graph with genai_config.json and tokenizer.json; "
+                "for one GGUF file give its own path"
+            )
         return found
     if path.suffix.lower() != ".gguf" or not path.is_file():
-        raise ModelRejected(f"{path.name} is refused: a GGUF file, or a folder with a safetensors checkpoint, is taken")
+        raise ModelRejected(
+            f"{path.name} is refused: a GGUF file, or a folder with a safetensors checkpoint or an ONNX model, is taken"
+        )
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:120] or "model"
     return {f"{name}.gguf": path}

@@ -23,6 +23,7 @@ from agent.errors import (
     StorageError,
     WrongState,
 )
+from agent.models import onnx_folder
 from agent.models.artifact import StoredFile, StoredModel
 from agent.models.blobs import described
 from agent.models.catalogue import source_text, stored_model
@@ -311,6 +312,8 @@ def _model(
         context, parameters = header.context_tokens, header.parameters
         licence = licence or str(header.scalars.get("general.license", "unknown"))
         title = str(header.scalars.get("general.name", want.name))
+    elif kind is ModelFormat.ONNX_GENERATION:
+        (parameters, context), title = onnx_folder.look_at(paths), want.name
     else:
         for name, path in paths.items():
             if name.endswith(".safetensors"):
