@@ -35,6 +35,7 @@ from agent.types import KvType, Message, Prompt
 BATCH_TOKENS = 64  # as with llama.cpp: a step lasts under a second on a slow device
 DRAFTED_TOKENS = 24
 SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
+IDLE_BETWEEN = 2  # slots; each adds a third of a run of one token, a run of its own would add two thirds
 SCORING_ROWS = (8, 4, 2, 1)  # the most whose memory is there
 SCORING_TOKENS = 1024  # in each of those rows
 SCORING_SHARE = 0.25  # of the free memory
@@ -213,7 +214,7 @@ class OnnxGenerationRuntime(RowStates):
         """Append the chunks and return the rows asked for: single tokens in one run, others in one each."""
         self._check(chunks)
         rows: dict[int, list[Row]] = {}
-        if singles := [chunk for chunk in chunks if len(chunk.tokens) == 1]:
+        for singles in _neighbours([chunk for chunk in chunks if len(chunk.tokens) == 1]):
             rows |= self._together(singles)
         for chunk in chunks:
             if len(chunk.tokens) > 1:
@@ -221,8 +222,8 @@ class OnnxGenerationRuntime(RowStates):
         return [row for chunk in chunks for row in rows[chunk.slot]]
 
     def _together(self, chunks: Sequence[Chunk]) -> dict[int, list[Row]]:
-        """Append a token each. Slots between them get one too, behind their own, that nobody sees."""
-        first, last = min(chunk.slot for chunk in chunks), max(chunk.slot for chunk in chunks)
+        """Append a token each, in the order of their slots. Slots between them get one too, behind their own, that nobody sees."""
+        first, last = chunks[0].slot, chunks[-1].slot
         given = {chunk.slot: chunk.tokens[0] for chunk in chunks}
         tokens = [[given.get(slot, 0)] for slot in range(first, last + 1)]
         ends = [self._filled[slot] + 1 for slot in range(first, last + 1)]
@@ -264,6 +265,17 @@ class OnnxGenerationRuntime(RowStates):
             self._scoring.close()
         self._decoder.close()
         del self._values
+
+
+def _neighbours(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Put chunks together whose slots are near each other: an idle slot between costs less than a further run."""
+    groups: list[list[Chunk]] = []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.slot):
+        if groups and chunk.slot - groups[-1][-1].slot <= 1 + IDLE_BETWEEN:
+            groups[-1].append(chunk)
+        else:
+            groups.append([chunk])
+    return groups
 
 
 def _chat_template(load: frames.Load, folder: GenerationFolder) -> ChatTemplate | None:

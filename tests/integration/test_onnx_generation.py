@@ -9,7 +9,8 @@ from fakes import runtimes, tiny_onnx
 
 from agent import device
 from agent.engine.onnx_generation_runtime import OnnxGenerationRuntime
-from agent.engine.runtime import Chunk, ModelUnloadable
+from agent.engine.onnx_scoring import OnnxScoring
+from agent.engine.runtime import Chunk, ModelUnloadable, Node
 from agent.types import AdapterFile, KvType, Message
 
 
@@ -197,4 +198,64 @@ def test_the_last_position_of_the_model_can_be_scored(folder):
         size = min(runtime.batch_tokens, runtime.context_tokens - at)
         runtime.decode([Chunk(0, at, [5] * size, wants_row=False)])
         at += size
+    runtime.close()
+
+
+def test_slots_far_apart_answer_as_they_do_alone(folder):
+    runtime = load(folder, parallel=12, context_tokens=64)
+    tokens = [5, 9, 13, 17]
+    for slot in (0, 1, 4, 11):
+        runtime.decode([Chunk(slot, 0, tokens, wants_row=False)])
+    together = runtime.decode([Chunk(slot, 4, [21], wants_row=slot != 4) for slot in (11, 0, 4, 1)])
+    runtime.clear(0)
+    runtime.decode([Chunk(0, 0, tokens, wants_row=False)])
+    (alone,) = runtime.decode([Chunk(0, 4, [21], wants_row=True)])
+    assert len(together) == 3
+    assert all(np.allclose(row, alone, atol=1e-4) for row in together)
+    runtime.close()
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_labels_are_scored_the_same_whether_runs_have_one_size_or_not(folder, fixed):
+    runtime = load(folder)
+    scoring = OnnxScoring(runtime._decoder, cells=100, rows=4, fixed=fixed)
+    assert scoring.step_tokens == (4 if fixed else 1)
+    prompt = [Node(5 + at, at, None, wants_row=at == 19) for at in range(20)]
+    tree = [
+        Node(30, 20, [0, 1], wants_row=True),
+        Node(31, 20, [2], wants_row=True),
+        Node(32, 21, [0], wants_row=True),
+        Node(33, 21, [1], wants_row=True),
+        Node(34, 22, [1], wants_row=True),
+    ]
+    rows = [row.copy() for row in scoring.decode([*prompt, *tree])]
+    paths = [[], [30], [31], [30, 32], [30, 33], [30, 33, 34]]
+    for path, row in zip(paths, rows, strict=True):
+        scoring.keep(0)
+        again = [*prompt, *(Node(token, 20 + at, [7], wants_row=True) for at, token in enumerate(path))]
+        assert np.abs(scoring.decode(again)[-1] - row).max() < 1e-4
+    scoring.close()
+    runtime.close()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [],
+        [Node(1, 1, None, wants_row=True)],
+        [Node(-1, 0, None, wants_row=True)],
+        [Node(1, 0, [], wants_row=True)],
+        [Node(1, 0, [0, 0], wants_row=True)],
+        [Node(1, 1, [0], wants_row=True)],
+        [Node(1, 0, [0], wants_row=True), Node(1, 0, None, wants_row=True)],
+        [Node(1, 0, [127], wants_row=True)],
+        [Node(1, at, None, wants_row=False) for at in range(65)],
+    ],
+)
+def test_nodes_that_break_the_rules_change_nothing(folder, broken):
+    runtime = load(folder)
+    scoring = runtime.scoring(10)
+    with pytest.raises(ValueError):
+        scoring.decode(broken)
+    assert len(scoring.decode([Node(1, 0, None, wants_row=True)])) == 1
     runtime.close()
