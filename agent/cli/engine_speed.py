@@ -22,9 +22,9 @@ from agent.engine import frames
 from agent.engine.speed import Answer, Loaded, Ran, Refused, Stretch
 from agent.engine.worker_process import worker_environment
 from agent.engine.worker_status import ThreadChoice
-from agent.errors import EngineFailed
+from agent.errors import EngineFailed, InvalidRequest
 from agent.settings import EngineSettings
-from agent.types import KvType, ModelFile
+from agent.types import KvType, ModelFile, ModelFormat
 
 ADAPTIVE = 0  # as a number of threads
 CONTEXT_TOKENS = 1024
@@ -101,7 +101,12 @@ class EngineSpeed:
 
 @contextlib.contextmanager
 def engine_speed(file: ModelFile, settings: EngineSettings, kv_type: KvType) -> Iterator[EngineSpeed]:
-    """Load the model in a child of its own. Raises EngineFailed."""
+    """Load the model in a child of its own. Raises EngineFailed, InvalidRequest for one that is no GGUF file."""
+    if file.format is not ModelFormat.GGUF:
+        raise InvalidRequest(
+            f"model {file.name} is {file.format}: threads and cache types are compared for GGUF models; "
+            f"{file.format.runtime} has the threads of engine.threads from its load on"
+        )
     load = frames.Load(
         model=file,
         context_tokens=min(CONTEXT_TOKENS, file.context_tokens),

@@ -21,7 +21,6 @@ from agent.engine.runtime import Chunk, ModelUnloadable
 from agent.engine.speed import Answer, Loaded, Ran, Refused, Stretch
 from agent.engine.threads import StepKind, StepThreads
 from agent.engine.worker import EXIT_BROKEN, take_over_stdout
-from agent.types import ModelFormat
 
 PAUSE_S = 0.03  # between stretches
 PROMPT_TOKENS = 32  # in the slot before the first token of a decoding stretch
@@ -36,13 +35,6 @@ def main(arguments: Sequence[str]) -> int:
             output.write(msgspec.json.encode(answer) + b"\n")
 
         load = msgspec.json.decode(sys.stdin.buffer.readline(), type=frames.Load)
-        if load.model.format is not ModelFormat.GGUF:
-            tell(
-                Refused(
-                    "the number of threads is tried with llama.cpp: with onnxruntime it is fixed, see engine.threads"
-                )
-            )
-            return EXIT_BROKEN
         try:
             if load.confine:
                 confinement.confine()

@@ -97,8 +97,11 @@ def likely(made):
     return bias
 
 
-def model(*, seed=1, made=None, opset=21, context=CONTEXT, inputs=()):
-    """Return the graph as a ModelProto; ``inputs`` are further ones that no runtime knows."""
+def model(*, seed=1, made=None, opset=21, context=CONTEXT, positions=False, last="Add"):
+    """Return the graph as a ModelProto.
+
+    ``positions``: it is told them, and adds something for each. ``last`` makes the logits: Add or Sum.
+    """
     graph = Graph(seed)
     graph.weights("embedding", VOCABULARY, WIDTH, scale=1.0)
     graph.tensor("one", np.array([1], np.int64))
@@ -111,11 +114,14 @@ def model(*, seed=1, made=None, opset=21, context=CONTEXT, inputs=()):
     width = graph.node("Gather", [graph.node("Shape", ["attention_mask"], "mask_shape"), "second"], "width", axis=0)
     graph.node("Cast", [width], "total", to=TensorProto.INT32)
     at = graph.node("Gather", ["embedding", "input_ids"], "embedded")
+    if positions:
+        graph.weights("places", context, WIDTH, scale=0.5)
+        at = graph.node("Add", [at, graph.node("Gather", ["places", "position_ids"], "placed")], "told")
     for layer in range(LAYERS):
         at = graph.layer(layer, at)
     bias = graph.tensor("bias", likely(made or tokenizer()))
     raw = graph.node("MatMul", [graph.norm("final", at), graph.weights("head", WIDTH, VOCABULARY, scale=0.3)], "raw")
-    graph.node("Add", [raw, bias], "logits")
+    graph.node(last, [raw, bias], "logits")
     value = helper.make_tensor_value_info
     past = [f"past_key_values.{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
     present = [name.replace("past_key_values", "present") for name in past]
@@ -127,7 +133,7 @@ def model(*, seed=1, made=None, opset=21, context=CONTEXT, inputs=()):
                 value("input_ids", TensorProto.INT64, ["rows", "tokens"]),
                 value("attention_mask", TensorProto.INT64, ["rows", "all"]),
                 *(value(name, TensorProto.FLOAT, ["rows", KV_HEADS, "past", HEAD]) for name in past),
-                *(value(name, TensorProto.FLOAT, [1]) for name in inputs),
+                *([value("position_ids", TensorProto.INT64, ["rows", "tokens"])] if positions else []),
             ],
             [
                 value("logits", TensorProto.FLOAT, ["rows", "tokens", VOCABULARY]),

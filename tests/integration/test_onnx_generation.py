@@ -8,6 +8,7 @@ import pytest
 from fakes import runtimes, tiny_onnx
 
 from agent import device
+from agent.engine import logit_rows
 from agent.engine.onnx_generation_runtime import OnnxGenerationRuntime
 from agent.engine.onnx_scoring import OnnxScoring
 from agent.engine.runtime import Chunk, ModelUnloadable, Node
@@ -259,3 +260,36 @@ def test_nodes_that_break_the_rules_change_nothing(folder, broken):
         scoring.decode(broken)
     assert len(scoring.decode([Node(1, 0, None, wants_row=True)])) == 1
     runtime.close()
+
+
+def rows_of(folder):
+    runtime = load(folder)
+    drafted = [row.copy() for row in runtime.decode([Chunk(0, 0, [5, 9, 13, 17, 21], wants_row=True, drafted=2)])]
+    runtime.decode([Chunk(slot, 0, [5, 9, 13, 17], wants_row=False) for slot in (1, 2)])
+    beside = runtime.decode([Chunk(slot, 4, [21], wants_row=True) for slot in (1, 2)])
+    assert all(np.allclose(row, drafted[-1], atol=1e-4) for row in beside)
+    runtime.close()
+    return np.array(drafted)
+
+
+def test_a_graph_that_is_told_positions_is_told_them(tmp_path):
+    rows = rows_of(tiny_onnx.write(tmp_path / "told", positions=True))
+    assert np.abs(rows - rows_of(tiny_onnx.write(tmp_path / "plain"))).max() > 0.1
+
+
+def test_logits_are_the_same_whether_all_are_computed_or_those_that_are_wanted(tmp_path):
+    chosen, whole = tiny_onnx.write(tmp_path / "a"), tiny_onnx.write(tmp_path / "b", last="Sum")
+    assert logit_rows.with_chosen_rows(chosen / "model.onnx", "logits")
+    assert logit_rows.with_chosen_rows(whole / "model.onnx", "logits") is None
+    assert np.allclose(rows_of(chosen), rows_of(whole), atol=1e-5)
+
+
+def test_what_stands_between_the_last_product_and_the_logits_is_passed_over(folder):
+    def soften(proto):
+        proto.graph.node[-1].output[0] = "hard"
+        proto.graph.node.append(onnx.helper.make_node("Tanh", ["hard"], ["soft"]))
+        proto.graph.node.append(onnx.helper.make_node("Cast", ["soft"], ["logits"], to=onnx.TensorProto.FLOAT))
+
+    rewritten(folder, soften)
+    assert b"outrider_chosen_tokens" in logit_rows.with_chosen_rows(folder / "model.onnx", "logits")
+    assert np.abs(rows_of(folder)).max() <= 1

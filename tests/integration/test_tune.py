@@ -12,9 +12,9 @@ from agent.cli.engine_speed import Cell
 from agent.cli.engine_tuning import better_fixed, kv_advice
 from agent.cli.main import cli
 from agent.engine.worker_status import ThreadChoice
-from agent.errors import ConfigError, EngineFailed
+from agent.errors import ConfigError, EngineFailed, InvalidRequest
 from agent.settings import EngineSettings
-from agent.types import KvType, ModelFile
+from agent.types import KvType, ModelFile, ModelFormat
 
 MIB = 1 << 20
 CHOICE = ThreadChoice(2, 2, "all cores are free")
@@ -82,6 +82,13 @@ def test_tune_measures_and_explains(tmp_path, monkeypatch):
     assert all(one["rate"] > 0 for one in told["measured"])
     assert [one["setting"] for one in told["advice"]] == ["engine.threads", "engine.kv_type"]
     assert tomlkit.parse(config.read_text())["engine"]["threads"] == 1
+
+
+def test_a_model_whose_threads_are_fixed_is_not_tuned():
+    form = ModelFormat.ONNX_GENERATION
+    file = ModelFile(name="onnx", path="/nowhere", format=form, sha256="0" * 64, context_tokens=512)
+    with pytest.raises(InvalidRequest, match=r"onnxruntime has the threads of engine\.threads"):
+        engine_tuning.measure_tuning(file, EngineSettings(), rounds=1, stretch_s=0.01, busy=False, tell=print)
 
 
 @pytest.mark.model
