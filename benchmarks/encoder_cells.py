@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import encoder_gguf
 import numpy as np
 import onnxruntime
 import peer_environment
@@ -22,13 +23,14 @@ from agent.engine.onnx_encoder_runtime import OnnxEncoderRuntime
 from agent.models.manifest import load_manifest
 from agent.models.packaged import packaged_files
 from agent.models.store import open_store
-from benchmarks.contestants import Outrider
+from benchmarks.contestants import Contestant, LlamaServer, Outrider
 from benchmarks.encoder_load import MODEL, text
 from benchmarks.intervals import percentile, ratio
 from benchmarks.table import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = "sentence-transformers on torch"
+LLAMA = "llama-server, Q8_0"
 BARE = "a bare onnxruntime loop"
 LOAD_S, QUICK_LOAD_S = 6, 1
 SHORT_REQUESTS_S = 3
@@ -49,6 +51,7 @@ class Part(NamedTuple):
 def parts() -> list[Part]:
     return [
         Part("encoder-torch", "the encoder beside sentence-transformers on torch", beside_torch),
+        Part("encoder-llama", "the daemon's /v1/embeddings beside llama-server's", beside_llama),
         Part("embeddings-load", "the daemon's /v1/embeddings beside a bare loop", under_load),
     ]
 
@@ -75,6 +78,31 @@ def beside_torch(rounds: int, quick: bool) -> Iterator[Row]:
             "embed: least cosine to fp32", least, 1.0, TORCH, least, (least, least), len(texts),
             f">= {LEAST_COSINE}", least >= LEAST_COSINE,
         )  # fmt: skip
+
+
+def beside_llama(rounds: int, quick: bool) -> Iterator[Row]:
+    """Yield the rows at 1 and 32 texts a request; none in a hurry."""
+    if quick:
+        return
+    options = ["--model", str(encoder_gguf.find()), "--embeddings", "--pooling", "mean"]
+    options += ["--parallel", "32", "--ctx-size", "16384", "--batch-size", "2048", "--ubatch-size", "2048"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with (
+            contextlib.closing(Outrider(_made(folder / "daemon"))) as daemon,
+            contextlib.closing(LlamaServer(_made(folder / "llama"), *options)) as llama,
+        ):
+            for texts in (1, 32):
+                ours: list[float] = []
+                theirs: list[float] = []
+                for number in range(rounds + 1):
+                    figures = [_load(side, 1, texts, LOAD_S)["texts_per_s"] for side in (daemon, llama)]
+                    if number:  # the first of each side warms up
+                        ours.append(figures[0])
+                        theirs.append(figures[1])
+                yield _row(
+                    f"/v1/embeddings, 1 client, {texts} texts a request: texts/s", ours, theirs, LLAMA, wanted=None
+                )
 
 
 def under_load(rounds: int, quick: bool) -> Iterator[Row]:
@@ -155,9 +183,9 @@ class BareLoop:
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
 
 
-def _load(daemon: Outrider, clients: int, texts: int, span: int) -> dict[str, Any]:
+def _load(daemon: Contestant, clients: int, texts: int, span: int) -> dict[str, Any]:
     address = daemon.address
-    token = address.headers["authorization"].partition(" ")[2]
+    token = address.headers.get("authorization", "Bearer none").partition(" ")[2]
     url = f"http://{address.host}:{address.port}"
     command = [
         sys.executable,

@@ -1,6 +1,7 @@
 """The ONNX side beside its peers: models that write, encoders, and the daemon's /v1/embeddings.
 
     python scripts/peer_environment.py torch                 makes the peer's environment, once
+    python scripts/encoder_gguf.py                           makes the encoder a file for llama-server, once
     python benchmarks/onnx.py --quick [--json]               under 50 seconds
     python benchmarks/onnx.py [--rounds 5] [--parts NAME,NAME] [--write DOC]
     python benchmarks/onnx.py --list                         the parts
