@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agent.encoder import EncoderSpec, EncoderTask, Pooling
+from agent.encoder import EncoderSpec, EncoderTask, labels, spec_of_files
 from agent.engine.refusals import ModelUnloadable
 from agent.types import ModelFile
 
@@ -33,12 +33,20 @@ def encoder_files(model: ModelFile) -> EncoderFiles:
         raise ModelUnloadable(f"{folder} is not a folder with {GRAPH} and {TOKENIZER}")
     graph, tokenizer = _graph(folder), _regular(folder / TOKENIZER, "an encoder is not read without its tokenizer")
     config = _object(folder / CONFIG)
-    spec = model.encoder or _described(config, _object(folder / POOLING))
-    if not spec.labels and spec.task in {EncoderTask.CLASSIFY, EncoderTask.TAG}:
-        spec = msgspec.structs.replace(spec, labels=_labels(config))
+    try:
+        spec = model.encoder or spec_of_files(config, _object(_pooling(folder)))
+        if not spec.labels and spec.task in {EncoderTask.CLASSIFY, EncoderTask.TAG}:
+            spec = msgspec.structs.replace(spec, labels=labels(config))
+    except ValueError as error:
+        raise ModelUnloadable(str(error)) from None
     limit = _object(folder / LENGTH).get("max_seq_length")
     most = min(model.context_tokens, _positions(config), limit if isinstance(limit, int) else model.context_tokens)
     return EncoderFiles(graph, tokenizer, spec, most)
+
+
+def _pooling(folder: Path) -> Path:
+    nested = folder / "1_Pooling" / CONFIG  # as sentence-transformers lays it; a model of the store is flat
+    return nested if nested.exists() else folder / POOLING
 
 
 def _graph(folder: Path) -> Path:
@@ -70,36 +78,6 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelUnloadable(f"{path.name} is no JSON object")
     return found
-
-
-def _described(config: dict[str, Any], pooling: dict[str, Any]) -> EncoderSpec:
-    """Return what the usual files of such a model say."""
-    names = config.get("architectures")
-    architecture = str(names[0]) if isinstance(names, list) and names else ""
-    if architecture.endswith("ForTokenClassification"):
-        return EncoderSpec(task=EncoderTask.TAG)
-    if architecture.endswith("ForSequenceClassification"):
-        several = config.get("problem_type") == "multi_label_classification"
-        single = len(_labels(config)) == 1 or config.get("num_labels") == 1
-        return EncoderSpec(task=EncoderTask.RERANK if single else EncoderTask.CLASSIFY, several=several)
-    if pooling.get("pooling_mode_cls_token"):
-        return EncoderSpec(pooling=Pooling.CLS)
-    if pooling.get("pooling_mode_lasttoken"):
-        return EncoderSpec(pooling=Pooling.LAST)
-    other = [name for name, on in pooling.items() if name.startswith("pooling_mode_") and on]
-    if other and other != ["pooling_mode_mean_tokens"]:
-        raise ModelUnloadable(f"{POOLING} asks for {', '.join(other)}; there are mean, cls and last token")
-    return EncoderSpec()
-
-
-def _labels(config: dict[str, Any]) -> tuple[str, ...]:
-    found = config.get("id2label")
-    if not isinstance(found, dict):
-        return ()
-    try:
-        return tuple(str(found[str(number)]) for number in range(len(found)))
-    except KeyError as error:
-        raise ModelUnloadable(f"id2label of {CONFIG} has no label {error}: they are numbered from 0 on") from None
 
 
 def _positions(config: dict[str, Any]) -> int:
