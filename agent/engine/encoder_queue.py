@@ -23,7 +23,7 @@ from agent.engine.refusals import PromptRejected, PromptTooLong
 from agent.types import Failure, FailureKind, Prompt
 
 BATCH_TEXTS = 16
-BATCH_TOKENS = 2048  # padding included: bounds the memory of a batch, which grows with it
+BATCH_TOKENS = 1024  # padding included: bounds the memory of a batch, which grows with it
 ALIKE = 1.5  # lengths that differ by a larger factor do not share a batch
 LOOKED_AT = 64  # texts that are tokenized and wait
 CACHE_BYTES = 16 << 20
