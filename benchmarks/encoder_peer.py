@@ -10,6 +10,8 @@ import json
 import sys
 import time
 
+sys.path.append(sys.path.pop(0))  # in this folder is our onnx.py
+
 from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found,unused-ignore]
 
 

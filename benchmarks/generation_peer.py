@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.append(sys.path.pop(0))  # in this folder is our onnx.py
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import psutil

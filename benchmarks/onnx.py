@@ -18,7 +18,8 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program this file has only its own folder
+sys.path.append(sys.path.pop(0))  # with its own folder first this program would be the package onnx to all others
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from llama_wheel import CannotBuildError
