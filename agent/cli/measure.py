@@ -67,6 +67,7 @@ def measure(
     """
     from agent.evaluation.labelled import read_task
     from agent.evaluation.measure_worker import Text
+    from agent.evaluation.measuring import golden_of
 
     store = model_store(invocation)
     file = store.resolve(model, below_floor=True)
@@ -74,7 +75,10 @@ def measure(
     read = tuple(Text(path.name, _text(path)) for path in texts)
     labelled = tuple(read_task(path) for path in tasks)
     if reference is None:
-        notice("no reference at hand: how far it is from its source is not measured; name one with --against")
+        if golden_of(store, model):
+            notice("no reference at hand: it is compared with the answers of its source that came with it")
+        else:
+            notice("no reference at hand: how far it is from its source is not measured; name one with --against")
     found = measure_model(invocation, file, reference, texts=read, tasks=labelled, longest_context=longest_context)
     entry = store.show(model)
     if as_json:
@@ -95,6 +99,7 @@ def measure_model(
 ) -> Quality:
     """Measure a model of the store with the user's settings and keep the result with it. Raises OutriderError."""
     from agent.evaluation import quality as evaluation
+    from agent.evaluation.measuring import golden_of
 
     store = model_store(invocation)
     plan = evaluation.Plan(
@@ -104,6 +109,7 @@ def measure_model(
         engine=invocation.settings.engine,
         longest_context=longest_context or invocation.settings.engine.context_tokens,
         tasks=tasks,
+        golden=golden_of(store, model.name),
         kept=store.blobs.root / evaluation.KEPT_FOLDER,
     )
     found = evaluation.measure(plan, notice, now_ms=time.time_ns() // 1_000_000)
@@ -138,8 +144,9 @@ def figures(quality: Quality, file_bytes: int) -> list[tuple[str, str]]:
     for text in quality.texts:
         rows.append((f"perplexity, {text.name}", _estimate(text.perplexity, "{:.2f}")))
         rows.append((f"bits per byte, {text.name}", f"{text.bits_per_byte:.3f}"))
-        if text.divergence and text.agreement:
+        if text.divergence:
             rows.append((f"KL divergence (nats), {text.name}", _estimate(text.divergence, "{:.4f}")))
+        if text.agreement:
             rows.append((f"same likeliest token, {text.name}", _estimate(text.agreement, "{:.1%}")))
     rows.append(("instructions followed", f"{quality.instructions_followed} of {quality.instructions_asked}"))
     rows += [

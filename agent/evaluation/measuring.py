@@ -16,7 +16,7 @@ from agent.models.artifact import StoredModel
 from agent.models.entry import ModelEntry
 from agent.models.fitting import stored_need
 from agent.models.profiles import HardwareProfile
-from agent.models.quality import MeasuredSpeed, Quality, Speed
+from agent.models.quality import Golden, MeasuredSpeed, Quality, Speed
 from agent.models.serving import measured
 from agent.models.store import ModelStore
 from agent.settings import EngineSettings
@@ -118,6 +118,7 @@ class Measuring:
             texts=(evaluation.shipped_text(),),
             engine=self._engine,
             longest_context=self._engine.context_tokens,
+            golden=golden_of(self._store, file.name),
             kept=self._store.blobs.root / evaluation.KEPT_FOLDER,
         )
         found = evaluation.measure(plan, self._tell, now_ms=self._now_ms())
@@ -143,6 +144,13 @@ def engine_values(hardware: HardwareProfile, machine: device.DeviceProfile) -> d
         "threads": min(hardware.threads or machine.decode_threads, machine.logical_cores),
         "memory_mib": hardware.memory_mib,
     }
+
+
+def golden_of(store: ModelStore, name: str) -> Golden | None:
+    """Return what the source of a model said where it was measured before, if that is known."""
+    stored = store.get(name)
+    found = measured(stored) if stored else None
+    return found.golden if found else None
 
 
 def parent_of(store: ModelStore, name: str) -> ModelFile | None:

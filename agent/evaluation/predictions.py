@@ -73,6 +73,7 @@ def _read(begin: int, tokens: Sequence[int], model: Runtime, reference: Runtime 
     divergence: list[float] = []
     agreement: list[bool] = []
     likeliest: list[int] = []
+    expected: list[int] = []
     text_bytes = 0
     damaged = False
     for at, row, other in _rows(tokens, model, reference):
@@ -85,10 +86,11 @@ def _read(begin: int, tokens: Sequence[int], model: Runtime, reference: Runtime 
         surprise.append(-float(logprobs[following]))
         text_bytes += len(model.piece(following))
         likeliest.append(best := int(logprobs.argmax()))
-        if other is not None and (expected := _log_softmax(other)) is not None:
-            reference_surprise.append(-float(expected[following]))
-            divergence.append(max(0.0, float(np.exp(expected) @ (expected - logprobs))))
-            agreement.append(best == int(expected.argmax()))
+        if other is not None and (of_reference := _log_softmax(other)) is not None:
+            reference_surprise.append(-float(of_reference[following]))
+            divergence.append(max(0.0, float(np.exp(of_reference) @ (of_reference - logprobs))))
+            expected.append(int(of_reference.argmax()))
+            agreement.append(best == expected[-1])
     return Window(
         begin=begin,
         surprise=tuple(surprise),
@@ -96,6 +98,7 @@ def _read(begin: int, tokens: Sequence[int], model: Runtime, reference: Runtime 
         divergence=tuple(divergence),
         agreement=tuple(agreement),
         likeliest=tuple(likeliest),
+        expected=tuple(expected),
         bytes=text_bytes,
         damaged=damaged,
     )

@@ -18,15 +18,16 @@ from agent.engine.supervisor import EnginePool
 from agent.errors import EngineFailed, InvalidRequest
 from agent.evaluation import instructions, measure_worker, needles
 from agent.evaluation.asking import Asking, Tell, speed_of
-from agent.evaluation.labelled import Task, solve
+from agent.evaluation.labelled import Task, solve, wilson
 from agent.evaluation.measure_worker import Text
 from agent.evaluation.steps import Steps, kept_steps
 from agent.evaluation.window import WINDOW_TOKENS, Window
-from agent.models.quality import Needles, Quality, Speed, TaskFigures, TextFigures
+from agent.models.quality import Golden, Needles, Quality, Speed, TaskFigures, TextFigures
 from agent.settings import EngineSettings
 from agent.types import Message, ModelFile
 
 SHIPPED = "shipped text"
+GOLDEN_WINDOWS = 2  # of the text that ships, kept with a model
 KEPT_FOLDER = "measuring"  # of the store: steps of measurements that are not finished
 
 
@@ -39,6 +40,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineSettings
     longest_context: int  # of the needles, tokens
     tasks: tuple[Task, ...] = ()
+    golden: Golden | None = None  # what takes the place of a reference that is not here
     kept: Path | None = None  # folder for finished steps, so that a measurement that was stopped goes on
 
 
@@ -54,20 +56,48 @@ def measure(plan: Plan, tell: Tell, *, now_ms: int) -> Quality:
             tell(f"going on where it was stopped: {len(steps)} steps are done")
         answers = asyncio.run(_ask(plan, tell, steps))
         texts = read_texts(plan, tell, steps)
+        golden, texts, reference = against_golden(plan, steps, texts)
     return Quality(
         digest=plan.model.sha256,
         measured_at_ms=now_ms,
         machine=device.profile().cpu_model,
         runtime=answers.runtime,
-        reference=plan.reference.name if plan.reference and any(text.agreement for text in texts) else None,
-        reference_digest=plan.reference.sha256 if plan.reference and any(text.agreement for text in texts) else None,
+        reference=reference,
+        reference_digest=golden.reference_digest if golden and reference else None,
         texts=texts,
         instructions_followed=answers.followed,
         instructions_asked=len(instructions.INSTRUCTIONS),
         needles=answers.needles,
         speed=answers.speed,
         tasks=answers.tasks,
+        golden=golden,
     )
+
+
+def against_golden(
+    plan: Plan, steps: Steps, texts: tuple[TextFigures, ...]
+) -> tuple[Golden | None, tuple[TextFigures, ...], str | None]:
+    """Return what to keep of the source's answers, the figures, and the name of what they were compared with.
+
+    Without a reference the answers that came with the model take its place: their agreement is
+    then a figure of the first text.
+    """
+    text = plan.texts[0].text
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    windows = _done(plan.texts[0], steps).done[:GOLDEN_WINDOWS]
+    if plan.reference is not None:
+        expected = tuple(token for window in windows for token in window.expected)
+        if not expected:  # another vocabulary
+            return None, texts, None
+        name, sha256 = plan.reference.name, plan.reference.sha256
+        return Golden(reference=name, reference_digest=sha256, text_digest=digest, likeliest=expected), texts, name
+    said = [token for window in windows for token in window.likeliest]
+    golden = plan.golden
+    if golden is None or golden.text_digest != digest or len(said) != len(golden.likeliest):
+        return golden, texts, None
+    same = sum(one == other for one, other in zip(said, golden.likeliest, strict=True))
+    first = msgspec.structs.replace(texts[0], agreement=wilson(same, len(said)))
+    return golden, (first, *texts[1:]), f"{golden.reference} (its kept answers)"
 
 
 def _conditions(plan: Plan) -> list[str]:

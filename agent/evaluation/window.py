@@ -16,5 +16,6 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     divergence: tuple[float, ...]  # KL(reference || model), nats
     agreement: tuple[bool, ...]
     likeliest: tuple[int, ...]  # tokens
+    expected: tuple[int, ...] = ()  # what the reference puts first
     bytes: int  # of the following tokens
     damaged: bool = False  # the model computed no number

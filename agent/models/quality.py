@@ -42,6 +42,15 @@ class Needles(msgspec.Struct, frozen=True):
         return self.found >= LEAST_FOUND * self.asked
 
 
+class Golden(msgspec.Struct, frozen=True, kw_only=True):
+    """What the source of a model says of a text that ships: on any device the model must say much the same."""
+
+    reference: str
+    reference_digest: str
+    text_digest: str  # SHA-256
+    likeliest: tuple[int, ...]  # the token it puts first at each position that counts
+
+
 class TaskFigures(msgspec.Struct, frozen=True, kw_only=True):
     """How often a model chose the right label of a user's own examples."""
 
@@ -89,6 +98,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     needles: tuple[Needles, ...]  # from short to long, up to the first length that failed
     speed: Speed
     tasks: tuple[TaskFigures, ...] = ()
+    golden: Golden | None = None  # goes with the model where its source does not
 
     @property
     def useful_context_tokens(self) -> int | None:
