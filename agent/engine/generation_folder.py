@@ -1,4 +1,4 @@
-"""The folder of a generative ONNX model, as onnxruntime-genai's model builder writes it.
+"""The folder of a generative ONNX model, as onnxruntime-genai has it.
 
 ``genai_config.json`` says what the graph's inputs are called and how its keys and values are laid
 out. All files lie in one flat folder; none may be a link or lie elsewhere.
@@ -52,7 +52,7 @@ class _Model(msgspec.Struct):
     vocab_size: _Count
     context_length: _Count
     decoder: Decoder
-    eos_token_id: int | list[int] = []
+    eos_token_id: int | list[int] | None = None
     encoder: Any = None
     vision: Any = None
     speech: Any = None
@@ -73,6 +73,7 @@ class GenerationFolder(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     kind: str  # "llama", "qwen3"
     decoder: Decoder
+    shares_buffer: bool  # whether the graph writes new keys and values into the buffer with the old ones
     graph: OnnxGraph
     vocabulary_size: int
     context_tokens: int
@@ -102,11 +103,6 @@ def read_folder(path: Path) -> GenerationFolder:
     model, decoder = config.model, config.model.decoder
     if any(part is not None for part in (model.encoder, model.vision, model.speech)):
         raise ModelUnloadable("genai_config.json names several graphs: models of one decoder can be run")
-    if not config.search.past_present_share_buffer:
-        raise ModelUnloadable(
-            "genai_config.json says that past and present keys do not share a buffer: build the model with "
-            "onnxruntime-genai's builder for the CPU"
-        )
     if "/" in decoder.filename or "\\" in decoder.filename or decoder.filename.startswith("."):
         raise ModelUnloadable(f"genai_config.json names the graph {decoder.filename!r}: it must lie in the same folder")
     try:
@@ -116,11 +112,12 @@ def read_folder(path: Path) -> GenerationFolder:
     except OSError as error:
         raise ModelUnloadable(f"{decoder.filename} cannot be read: {error.strerror}") from error
     told = _object(path / "tokenizer_config.json", needed=False)
-    ends = [model.eos_token_id] if isinstance(model.eos_token_id, int) else model.eos_token_id
+    ends = [model.eos_token_id] if isinstance(model.eos_token_id, int) else model.eos_token_id or []
     return GenerationFolder(
         path=path,
         kind=model.type,
         decoder=decoder,
+        shares_buffer=config.search.past_present_share_buffer,
         graph=graph,
         vocabulary_size=model.vocab_size,
         context_tokens=model.context_length,

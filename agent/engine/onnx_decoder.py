@@ -1,12 +1,13 @@
 """A decoder graph on ONNX Runtime, with keys and values in memory of our own.
 
-The graph is one of onnxruntime-genai's model builder: its GroupQueryAttention writes the keys and
-values of new tokens into the buffer that it reads the old ones from. Bound to the same memory, a
-row of that buffer is a slot: where its tokens end is said anew with every run, so that they can
-be cut, copied and kept by copying parts of the buffer.
+A row of that memory is a slot: where its tokens end is said anew with every run, so that they can
+be cut, copied and kept by copying parts of it.
 
-One token each of many rows goes through the graph at once. Several tokens of one row do too,
-but not of two rows: GroupQueryAttention refuses that.
+A graph of onnxruntime-genai's model builder writes the keys and values of new tokens into the
+buffer that it reads the old ones from: its GroupQueryAttention is given our memory for both. One
+token each of many rows goes through it at once. Several tokens of one row do too, but not of two
+rows: GroupQueryAttention refuses that. Other graphs, such as optimum exports them, give back all
+keys and values in each run, longer by the new ones: they run row by row, on copies.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class OnnxDecoder:
     def __init__(self, folder: GenerationFolder, threads: int) -> None:
         """Load the graph with a fixed number of threads. Raises ModelUnloadable."""
         self.vocabulary_size = folder.vocabulary_size
+        self.joins = folder.shares_buffer  # whether several rows go through the graph at once
         decoder = folder.decoder
         layers = range(decoder.num_hidden_layers)
         given, made = decoder.inputs, decoder.outputs
@@ -116,15 +118,13 @@ class OnnxDecoder:
         More than one token only with one row. Returns the logits of the ``chosen`` ones of these
         tokens, counted from 0: (rows, chosen, vocabulary). Raises RuntimeBroken.
         """
+        if not self.joins:
+            each = zip(range(first, first + len(tokens)), tokens, ends, strict=True)
+            return np.concatenate([self._run_row(values, row, new, end, chosen) for row, new, end in each])
         ids = np.asarray(tokens, self._ids_type)
         rows, count = ids.shape
-        mask = (np.arange(max(ends)) < np.asarray(ends)[:, None]).astype(self._mask_type)
         binding = self._binding(values, first, rows)
-        fed = {self._ids: ids, self._mask: mask}
-        if self._has_positions:
-            fed[self._positions] = (np.asarray(ends)[:, None] - count + np.arange(count)).astype(self._ids_type)
-        if self._chooses:
-            fed[logit_rows.CHOSEN] = np.asarray(chosen or (count - 1,), np.int64)
+        fed = self._feeds(ids, ends, chosen)
         for name, given in fed.items():
             binding.bind_input(name, "cpu", 0, given.dtype.type, given.shape, given.ctypes.data)
         made = max(1, len(chosen)) if self._chooses else count
@@ -134,6 +134,40 @@ class OnnxDecoder:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise RuntimeBroken(f"ONNX Runtime: {_reason(error)}") from error
+        return self._chosen(logits, chosen)
+
+    def _run_row(
+        self, values: KeyValues, row: int, tokens: Sequence[int], end: int, chosen: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Run a graph that gives back all keys and values; keep those of the new tokens."""
+        start = end - len(tokens)
+        past = {
+            name: np.ascontiguousarray(layer[row : row + 1, :, :start])
+            for name, layer in zip(self._past, values.data, strict=True)
+        }
+        ids = np.asarray([tokens], self._ids_type)
+        try:
+            logits, *present = self._session.run([self._logits, *self._present], self._feeds(ids, [end], chosen) | past)
+            for layer, whole in zip(values.data, present, strict=True):
+                layer[row, :, start:end] = whole[0, :, start:end]
+        except Exception as error:
+            raise RuntimeBroken(f"ONNX Runtime: {_reason(error)}") from error
+        if logits.shape[1:] != (max(1, len(chosen)) if self._chooses else len(tokens), self.vocabulary_size):
+            raise RuntimeBroken(f"the graph gives logits of {logits.shape} for {len(tokens)} tokens")
+        return self._chosen(logits, chosen)
+
+    def _feeds(self, ids: NDArray[Any], ends: Sequence[int], chosen: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Return all inputs but the past."""
+        count = ids.shape[1]
+        mask = (np.arange(max(ends)) < np.asarray(ends)[:, None]).astype(self._mask_type)
+        fed = {self._ids: ids, self._mask: mask}
+        if self._has_positions:
+            fed[self._positions] = (np.asarray(ends)[:, None] - count + np.arange(count)).astype(self._ids_type)
+        if self._chooses:
+            fed[logit_rows.CHOSEN] = np.asarray(chosen or (count - 1,), np.int64)
+        return fed
+
+    def _chosen(self, logits: NDArray[Any], chosen: Sequence[int]) -> NDArray[np.float32]:
         kept = logits[:, : len(chosen)] if self._chooses else logits[:, list(chosen)]
         return kept.astype(np.float32, copy=False)
 

@@ -89,7 +89,7 @@ class OnnxGenerationRuntime(RowStates):
             quantization=folder.graph.quantization,
             fills_gaps=gap_marks is not None,
             thinks=self.thinking is not None,
-            absent=_absent(load),
+            absent=_absent(load, joins=self._decoder.joins),
         )
         self._prompts = PromptTokens(
             lambda text, special: self._tokens.tokenize(text, special=special),
@@ -142,7 +142,7 @@ class OnnxGenerationRuntime(RowStates):
         if not distance <= UNLIKE:  # nor is what is no number
             raise ModelUnloadable(
                 "the graph gives other figures for tokens one by one than in one piece: its weights are damaged, or it "
-                "does not keep keys and values as the builder of onnxruntime-genai has it for the CPU"
+                "does not keep keys and values as genai_config.json says (past_present_share_buffer)"
             )
 
     def _distance(self, tokens: Sequence[int]) -> float:
@@ -214,10 +214,11 @@ class OnnxGenerationRuntime(RowStates):
         """Append the chunks and return the rows asked for: single tokens in one run, others in one each."""
         self._check(chunks)
         rows: dict[int, list[Row]] = {}
-        for singles in _neighbours([chunk for chunk in chunks if len(chunk.tokens) == 1]):
-            rows |= self._together(singles)
+        singles = [chunk for chunk in chunks if len(chunk.tokens) == 1 and self._decoder.joins]
+        for group in _neighbours(singles):
+            rows |= self._together(group)
         for chunk in chunks:
-            if len(chunk.tokens) > 1:
+            if chunk.slot not in rows:
                 rows[chunk.slot] = self._alone(chunk)
         return [row for chunk in chunks for row in rows[chunk.slot]]
 
@@ -294,9 +295,11 @@ def _chat_template(load: frames.Load, folder: GenerationFolder) -> ChatTemplate 
         raise ModelUnloadable(str(error)) from error
 
 
-def _absent(load: frames.Load) -> tuple[str, ...]:
+def _absent(load: frames.Load, *, joins: bool) -> tuple[str, ...]:
     """Name what the settings ask for and an ONNX graph does not have."""
     found = ["LoRA adapters", "threads by load: their number is fixed when the model is loaded"]
+    if not joins:
+        found.append("several answers in one run: this graph computes them one after the other")
     if load.devices in {DeviceWish.GPU, DeviceWish.NPU}:
         found.append(f"engine.devices {load.devices}: models that write run on the processor")
     if load.kv_type is not KvType.F16:

@@ -32,6 +32,12 @@ def onnxruntime():
     return OnnxGenerationRuntime(onnx_order(tiny_folder()))
 
 
+def exported():
+    from agent.engine.onnx_generation_runtime import OnnxGenerationRuntime
+
+    return OnnxGenerationRuntime(onnx_order(tiny_folder(positions=True, grows=True)))
+
+
 def on_real_weights(kind):
     def loaded():
         from agent.engine.onnx_generation_runtime import OnnxGenerationRuntime
@@ -62,18 +68,19 @@ def onnx_order(folder, *, template=None, **changes):
 
 
 @cache
-def tiny_folder():
+def tiny_folder(**changes):
     folder = Path(tempfile.mkdtemp(prefix="tiny-onnx-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return tiny_onnx.write(folder, data_file="model.onnx.data")
+    return tiny_onnx.write(folder, data_file="model.onnx.data", **changes)
 
 
 LOADERS = {
     "fake": lambda: FakeRuntime(slots=SLOTS, context_tokens=CONTEXT, batch_tokens=64, saved_tokens=CONTEXT),
     "llama.cpp": llama_cpp,
     "onnxruntime": onnxruntime,
+    "onnxruntime, as optimum exports": exported,
     "onnxruntime, int4": on_real_weights("int4"),
     "onnxruntime, int8": on_real_weights("int8"),
 }
-MADE_UP = {"fake", "onnxruntime"}  # not on weights that are trained
+MADE_UP = {"fake", "onnxruntime", "onnxruntime, as optimum exports"}  # not on weights that are trained
 EACH = [pytest.param(name, marks=[] if name in MADE_UP else [pytest.mark.model]) for name in LOADERS]

@@ -59,7 +59,41 @@ class Graph:
         scale = self.tensor(f"{name}.scale", np.ones(WIDTH, np.float32))
         return self.node("SimplifiedLayerNormalization", [given, scale], name, epsilon=1e-5, axis=-1)
 
-    def layer(self, at, given):
+    def attention(self, at, parts, past):
+        """Attention written out: keys and values come back longer by the new ones. Places are told apart by the embedding."""
+        heads = []
+        for part, count in zip(parts, (HEADS, KV_HEADS, KV_HEADS), strict=True):
+            apart = self.tensor(f"{part}.shape", np.array([0, 0, count, HEAD], np.int64))
+            whole = self.node("Reshape", [part, apart], f"{part}.heads")
+            heads.append(self.node("Transpose", [whole], f"{part}.turned", perm=[0, 2, 1, 3]))
+        twice = self.tensor(f"twice.{at}", np.repeat(np.arange(KV_HEADS), HEADS // KV_HEADS))
+        kept = []
+        for old, new, name in zip(past, heads[1:], ("key", "value"), strict=True):
+            present = self.node("Concat", [old, new], f"present.{at}.{name}", axis=2)
+            kept.append(self.node("Gather", [present, twice], f"all.{at}.{name}", axis=1))
+        turned = self.node("Transpose", [kept[0]], f"keys.{at}", perm=[0, 1, 3, 2])
+        scores = self.node("MatMul", [self.node("Mul", [heads[0], "scale"], f"scaled.{at}"), turned], f"scores.{at}")
+        weights = self.node("Softmax", [self.node("Add", [scores, "unseen"], f"masked.{at}")], f"weights.{at}", axis=-1)
+        mixed = self.node("MatMul", [weights, kept[1]], f"mixed.{at}")
+        flat = self.tensor(f"flat.{at}", np.array([0, 0, HEADS * HEAD], np.int64))
+        turned = self.node("Transpose", [mixed], f"back.{at}", perm=[0, 2, 1, 3])
+        return self.node("Reshape", [turned, flat], f"attended.{at}")
+
+    def unseen(self):
+        """Which places a token does not see: those after it."""
+        self.tensor("scale", np.array(HEAD**-0.5, np.float32))
+        zero = self.tensor("zero", np.array(0, np.int64))
+        one = self.tensor("step", np.array(1, np.int64))
+        count = self.node("Gather", [self.node("Shape", ["input_ids"], "ids_shape"), "second"], "count", axis=0)
+        start = self.node("Sub", ["width", count], "start")
+        axis = self.tensor("upright", np.array([1], np.int64))
+        rows = self.node("Unsqueeze", [self.node("Range", [start, "width", one], "from"), axis], "rows")
+        later = self.node("Greater", [self.node("Range", [zero, "width", one], "places_seen"), rows], "later")
+        self.tensor("never", np.array(-1e9, np.float32))
+        self.tensor("nothing", np.array(0, np.float32))
+        self.node("Where", [later, "never", "nothing"], "unseen")
+
+    def layer(self, at, given, *, grows=False):
         normed = self.norm(f"norm.{at}", given)
         wide, narrow = HEADS * HEAD, KV_HEADS * HEAD
         parts = [
@@ -67,16 +101,20 @@ class Graph:
             for part, size in (("q", wide), ("k", narrow), ("v", narrow))
         ]
         past = [f"past_key_values.{at}.{part}" for part in ("key", "value")]
-        attended = self.node(
-            "GroupQueryAttention",
-            [*parts, *past, "lengths", "total", "cos", "sin"],
-            f"attended.{at}",
-            *(f"present.{at}.{part}" for part in ("key", "value")),
-            domain="com.microsoft",
-            num_heads=HEADS,
-            kv_num_heads=KV_HEADS,
-            do_rotary=1,
-            scale=HEAD**-0.5,
+        attended = (
+            self.attention(at, parts, past)
+            if grows
+            else self.node(
+                "GroupQueryAttention",
+                [*parts, *past, "lengths", "total", "cos", "sin"],
+                f"attended.{at}",
+                *(f"present.{at}.{part}" for part in ("key", "value")),
+                domain="com.microsoft",
+                num_heads=HEADS,
+                kv_num_heads=KV_HEADS,
+                do_rotary=1,
+                scale=HEAD**-0.5,
+            )
         )
         out = self.node("MatMul", [attended, self.weights(f"o.{at}", wide, WIDTH)], f"o.{at}.out")
         given = self.node("Add", [given, out], f"between.{at}")
@@ -97,10 +135,11 @@ def likely(made):
     return bias
 
 
-def model(*, seed=1, made=None, opset=21, context=CONTEXT, positions=False, last="Add"):
+def model(*, seed=1, made=None, opset=21, context=CONTEXT, positions=False, last="Add", grows=False):
     """Return the graph as a ModelProto.
 
     ``positions``: it is told them, and adds something for each. ``last`` makes the logits: Add or Sum.
+    ``grows``: as optimum exports it, with keys and values that come back longer. It needs positions.
     """
     graph = Graph(seed)
     graph.weights("embedding", VOCABULARY, WIDTH, scale=1.0)
@@ -117,8 +156,10 @@ def model(*, seed=1, made=None, opset=21, context=CONTEXT, positions=False, last
     if positions:
         graph.weights("places", context, WIDTH, scale=0.5)
         at = graph.node("Add", [at, graph.node("Gather", ["places", "position_ids"], "placed")], "told")
+    if grows:
+        graph.unseen()
     for layer in range(LAYERS):
-        at = graph.layer(layer, at)
+        at = graph.layer(layer, at, grows=grows)
     bias = graph.tensor("bias", likely(made or tokenizer()))
     raw = graph.node("MatMul", [graph.norm("final", at), graph.weights("head", WIDTH, VOCABULARY, scale=0.3)], "raw")
     graph.node(last, [raw, bias], "logits")
@@ -169,7 +210,7 @@ def write(folder, *, data_file=None, config=(), **changes):
         "decoder": decoder,
     }
     described |= dict(config)
-    told = {"model": described, "search": {"past_present_share_buffer": True}}
+    told = {"model": described, "search": {"past_present_share_buffer": not changes.get("grows", False)}}
     (folder / "genai_config.json").write_text(json.dumps(told))
     proto = model(made=made, **changes)
     if data_file:

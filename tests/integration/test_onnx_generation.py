@@ -94,7 +94,6 @@ def without_positions(folder):
         (not_numbers, "damaged"),
         (cut_off, r"model\.onnx is no ONNX file, or a damaged one"),
         (without_positions, "does not keep keys and values"),
-        (lambda folder: configured(folder, search={}), "do not share a buffer"),
         (lambda folder: configured(folder, model={"vision": {}}), "several graphs"),
         (lambda folder: configured(folder, model={"vocab_size": 500}), "vocabulary of 500"),
         (lambda folder: configured(folder, model={"vocab_size": "many"}), "does not describe a decoder"),
@@ -293,3 +292,25 @@ def test_what_stands_between_the_last_product_and_the_logits_is_passed_over(fold
     rewritten(folder, soften)
     assert b"outrider_chosen_tokens" in logit_rows.with_chosen_rows(folder / "model.onnx", "logits")
     assert np.abs(rows_of(folder)).max() <= 1
+
+
+def test_a_graph_that_gives_back_all_keys_and_values_is_run_row_by_row_and_says_so(tmp_path, folder):
+    exported = tiny_onnx.write(tmp_path / "exported", positions=True, grows=True)
+    runtime = load(exported)
+    assert any("one after the other" in absent for absent in runtime.traits.absent)
+    runtime.close()
+    assert np.isfinite(rows_of(exported)).all()
+    told = load(folder)
+    assert not any("one after the other" in absent for absent in told.traits.absent)
+    told.close()
+    # The builder's own graph can be run both ways.
+    plain = rows_of(folder)
+    configured(folder, search={"past_present_share_buffer": False})
+    assert np.allclose(rows_of(folder), plain, atol=1e-4)
+
+
+def test_a_graph_that_is_said_to_share_its_buffer_and_does_not_is_refused(tmp_path):
+    exported = tiny_onnx.write(tmp_path / "exported", positions=True, grows=True)
+    configured(exported, search={"past_present_share_buffer": True})
+    with pytest.raises(ModelUnloadable, match="cannot be run"):
+        load(exported)
