@@ -98,3 +98,8 @@ def test_a_fixed_number_stays_whatever_happens(monkeypatch):
     assert world.step() == 3
     assert world.threads.choice.reason == "engine.threads"
     assert not world.rested
+
+
+def test_steps_that_somebody_waits_for_are_no_trial(monkeypatch):
+    world = World(monkeypatch, cores=2)
+    assert {world.step(StepKind.PREFILL, seconds=0.2) for _ in range(200)} == {2}
