@@ -1,7 +1,12 @@
 """How much of the prompts goes into a step: figures in, figures out."""
 
+from fakes.fake_runtime import FakeRuntime
+
+from agent.engine import frames
 from agent.engine.prefill_pace import STALL_S, STEP_S, TILE_TOKENS, PrefillPace
 from agent.engine.runtime import Chunk
+from agent.engine.scheduler import Scheduler
+from agent.types import Message, Sampling
 
 MOST = 512
 
@@ -50,3 +55,19 @@ def test_the_pace_follows_the_machine():
     for _ in range(20):
         observe(pace, 200)
     assert pace.room(3, 1, MOST) == 3 * TILE_TOKENS
+
+
+def test_no_step_ends_with_a_scrap_of_the_next_prompt():
+    runtime = FakeRuntime(slots=3, context_tokens=400, batch_tokens=128, saved_tokens=0)
+    steps = []
+    decode = runtime.decode
+    runtime.decode = lambda chunks: steps.append([len(chunk.tokens) for chunk in chunks]) or decode(chunks)
+    serving = Scheduler(runtime, waiting_line=0)
+    serving._pace.room = lambda decoding, prefilling, most: most
+    for number, size in enumerate((100, 90, 20)):
+        text = chr(97 + number) * size
+        sampling = Sampling(max_tokens=1)
+        serving.submit(frames.Generate(id=number, messages=(Message("user", text),), sampling=sampling))
+    while not serving.idle:
+        serving.step()
+    assert steps == [[100], [90, 20]], "the second prompt does not begin with what 28 tokens have room for"
