@@ -1,6 +1,7 @@
 """A model that writes, in a process of its own: loaded, then timed in stretches on request.
 
     python benchmarks/generation_peer.py MODEL [REFERENCE]      a .gguf file or a folder with an ONNX model
+    python benchmarks/generation_peer.py --genai FOLDER         the same by onnxruntime-genai's own generators
 
 Reads one JSON object a line, writes one: what is asked for is under "do", see ``main``. No
 scheduler, no sampling: what is timed are the calls by which the engine drives its runtimes.
@@ -11,12 +12,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.append(sys.path.pop(0))  # in this folder is our onnx.py
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import psutil
 
 from agent.engine import frames
@@ -33,10 +36,17 @@ MIB = 1 << 20
 
 def main(arguments: list[str]) -> int:
     process = psutil.Process()
-    kinds = {name: runtime_of(_file(name).format) for name in arguments}  # importing is not timed
+    if arguments[0] == "--genai":
+        import onnxruntime_genai
+
+        onnxruntime_genai.disable_telemetry_events()
+        kinds: dict[str, Any] = {arguments[1]: Generators}
+        del arguments[0]
+    else:
+        kinds = {name: runtime_of(_file(name).format) for name in arguments}  # importing is not timed
     before = process.memory_info().rss
     began = time.perf_counter()
-    model = _loaded(kinds[arguments[0]], arguments[0])
+    model: Any = _loaded(kinds[arguments[0]], arguments[0])
     load_s = time.perf_counter() - began
     reference = _loaded(kinds[arguments[1]], arguments[1]) if len(arguments) > 1 else None
     tokens = [100 + 37 * at % 20_000 for at in range(CONTEXT_TOKENS)]
@@ -62,6 +72,36 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+class Generators:
+    """One generator of onnxruntime-genai a slot: they cannot be run together."""
+
+    def __init__(self, load: frames.Load) -> None:
+        import onnxruntime_genai
+
+        self._library = onnxruntime_genai
+        self._model = onnxruntime_genai.Model(load.model.path)
+        self.name = f"onnxruntime-genai {onnxruntime_genai.__version__}"
+        self._slots: dict[int, Any] = {}
+
+    def decode(self, chunks: Sequence[Chunk]) -> list[Any]:
+        """Append the tokens and return the logits of the last one of each."""
+        rows = []
+        for chunk in chunks:
+            if chunk.slot not in self._slots:
+                parameters = self._library.GeneratorParams(self._model)
+                parameters.set_search_options(max_length=CONTEXT_TOKENS, do_sample=False)
+                self._slots[chunk.slot] = self._library.Generator(self._model, parameters)
+            generator = self._slots[chunk.slot]
+            generator.append_tokens(np.array(chunk.tokens, np.int32))
+            if chunk.wants_row:
+                rows.append(generator.get_logits())
+        return rows
+
+    def clear(self, slot: int) -> None:
+        """Forget a conversation; the generator stays."""
+        self._slots[slot].rewind_to(0)
+
+
 def _file(name: str) -> ModelFile:
     form = ModelFormat.ONNX_GENERATION if Path(name).is_dir() else ModelFormat.GGUF
     return ModelFile(name=Path(name).stem, path=name, format=form, sha256="", context_tokens=8192)
@@ -81,12 +121,12 @@ def _loaded(load_model: Any, name: str) -> Runtime:
     return runtime
 
 
-def _fill(model: Runtime, slot: int, tokens: list[int]) -> None:
+def _fill(model: Any, slot: int, tokens: list[int]) -> None:
     for at in range(0, PROMPT_TOKENS, PIECE_TOKENS):
         model.decode([Chunk(slot, at, tokens[at : at + PIECE_TOKENS], at + PIECE_TOKENS >= PROMPT_TOKENS)])
 
 
-def _decode(model: Runtime, tokens: list[int], slots: int, steps: int) -> float:
+def _decode(model: Any, tokens: list[int], slots: int, steps: int) -> float:
     """Return the mean milliseconds of a step of one token for each slot, behind a prompt."""
     for slot in range(slots):
         _fill(model, slot, tokens)
@@ -101,7 +141,7 @@ def _decode(model: Runtime, tokens: list[int], slots: int, steps: int) -> float:
     return seconds / steps * 1000
 
 
-def _prefill(model: Runtime, tokens: list[int]) -> float:
+def _prefill(model: Any, tokens: list[int]) -> float:
     began = time.perf_counter()
     _fill(model, 0, tokens)
     seconds = time.perf_counter() - began

@@ -35,6 +35,7 @@ FTYPES = {
     "Q8_0": native.LLAMA_FTYPE_MOSTLY_Q8_0,
 }
 BESIDE = {"int4": ("Q4_0", "Q4_K_M"), "int8": ("Q8_0",)}
+GENAI = "onnxruntime-genai's generators"  # on the files of int4
 
 
 class Figure(NamedTuple):
@@ -63,7 +64,7 @@ def parts() -> list[Part]:
 
 def speed(rounds: int, quick: bool) -> Iterator[Row]:
     """Yield the rows of each ONNX model beside each GGUF file; contestants take turns."""
-    beside = {"int4": ("Q4_0",)} if quick else BESIDE
+    beside = {"int4": ("Q4_0",)} if quick else BESIDE | {"int4": (*BESIDE["int4"], GENAI)}
     measured = figures(QUICK_STEPS if quick else STEPS)
     names = list(dict.fromkeys(name for kind, peers in beside.items() for name in (kind, *peers)))
     with contextlib.ExitStack() as open_models:
@@ -127,7 +128,8 @@ class Model:
     """A model in a child process, from ``__enter__`` to ``__exit__``."""
 
     def __init__(self, name: str, reference: str = "") -> None:
-        self._command = [sys.executable, str(ROOT / "benchmarks" / "generation_peer.py"), str(_path(name))]
+        files = ["--genai", str(_path("int4"))] if name == GENAI else [str(_path(name))]
+        self._command = [sys.executable, str(ROOT / "benchmarks" / "generation_peer.py"), *files]
         self._command += [str(_path(reference))] if reference else []
 
     def __enter__(self) -> Self:

@@ -204,10 +204,12 @@ class OnnxGenerationRuntime(RowStates):
     def scoring(self, cells: int) -> OnnxScoring:
         """Return the scoring context, made when it is first needed and again when it must be larger."""
         if self._scoring is None or self._scoring.cells < cells:
+            fixed = None
             if self._scoring is not None:
+                fixed = self._scoring.fixed
                 self._scoring.close()
                 self._scoring = None
-            self._scoring = OnnxScoring(self._decoder, cells=cells, rows=self._scoring_rows)
+            self._scoring = OnnxScoring(self._decoder, cells=cells, rows=self._scoring_rows, fixed=fixed)
         return self._scoring
 
     def decode(self, chunks: Sequence[Chunk]) -> list[Row]:

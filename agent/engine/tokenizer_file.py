@@ -26,7 +26,7 @@ class TokenizerFile:
     def __init__(self, path: Path, size: int) -> None:
         """``size`` is the length of a row. Raises ModelUnloadable for a file that cannot be this model's."""
         self._size = size
-        self._tokenizer, decoder = _read(path)
+        self._tokenizer, decoder = _read(path, size)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._turn = threading.Lock()
@@ -89,19 +89,25 @@ class TokenizerFile:
         return Vocabulary(tokens, ends, lambda text: self.tokenize(text.decode("utf-8", "replace"), special=False))
 
 
-def _read(path: Path) -> tuple[Tokenizer, Any]:
+def _read(path: Path, size: int) -> tuple[Tokenizer, Any]:
     """Return the tokenizer, and what its file says of the way back."""
     try:
-        size = path.stat().st_size
-        text = path.read_text(encoding="utf-8") if size <= MOST_BYTES else ""
+        length = path.stat().st_size
+        text = path.read_text(encoding="utf-8") if length <= MOST_BYTES else ""
     except FileNotFoundError:
         raise ModelUnloadable(f"{path.name} is missing: without it no text can be cut into tokens") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ModelUnloadable(f"{path.name} cannot be read: {error}") from error
-    if size > MOST_BYTES:
+    if length > MOST_BYTES:
         raise ModelUnloadable(f"{path.name} has more than {MOST_BYTES >> 20} MiB")
     try:
-        return Tokenizer.from_str(text), json.loads(text).get("decoder")
+        described = json.loads(text)
+        added = described.get("added_tokens") or []
+        # Some models of pictures leave a mark behind that their text part has no figures for.
+        if len(usable := [one for one in added if one["id"] < size]) < len(added):
+            described["added_tokens"] = usable
+            text = json.dumps(described)
+        return Tokenizer.from_str(text), described.get("decoder")
     except Exception as error:  # of the library, it has no type of its own
         raise ModelUnloadable(f"{path.name} is no tokenizer: {error}") from error
 

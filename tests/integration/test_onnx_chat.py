@@ -24,14 +24,6 @@ SCHEMA = {
 TOOL = {"type": "function", "function": {"name": "find", "parameters": SCHEMA}}
 
 
-def folders(name):
-    return {
-        "tiny": runtimes.tiny_folder,
-        "int4": lambda: smollm2.onnx_folder("int4"),
-        "int8": lambda: smollm2.onnx_folder("int8"),
-    }[name]()
-
-
 def model_file(name, folder):
     return ModelFile(
         name=name,
@@ -43,11 +35,9 @@ def model_file(name, folder):
     )
 
 
-@pytest.fixture(
-    scope="module", params=["tiny", *(pytest.param(kind, marks=pytest.mark.model) for kind in ("int4", "int8"))]
-)
+@pytest.fixture(scope="module", params=["tiny", pytest.param("int4", marks=pytest.mark.model)])
 def model(request, tmp_path_factory):
-    folder = folders(request.param)
+    folder = runtimes.tiny_folder() if request.param == "tiny" else smollm2.onnx_folder(request.param)
     broken = tiny_onnx.write(tmp_path_factory.mktemp("broken"))
     (broken / "tokenizer.json").unlink()
 

@@ -81,6 +81,16 @@ def test_a_row_may_have_figures_for_what_is_no_token(path):
     assert vocabulary[last].startswith(b"\xff")
 
 
+def test_a_mark_beyond_the_row_is_text(path):
+    described = json.loads(path.read_text())
+    mark = {"id": 9000, "content": "<image>", "special": True}
+    described["added_tokens"].append(described["added_tokens"][0] | mark)
+    path.write_text(json.dumps(described))
+    tokens = TokenizerFile(path, tiny_onnx.VOCABULARY)
+    found = tokens.tokenize("<image>", special=True)
+    assert b"".join(map(tokens.piece, found)) == b"<image>"
+
+
 def test_a_tokenizer_of_another_model_is_refused(path):
     with pytest.raises(ModelUnloadable, match="not of the same model"):
         TokenizerFile(path, 300)
