@@ -16,19 +16,15 @@ if TYPE_CHECKING:
     from agent.models.artifact import StoredModel
     from agent.models.quality import Quality
 
-_THAT_WRITE = frozenset({ModelFormat.GGUF, ModelFormat.ONNX_GENERATION})
-
 
 def before_and_after(invocation: Invocation, made: StoredModel, *, quiet: bool) -> Quality | None:
     """Measure a model that was made, and its source once; print both. What was measured before is kept.
 
-    None, with the reason told, for a model that cannot be asked. Encoders were compared with
-    their source when they were made: the figure stands in their remark.
+    None, with the reason told, for a model that cannot be asked.
     """
     from agent.evaluation.measuring import parent_of
 
-    if made.format not in _THAT_WRITE:
-        notice(made.remark)
+    if made.format is ModelFormat.CHECKPOINT:
         return None
     store = model_store(invocation)
     try:

@@ -11,11 +11,12 @@ import click
 from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import emit_json, notice, size, table
 from agent.errors import InvalidRequest, ModelRejected
+from agent.types import ModelFormat
 
 if TYPE_CHECKING:
     from agent.evaluation.labelled import Task
     from agent.evaluation.measure_worker import Text
-    from agent.models.quality import Estimate, Quality
+    from agent.models.quality import EncoderFigures, Estimate, Quality, Speed
     from agent.models.store import ModelStore
     from agent.types import ModelFile
 
@@ -61,7 +62,8 @@ def measure(
     (KL divergence, same likeliest token); 20 direct instructions through the template that
     serves; facts found in prompts of growing length; speed and memory. A model below the floor
     is not served afterwards: the exit code is then 65. Takes minutes; a call that was stopped goes
-    on where it was when it is given again.
+    on where it was when it is given again. Of an encoder: how near its vectors are to those of its
+    source, whether texts have the same neighbours, speed and memory; that takes seconds.
 
     Example:  outrider measure smollm2-135m-instruct
     """
@@ -79,6 +81,10 @@ def measure(
             notice("no reference at hand: it is compared with the answers of its source that came with it")
         else:
             notice("no reference at hand: how far it is from its source is not measured; name one with --against")
+    if file.format is ModelFormat.ONNX_ENCODER and (read or labelled):
+        raise InvalidRequest(
+            "--text and --task are for models that write; an encoder reads the lines of the text that ships"
+        )
     found = measure_model(invocation, file, reference, texts=read, tasks=labelled, longest_context=longest_context)
     entry = store.show(model)
     if as_json:
@@ -102,6 +108,14 @@ def measure_model(
     from agent.evaluation.measuring import golden_of
 
     store = model_store(invocation)
+    now_ms = time.time_ns() // 1_000_000
+    if model.format is ModelFormat.ONNX_ENCODER:
+        from agent.evaluation.encoders import measure_encoder
+
+        text = evaluation.shipped_text().text
+        found = measure_encoder(model, reference, text, invocation.settings.engine, notice, now_ms=now_ms)
+        store.note(model.name, quality=found)
+        return found
     plan = evaluation.Plan(
         model=model,
         reference=reference,
@@ -112,7 +126,7 @@ def measure_model(
         golden=golden_of(store, model.name),
         kept=store.blobs.root / evaluation.KEPT_FOLDER,
     )
-    found = evaluation.measure(plan, notice, now_ms=time.time_ns() // 1_000_000)
+    found = evaluation.measure(plan, notice, now_ms=now_ms)
     store.note(model.name, quality=found)
     return found
 
@@ -141,6 +155,8 @@ def size_of(model: ModelFile) -> int:
 def figures(quality: Quality, file_bytes: int) -> list[tuple[str, str]]:
     """Return what was measured as lines for people."""
     rows = [("size", size(file_bytes))]
+    if quality.encoder:
+        return rows + _encoder_figures(quality.encoder, quality.speed)
     for text in quality.texts:
         rows.append((f"perplexity, {text.name}", _estimate(text.perplexity, "{:.2f}")))
         rows.append((f"bits per byte, {text.name}", f"{text.bits_per_byte:.3f}"))
@@ -166,6 +182,22 @@ def figures(quality: Quality, file_bytes: int) -> list[tuple[str, str]]:
     ]
 
 
+def _encoder_figures(found: EncoderFigures, speed: Speed) -> list[tuple[str, str]]:
+    rows = []
+    if found.cosine is not None and found.least_cosine is not None:
+        rows.append(
+            (f"cosine to the source, {found.texts} texts", f"{found.cosine:.4f} (least {found.least_cosine:.4f})")
+        )
+    if found.neighbours:
+        rows.append(("same nearest text", _estimate(found.neighbours, "{:.1%}")))
+    return [
+        *rows,
+        ("tokens per second", f"{speed.tokens_per_second:.0f}"),
+        (f"one text of about {speed.prompt_tokens} tokens", f"{speed.first_token_ms:.1f} ms"),
+        ("memory of the worker", size(speed.memory_bytes)),
+    ]
+
+
 def _of_reference(quality: Quality, file_bytes: int) -> dict[str, str]:
     """Return what the comparison itself says of the reference, which was not measured for its own sake."""
     rows = {"size": size(file_bytes)}
@@ -182,6 +214,8 @@ def _tell_verdict(quality: Quality, *, demo: bool) -> None:
         notice(
             "it is the demo model and served all the same" if demo else "it is not served; see: outrider models allow"
         )
+    if quality.encoder:
+        return
     if useful := quality.useful_context_tokens:
         notice(f"useful context: {useful} tokens; longer prompts count as too long for it")
     elif quality.needles and quality.needles[-1].passed:

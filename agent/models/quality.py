@@ -6,6 +6,7 @@ import msgspec
 
 LEAST_INSTRUCTIONS = 0.5  # share of the direct instructions that are followed
 LEAST_AGREEMENT = 0.5  # share of positions with the same likeliest token as the reference
+LEAST_COSINE = 0.9  # mean between the vectors of an encoder and those of its source
 LEAST_FOUND = 0.6  # share of needles that makes a length of context useful
 
 
@@ -40,6 +41,15 @@ class Needles(msgspec.Struct, frozen=True):
     @property
     def passed(self) -> bool:
         return self.found >= LEAST_FOUND * self.asked
+
+
+class EncoderFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an encoder agrees with its source on some texts; None: not compared."""
+
+    texts: int
+    cosine: float | None = None  # mean, -1..1
+    least_cosine: float | None = None
+    neighbours: Estimate | None = None  # share of texts whose nearest other text is the same
 
 
 class Golden(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +108,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     needles: tuple[Needles, ...]  # from short to long, up to the first length that failed
     speed: Speed
     tasks: tuple[TaskFigures, ...] = ()
+    encoder: EncoderFigures | None = None  # of a model that does not write; then the rest is empty but for the speed
     golden: Golden | None = None  # goes with the model where its source does not
 
     @property
@@ -121,4 +132,9 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
             for text in self.texts
             if text.agreement and not text.fault and text.agreement.value < LEAST_AGREEMENT
         ]
+        if self.encoder and self.encoder.cosine is not None and self.encoder.cosine < LEAST_COSINE:
+            found.append(
+                f"its vectors have a cosine of {self.encoder.cosine:.2f} to those of {self.reference}, "
+                f"the floor is {LEAST_COSINE:.2f}"
+            )
         return tuple(found)
