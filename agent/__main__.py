@@ -32,6 +32,10 @@ def main() -> int:
             from agent.storage.migrations import main as migrate
 
             return migrate(sys.argv[2:])
+        case ["fit"]:
+            from agent.confidence.fitting import main as fit
+
+            return fit(sys.argv[2:])
         case ["check-schema"]:
             from agent.escalation.schema_validator import main as check
 

@@ -1,7 +1,9 @@
 """Choosing one of given labels: a local answer made of scores instead of drawn tokens.
 
-The scores of inputs without content, by which the others are corrected, are kept per model,
-prompt and set of labels: a stream of requests of one kind pays for them once.
+A task that was taught answers by its head; the language model is asked only where the head reads
+its label scores. Without a head, the scores of inputs without content correct those of the
+others; they are kept per model, prompt and set of labels: a stream of requests of one kind pays
+for them once. A task corrects by the mean over its earlier inputs as soon as there are enough.
 """
 
 from __future__ import annotations
@@ -14,21 +16,25 @@ from typing import Protocol
 import msgspec
 
 from agent.confidence import labels as label_confidence
-from agent.scores import Scores
+from agent.confidence.heads import AppliedHead, Feature
+from agent.scores import Scores, Vectors
+from agent.task_book import TaskBook
+from agent.tasks import INSTRUCTION
 from agent.types import Failure, FailureKind, Generation, InferenceRequest, LabelScores, Message
 
-INSTRUCTION = "Sort the text that the user sends. Reply with exactly one of these labels and nothing else:\n"
 MOST_KEPT = 1024  # sets of content-free scores
 
 _Rows = tuple[tuple[float, ...], ...]
 
 
 class LabelEngine(Protocol):
-    """Where labels are scored. Problems end in ``Scores.failure``, they do not raise."""
+    """Where labels are scored and texts become vectors. Problems end in ``failure``, they do not raise."""
 
     async def score(
         self, request: InferenceRequest, labels: Sequence[str], *, messages: Sequence[Message] | None = None
     ) -> Scores: ...
+
+    async def embed(self, model: str, texts: Sequence[str], *, deadline_at_ms: int | None = None) -> Vectors: ...
 
 
 def sorting(text: str, labels: Sequence[str]) -> tuple[Message, ...]:
@@ -39,39 +45,83 @@ def sorting(text: str, labels: Sequence[str]) -> tuple[Message, ...]:
 class Classifier:
     """Scores the labels of requests and chooses the likeliest."""
 
-    def __init__(self, engine: LabelEngine) -> None:
+    def __init__(self, engine: LabelEngine, tasks: TaskBook) -> None:
         self._engine = engine
+        self._tasks = tasks
         self._content_free: OrderedDict[bytes, _Rows] = OrderedDict()
 
     async def run(self, request: InferenceRequest) -> Generation:
         """Return the chosen label as text, with the scores of all. Problems end in ``failure``."""
+        head = self._tasks.head(request.task)
+        if head is not None and sorted(request.labels) == list(head.head.labels):
+            told = await self._by_head(request, head)
+            if told is not None:
+                return told
+        return await self._by_scores(request)
+
+    async def _by_scores(self, request: InferenceRequest) -> Generation:
         labels = sorted(request.labels)
         scores = await self._engine.score(request, labels)
         if failure := scores.failure:
             if failure.param == "messages":  # made of the caller's input
                 failure = msgspec.structs.replace(failure, param="")
             return _generation(scores, scores.duration_ms, failure)
-        found = ((), 0.0) if scores.trained else await self._without_content(request, labels, scores)
-        if isinstance(found, Failure):
-            return _generation(scores, scores.duration_ms, found)
-        rows, spent_ms = found
+        figures = _complete(scores)
+        earlier = () if scores.trained else self._tasks.earlier(request, labels, scores.model_digest)
+        rows: _Rows = ()
+        spent_ms = 0.0
+        if not earlier and not scores.trained:
+            found = await self._without_content(request, labels, scores)
+            if isinstance(found, Failure):
+                return _generation(scores, scores.duration_ms, found)
+            rows, spent_ms = found
+        if request.task and not scores.trained:
+            self._tasks.observe(request.task, labels, figures, scores.model_digest)
         of = {label: index for index, label in enumerate(labels)}
         order = [of[label] for label in request.labels]
-        figures = _complete(scores)
         told = LabelScores(
             logprobs=tuple(figures[index] for index in order),
             token_counts=tuple(scores.token_counts[index] for index in order),
             mass=scores.mass or 0.0,
             content_free=tuple(tuple(row[index] for index in order) for row in rows),
+            earlier=tuple(earlier[index] for index in order) if earlier else (),
             trained=scores.trained,
         )
-        generation = _generation(scores, scores.duration_ms + spent_ms, None)
-        probabilities = label_confidence.distribution(told)
-        if not probabilities:
-            failure = Failure(FailureKind.CRASH, "the model's scores of the labels are not finite")
-            return msgspec.structs.replace(generation, failure=failure)
-        text = request.labels[label_confidence.best(request.labels, probabilities)]
-        return msgspec.structs.replace(generation, text=text, finish_reason="stop", label_scores=told)
+        return _chosen(request, told, _generation(scores, scores.duration_ms + spent_ms, None))
+
+    async def _by_head(self, request: InferenceRequest, head: AppliedHead) -> Generation | None:
+        """Return the head's choice; None where an encoder or model is not the one that it was taught with."""
+        about = head.head
+        vectors, scores = Vectors(), Scores()
+        spent_ms = 0.0
+        if about.feature is not Feature.SCORES:
+            text = request.messages[-1].content
+            vectors = await self._engine.embed(about.encoder, [text], deadline_at_ms=request.deadline_at_ms)
+            spent_ms += vectors.duration_ms
+            if vectors.failure:
+                return _generation(vectors, spent_ms, vectors.failure)
+            if vectors.model_digest != about.encoder_digest:
+                return None
+        if about.feature is not Feature.EMBEDDING:
+            scores = await self._engine.score(request, about.labels)
+            spent_ms += scores.duration_ms
+            if scores.failure:
+                return _generation(scores, spent_ms, scores.failure)
+            if scores.model_digest != about.model_digest:
+                return None
+        figures = _complete(scores)
+        vector = vectors.vectors[0] if vectors.vectors else ()
+        found = dict(zip(about.labels, head.probabilities(vector, figures), strict=False))
+        by_label = {label: index for index, label in enumerate(about.labels)}
+        order = [by_label[label] for label in request.labels]
+        told = LabelScores(
+            logprobs=tuple(figures[index] for index in order) if figures else (),
+            token_counts=tuple(scores.token_counts[index] for index in order) if figures else (),
+            mass=scores.mass,
+            probabilities=tuple(found[label] for label in request.labels) if found else (),
+            head=head.id,
+        )
+        return _chosen(request, told, _generation(scores if figures else vectors, spent_ms, None))
 
     async def _without_content(
         self, request: InferenceRequest, labels: list[str], scores: Scores
@@ -94,6 +144,15 @@ class Classifier:
         return tuple(rows), spent_ms
 
 
+def _chosen(request: InferenceRequest, told: LabelScores, generation: Generation) -> Generation:
+    probabilities = label_confidence.distribution(told)
+    if not probabilities:
+        failure = Failure(FailureKind.CRASH, "the scores of the labels are not finite")
+        return msgspec.structs.replace(generation, failure=failure)
+    text = request.labels[label_confidence.best(request.labels, probabilities)]
+    return msgspec.structs.replace(generation, text=text, finish_reason="stop", label_scores=told)
+
+
 def _with_input(messages: Sequence[Message], text: str) -> tuple[Message, ...]:
     """Put another text in the place of the last message: that is what is classified."""
     return (*messages[:-1], msgspec.structs.replace(messages[-1], content=text))
@@ -109,13 +168,13 @@ def _complete(scores: Scores) -> tuple[float, ...]:
     return tuple(float("-inf") if figure is None else figure for figure in scores.logprobs)
 
 
-def _generation(scores: Scores, duration_ms: float, failure: Failure | None) -> Generation:
+def _generation(of: Scores | Vectors, duration_ms: float, failure: Failure | None) -> Generation:
     return Generation(
-        prompt_tokens=scores.prompt_tokens,
-        cached_tokens=scores.cached_tokens,
+        prompt_tokens=of.prompt_tokens,
+        cached_tokens=of.cached_tokens if isinstance(of, Scores) else 0,
         duration_ms=duration_ms,
-        model=scores.model,
-        model_digest=scores.model_digest,
-        runtime=scores.runtime,
+        model=of.model,
+        model_digest=of.model_digest,
+        runtime=of.runtime,
         failure=failure,
     )

@@ -40,6 +40,9 @@ from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
 from agent.settings import RedactionSettings, Settings, TargetSettings
 from agent.storage import Storage, open_storage
+from agent.task_book import TaskBook
+from agent.task_folder import folder_beside
+from agent.task_memory import TaskMemory
 from agent.telemetry import LOG, configure_logging
 from agent.types import EgressPolicy, ModelFile
 
@@ -127,6 +130,10 @@ async def serve(
             _warn_about_egress(live.settings)
             return live.settings
 
+        tasks = TaskMemory(TaskBook(folder_beside(loaded.path)), storage.tasks, now_ms)
+        await tasks.load()
+        stack.push_async_callback(tasks.save_means)
+        _warn_about_tasks(tasks.book)
         pipeline = Pipeline(
             engine,
             storage.journal,
@@ -135,6 +142,7 @@ async def serve(
             now_ms,
             dispatcher.wake,
             field_judge(config.confidence.estimator),
+            tasks.book,
         )
         stack.push_async_callback(pipeline.flush)
         if recovered := await storage.recover(now_ms(), pipeline.decide_cut_short):
@@ -152,6 +160,7 @@ async def serve(
                 models=catalog.list,
                 model=catalog.find,
                 aliases=aliases,
+                tasks=tasks,
                 tokens=tokens,
                 now_ms=now_ms,
                 version=__version__,
@@ -162,7 +171,7 @@ async def serve(
         stack.push_async_callback(engine.stop, config.server.grace_s)
         stack.push_async_callback(dispatcher.stop)
         await dispatcher.start()
-        await stack.enter_async_context(_task(_maintain(storage)))
+        await stack.enter_async_context(_task(_maintain(storage, tasks)))
         await stack.enter_async_context(_task(asyncio.to_thread(catalog.check)))
         await stack.enter_async_context(_task(engine.start([aliases.target(DEFAULT)])))
         stack.enter_context(_announced(config.data_path, listener, tls=bool(config.server.tls_cert)))
@@ -234,11 +243,21 @@ def _announced(data_path: Path, listener: socket.socket, *, tls: bool) -> Iterat
         path.unlink(missing_ok=True)
 
 
-async def _maintain(storage: Storage) -> None:
+def _warn_about_tasks(book: TaskBook) -> None:
+    """Name the tasks that requests cannot ask for: the daemon serves all others."""
+    for name in book.folder.names():
+        try:
+            book.spec(name)
+        except OutriderError as error:
+            LOG.error("%s", error)
+
+
+async def _maintain(storage: Storage, tasks: TaskMemory) -> None:
     """Expire rows, purge bodies and trim the write-ahead log, every half minute."""
     while True:
         await asyncio.sleep(MAINTAIN_EVERY_S)
         try:
+            await tasks.save_means()
             await storage.maintain(now_ms())
         except OutriderError as error:
             LOG.error("maintenance: %s", error)

@@ -5,6 +5,9 @@ OutriderError
  |-- RequestError                4xx: the caller's input
  |    |-- InvalidRequest         400
  |    |-- ModelNotFound          404
+ |    |-- TaskNotFound           404
+ |    |-- BadExamples            422: a file of examples, its lines named
+ |    |-- NotCertified           422: too few examples, or a model too weak, for a promise
  |    |-- ContextOverflow        400 context_length_exceeded
  |    |-- PayloadTooLarge        413
  |    |-- UnsupportedMediaType   415
@@ -93,6 +96,29 @@ class ModelNotFound(RequestError):
 
     code = "model_not_found"
     status = 404
+
+
+class TaskNotFound(RequestError):
+    """No task of that name is configured."""
+
+    code = "task_not_found"
+    status = 404
+
+
+class BadExamples(RequestError):
+    """Examples that cannot teach or certify; the message names their lines."""
+
+    code = "bad_examples"
+    status = 422
+    exit_code = 65
+
+
+class NotCertified(RequestError):
+    """The examples do not carry the promise that was asked for."""
+
+    code = "not_certified"
+    status = 422
+    exit_code = 65
 
 
 class ContextOverflow(RequestError):

@@ -17,6 +17,7 @@ import msgspec
 from agent import routing
 from agent.classification import Classifier, LabelEngine
 from agent.confidence import labels as label_confidence
+from agent.confidence.calibration import Judged
 from agent.confidence.estimators import Estimator
 from agent.confidence.fields import FieldJudge
 from agent.errors import (
@@ -30,6 +31,7 @@ from agent.errors import (
     QueueFull,
 )
 from agent.records import Accepted, RequestRecord, RequestState
+from agent.task_book import TaskBook
 from agent.telemetry import LOG, METRICS
 from agent.types import (
     Action,
@@ -131,6 +133,7 @@ class Pipeline:
         now_ms: Callable[[], int],
         wake_dispatcher: Callable[[], None],
         judge_fields: FieldJudge,
+        tasks: TaskBook,
     ) -> None:
         self._engine = engine
         self._journal = journal
@@ -140,7 +143,8 @@ class Pipeline:
         self._now_ms = now_ms
         self._wake_dispatcher = wake_dispatcher
         self.holds = Holds()
-        self._classifier = Classifier(engine)
+        self._tasks = tasks
+        self._classifier = Classifier(engine, tasks)
         self._records: set[asyncio.Future[RequestRecord]] = set()
 
     async def run(self, request: InferenceRequest) -> AsyncGenerator[Delta | Verdict]:
@@ -166,7 +170,10 @@ class Pipeline:
                             generation = self._judge_fields(request, event)
                         else:
                             yield event
-            confidence = self._confidence(request, generation) if generation else None
+            judged = self._judged(request, generation) if generation else None
+            confidence = judged.confidence if judged else None
+            if judged and judged.threshold is not None:
+                policy = msgspec.structs.replace(policy, threshold=judged.threshold)
             decision = routing.after(request, route, generation, confidence, policy)
         except (GeneratorExit, asyncio.CancelledError):
             # The caller left. Nothing was promised to it: the request ends here, on disk too.
@@ -194,10 +201,20 @@ class Pipeline:
     async def _classify(self, request: InferenceRequest) -> AsyncGenerator[Delta | Generation]:
         yield await self._classifier.run(request)
 
-    def _confidence(self, request: InferenceRequest, generation: Generation) -> Confidence:
-        if request.kind is RequestKind.CLASSIFY:
-            return label_confidence.judge(generation)
-        return self._judge(generation)
+    async def tried(self, request: InferenceRequest) -> tuple[Generation, Confidence]:
+        """Return the local answer and its confidence before any calibration. Nothing is stored, decided or escalated."""
+        async with aclosing(self._generate(request)) as events:
+            async for event in events:
+                if isinstance(event, Generation):
+                    generation = self._judge_fields(request, event)
+                    return generation, self._uncalibrated(request, generation)
+        raise EngineFailed("the engine ended without an answer; see the daemon's log")
+
+    def _uncalibrated(self, request: InferenceRequest, generation: Generation) -> Confidence:
+        return label_confidence.judge(generation) if request.kind is RequestKind.CLASSIFY else self._judge(generation)
+
+    def _judged(self, request: InferenceRequest, generation: Generation) -> Judged:
+        return self._tasks.judge(request, generation, self._uncalibrated(request, generation))
 
     async def _open(self, request: InferenceRequest, route: routing.Route) -> RequestRecord | None:
         """Make the request durable, or find the answer of its Idempotency-Key."""

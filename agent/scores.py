@@ -1,4 +1,4 @@
-"""What the engine answers when it is asked how likely given labels are."""
+"""What the engine answers when it is asked how likely given labels are, or for the vector of a text."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     trained: bool = False  # for these very labels: what it says is a distribution already
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    duration_ms: float = 0.0
+    model: str = ""
+    model_digest: str = ""
+    runtime: str = ""
+    failure: Failure | None = None
+
+
+class Vectors(msgspec.Struct, frozen=True, kw_only=True):
+    """What an encoder makes of some texts, in their order."""
+
+    vectors: tuple[tuple[float, ...], ...] = ()  # one a text, each of length 1
+    prompt_tokens: int = 0
     duration_ms: float = 0.0
     model: str = ""
     model_digest: str = ""

@@ -263,17 +263,22 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
-    """What the local model says of each label of a request, in the order of its labels.
+    """What was computed of each label of a request, in the order of its labels.
 
     Log-probabilities are sums over a label's tokens, in nats, of the unconstrained
-    distribution. ``content_free`` holds the same for inputs without content, one row each.
+    distribution. ``content_free`` holds the same for inputs without content, one row each,
+    ``earlier`` their mean over earlier inputs of the same task. A taught head gives
+    ``probabilities``; where it reads vectors alone, the language model says nothing.
     """
 
-    logprobs: tuple[float, ...]
-    token_counts: tuple[int, ...]
-    mass: float  # probability that an answer begins with any of the labels
+    logprobs: tuple[float, ...] = ()
+    token_counts: tuple[int, ...] = ()
+    mass: float | None = None  # probability that an answer begins with any of the labels
     content_free: tuple[tuple[float, ...], ...] = ()
     trained: bool = False  # by a model made for these labels: there is nothing to correct by
+    earlier: tuple[float, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    head: str = ""  # id of the taught head
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,6 +317,7 @@ class Confidence(msgspec.Struct, frozen=True, kw_only=True):
     raw: float | None = None
     estimator: str  # name@version
     calibration_id: str | None = None
+    guarantee: str | None = None  # of a task's answer: what is promised in a few words, or "none"
     signals: dict[str, float] = {}
 
 

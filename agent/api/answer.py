@@ -87,7 +87,7 @@ def _draft(record: RequestRecord) -> Answer | None:
         text=generation.text,
         finish_reason=generation.finish_reason,
         source=LOCAL,
-        model=record.model,
+        model=generation.model or record.model,  # of a task with a head: its encoder
         prompt_tokens=generation.prompt_tokens,
         cached_tokens=generation.cached_tokens,
         output_tokens=generation.output_tokens,
@@ -142,6 +142,8 @@ def outrider_object(record: RequestRecord, answer: Answer) -> dict[str, Any]:
     }
     if decision is not None and decision.threshold is not None:
         found["threshold"] = decision.threshold
+    if confidence is not None and confidence.guarantee is not None:
+        found["guarantee"] = confidence.guarantee
     answers: list[Answer | Choice] = [answer, *answer.others]
     if any(said.fields for said in answers):
         found["fields"] = [

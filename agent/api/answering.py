@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -17,6 +17,7 @@ from agent.api.call import Call, Parser, Shape
 from agent.api.deps import ApiDeps, deps_of
 from agent.api.model_choice import CLASSIFYING, WRITING, need_model
 from agent.api.sse import EventStream, EventWriter, while_connected
+from agent.api.task_request import as_task, task_name, with_model, with_policies
 from agent.api.wire import json_response, read_json
 from agent.errors import AnswerCut, OutriderError, StillRunning
 from agent.pipeline import Verdict
@@ -48,12 +49,22 @@ async def answer_whole(request: Request, parse: Parser, whole: Whole, complete: 
 async def _call(request: Request, parse: Parser) -> Call:
     deps = deps_of(request)
     settings = deps.settings
-    body = await read_json(request, settings.server.max_body_bytes)
-    call = parse(body, request.headers, server=settings.server, routing=settings.routing, now_ms=deps.now_ms())
-    tasks = CLASSIFYING if call.request.kind is RequestKind.CLASSIFY else WRITING
-    model = need_model(deps, call.request.model, tasks)
-    requests = tuple(msgspec.structs.replace(one, model=model) for one in call.requests)
-    return msgspec.structs.replace(call, requests=requests)
+    body: Mapping[str, Any] = await read_json(request, settings.server.max_body_bytes)
+    routing, names_model = settings.routing, bool(body.get("model"))
+    task = task_name(body)
+    spec = deps.tasks.book.spec(task) if task is not None else None
+    if spec is not None:
+        body, routing = with_model(body), with_policies(routing, spec)
+    call = parse(body, request.headers, server=settings.server, routing=routing, now_ms=deps.now_ms())
+    requests = call.requests
+    if spec is not None:
+        requests = tuple(as_task(one, spec, names_model=names_model) for one in requests)
+    if deps.tasks.book.needs_no_model(requests[0]):
+        model = deps.aliases.target(requests[0].model)
+    else:
+        tasks = CLASSIFYING if requests[0].kind is RequestKind.CLASSIFY else WRITING
+        model = need_model(deps, requests[0].model, tasks)
+    return msgspec.structs.replace(call, requests=tuple(msgspec.structs.replace(one, model=model) for one in requests))
 
 
 async def _whole(request: Request, call: Call, whole: Whole) -> Response:

@@ -25,6 +25,7 @@ from agent.api import (
     promotion_routes,
     queue_routes,
     request_routes,
+    task_routes,
 )
 from agent.api.auth import check_caller, role_of
 from agent.api.deps import ROLE, ApiDeps
@@ -51,6 +52,7 @@ def create_app(deps: ApiDeps) -> Starlette:
             *encoder_routes.ROUTES,
             *request_routes.ROUTES,
             *prefix_routes.ROUTES,
+            *task_routes.ROUTES,
             *queue_routes.ROUTES,
             *ops_routes.ROUTES,
         ],

@@ -11,12 +11,11 @@ from agent.api.call import Call
 from agent.api.chat_request import parse_messages
 from agent.api.envelope import Envelope
 from agent.api.fields import Fields
+from agent.api.task_request import task_name
 from agent.classification import sorting
 from agent.settings import RoutingSettings, ServerSettings
+from agent.tasks import FEWEST_LABELS, MOST_LABELS, label_fault
 from agent.types import InferenceRequest, Message, RequestKind
-
-FEWEST_LABELS, MOST_LABELS = 2, 500
-LONGEST_LABEL = 256  # characters
 
 
 def parse_classify(
@@ -25,12 +24,15 @@ def parse_classify(
     """Check every parameter and return the call (see Parser).
 
     ``input`` is a text to sort; ``messages`` are a prompt of the caller's own, whose last
-    message is what is sorted. Without ``labels`` those of the model hold, if it has any.
+    message is what is sorted. Without ``labels`` those of the model hold, if it has any. A
+    ``task`` brings its labels and prompt itself (see task_request).
     """
     fields = Fields(body)
     call = Envelope(fields, body, headers)
     labels = _labels(fields)
     text = fields.text("input", server.max_body_bytes)
+    if (fields.take("task") or task_name(body)) and (labels or text is None):
+        raise fields.wrong_value("labels", "are the task's own: leave them out") if labels else fields.missing("input")
     if text is None:
         messages = _own_prompt(fields, server.max_messages)
     else:
@@ -54,8 +56,7 @@ def _labels(fields: Fields) -> tuple[str, ...]:
     for index, item in enumerate(items):
         if not isinstance(item, str):
             raise fields.wrong_type(f"labels[{index}]", "a string")
-        if not 0 < len(item) <= LONGEST_LABEL or item != item.strip() or not item.isprintable():
-            rule = f"must be 1 to {LONGEST_LABEL} printable characters with no space at either end"
+        if rule := label_fault(item):
             raise fields.wrong_value(f"labels[{index}]", rule)
     if len({item.casefold() for item in items}) != len(items):
         raise fields.wrong_value("labels", "must differ from each other by more than upper and lower case")

@@ -48,8 +48,8 @@ async def _with_labels(deps: ApiDeps, request: InferenceRequest) -> InferenceReq
 def classification(given: Sequence[Given]) -> dict[str, Any]:
     """Return the ``classification`` object.
 
-    ``label`` is who answered's choice; ``probability``, ``margin``, ``mass`` and the list of
-    ``labels`` (in the request's order) are the local model's, where it was asked.
+    ``label`` is who answered's choice; ``probability``, ``margin``, ``mass``, ``out_of_scope`` and
+    the list of ``labels`` (in the request's order) are the local model's or head's, where it was asked.
     """
     ((record, answer, _),) = given
     found: dict[str, Any] = {
@@ -62,6 +62,7 @@ def classification(given: Sequence[Given]) -> dict[str, Any]:
         "probability": None,
         "margin": None,
         "mass": None,
+        "out_of_scope": None,
         "labels": [],
     }
     scores = record.generation.label_scores if record.generation else None
@@ -69,13 +70,20 @@ def classification(given: Sequence[Given]) -> dict[str, Any]:
         probabilities = label_confidence.distribution(scores)
         chosen = record.request.labels.index(answer.text) if answer.text in record.request.labels else None
         signals = record.confidence.signals if record.confidence else {}
-        found["probability"] = probabilities[chosen] if chosen is not None and answer.source == LOCAL else None
+        by_us = chosen is not None and probabilities and answer.source == LOCAL
+        found["probability"] = probabilities[chosen] if by_us and chosen is not None else None
         found["margin"] = signals.get("margin")
         found["mass"] = scores.mass
+        found["out_of_scope"] = signals.get("out_of_scope")
+        nothing = (None,) * len(record.request.labels)  # a head that reads vectors alone asked no language model
         found["labels"] = [
             {"label": label, "probability": probability, "logprob": logprob, "tokens": tokens}
             for label, probability, logprob, tokens in zip(
-                record.request.labels, probabilities, scores.logprobs, scores.token_counts, strict=True
+                record.request.labels,
+                probabilities or nothing,
+                scores.logprobs or nothing,
+                scores.token_counts or nothing,
+                strict=True,
             )
         ]
     found["usage"] = usage(answer)

@@ -17,6 +17,7 @@ from agent.pipeline import Pipeline
 from agent.settings import RedactionSettings, Settings, TargetSettings
 from agent.storage import Storage
 from agent.storage.prefix_store import PrefixStore
+from agent.task_memory import TaskMemory
 
 HEARTBEAT_S = 10.0
 ROLE = "outrider.role"  # in the ASGI scope
@@ -64,6 +65,7 @@ class ApiDeps(msgspec.Struct, frozen=True, kw_only=True):
     models: Callable[[], Sequence[ModelCard]]
     model: Callable[[str], ModelCard | None]  # one of those, without a look at the others
     aliases: Aliases
+    tasks: TaskMemory
     tokens: Tokens
     now_ms: Callable[[], int]
     version: str

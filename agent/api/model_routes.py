@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent.api.classify_request import MOST_LABELS
 from agent.api.deps import ApiDeps, ModelCard, deps_of
 from agent.api.encoder_request import MOST_INPUTS
 from agent.api.model_choice import CLASSIFYING, MISSING, WRITING, model_card
@@ -18,6 +17,7 @@ from agent.api.wire import json_response
 from agent.encoder import EncoderTask
 from agent.engine.supervisor import WorkerState
 from agent.engine.worker_status import ModelTraits
+from agent.tasks import MOST_LABELS
 
 
 async def list_models(request: Request) -> Response:

@@ -135,6 +135,14 @@ class DaemonClient:
         given = {} if body is None else body
         return self._call("POST", path, body=given, admin=admin, query=query, timeout_s=timeout_s)
 
+    def put(self, path: str, body: Mapping[str, Any], *, timeout_s: float = READ_TIMEOUT_S) -> Any:
+        """Return the JSON of a PUT, with the token for admin verbs."""
+        return self._call("PUT", path, body=body, admin=True, timeout_s=timeout_s)
+
+    def delete(self, path: str) -> Any:
+        """Return the JSON of a DELETE, with the token for admin verbs."""
+        return self._call("DELETE", path, admin=True)
+
     def answer(self, body: Mapping[str, Any], timeout_s: float) -> Any:
         """Return a whole chat completion."""
         return self._call("POST", "/v1/chat/completions", body=body, timeout_s=timeout_s)

@@ -42,6 +42,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "agent.cli.quantize:quantize",
         "Make a smaller model of MODEL, a name or a GGUF file, and put it into the store.",
     ),
+    "tasks": ("agent.cli.tasks:tasks", "Make, see and teach tasks: named workloads that can be calibrated."),
+    "calibrate": (
+        "agent.cli.calibrate:calibrate",
+        "Find the threshold of TASK that keeps a promise, from EXAMPLES of its traffic, and use it from now on.",
+    ),
     "prefixes": ("agent.cli.prefixes:prefixes", "See and erase the saved beginnings of prompts."),
     "key": ("agent.cli.key:key", "See, replace and recover the database key."),
     "backup": ("agent.cli.backup:backup", "Write a consistent copy of the database."),

@@ -3,7 +3,8 @@
 A raw sum says mostly which label the model likes to write, not which one fits: it is never
 used. What the model says of inputs without content is divided out: contextual calibration
 (Zhao et al., ICML 2021, arXiv 2102.09690), on log-likelihoods per token where the labels'
-lengths differ much. Pure.
+lengths differ much. A task that has seen traffic divides out the mean over its inputs instead:
+batch calibration (Zhou et al., ICLR 2024, arXiv 2309.17249). A taught head needs neither. Pure.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "", "nothing")
 
 LENGTHS_DIFFER = 2  # tokens between the shortest and the longest label, above which sums are divided by lengths
 ESTIMATOR = "label_margin@1"
+HEAD_ESTIMATOR = "head_probability@1"
 
 
 def distribution(scores: LabelScores) -> tuple[float, ...]:
@@ -27,6 +29,13 @@ def distribution(scores: LabelScores) -> tuple[float, ...]:
     """
     if scores.trained and scores.logprobs and all(map(math.isfinite, scores.logprobs)):
         return tuple(map(math.exp, _log_softmax(scores.logprobs)))
+    if scores.probabilities:
+        return scores.probabilities
+    if scores.earlier:
+        if not all(map(math.isfinite, (*scores.logprobs, *scores.earlier))):
+            return ()
+        corrected = [one - two for one, two in zip(scores.logprobs, scores.earlier, strict=True)]
+        return tuple(map(math.exp, _log_softmax(corrected)))
     rows = [scores.logprobs, *scores.content_free]
     if len(rows) < 2 or not scores.logprobs or not all(math.isfinite(figure) for row in rows for figure in row):
         return ()
@@ -45,26 +54,43 @@ def best(labels: Sequence[str], probabilities: Sequence[float]) -> int:
 def judge(generation: Generation) -> Confidence:
     """Return how sure a choice of a label is.
 
-    The score is 1 - p2/p1 of the two likeliest labels: 0 for a tie, 0.5 where the first is
-    twice as likely. None when there is no signal. ``mass`` is the unconstrained probability
-    of an answer that begins with a label: near 0, the model would have said something else.
+    The score of a taught head is the probability of its choice: its temperature was fitted out of
+    fold. Without one it is 1 - p2/p1 of the two likeliest labels: 0 for a tie, 0.5 where the first
+    is twice as likely. None when there is no signal. ``mass`` is the unconstrained probability of
+    an answer that begins with a label: near 0, the model would have said something else.
+    ``out_of_scope`` (0..1) rises for inputs that are of none of the labels: 1 - the top probability
+    of a head, 1 - mass of a language model.
     """
     scores = generation.label_scores
-    probabilities = sorted(distribution(scores), reverse=True) if scores and not generation.failure else []
-    if scores is None or len(probabilities) < 2:
-        return Confidence(score=None, estimator=ESTIMATOR)
-    first, second = probabilities[:2]
-    margin = math.log(first) - math.log(max(second, math.ulp(0.0)))
-    score = min(1.0, max(0.0, 1.0 - second / first))
+    probabilities = distribution(scores) if scores and not generation.failure else ()
+    by_head = scores is not None and bool(scores.head)
+    estimator = HEAD_ESTIMATOR if by_head else ESTIMATOR
+    score = raw_score(probabilities, by_head=by_head)
+    if scores is None or score is None:
+        return Confidence(score=None, estimator=estimator)
+    first, second = sorted(probabilities, reverse=True)[:2]
     signals = {
-        "margin": margin,  # nats
+        "margin": math.log(first) - math.log(max(second, math.ulp(0.0))),  # nats
         "top_probability": first,
         "entropy": -math.fsum(p * math.log(p) for p in probabilities if p > 0),
-        "mass": scores.mass,
         "labels": float(len(probabilities)),
-        "best_logprob": max(scores.logprobs),
+        "out_of_scope": 1.0 - (first if by_head or scores.mass is None else scores.mass),
     }
-    return Confidence(score=score, raw=score, estimator=ESTIMATOR, signals=signals)
+    if scores.mass is not None:
+        signals["mass"] = scores.mass
+    if scores.logprobs:
+        signals["best_logprob"] = max(scores.logprobs)
+    return Confidence(score=score, raw=score, estimator=estimator, signals=signals)
+
+
+def raw_score(probabilities: Sequence[float], *, by_head: bool) -> float | None:
+    """Return how sure a distribution is, 0..1; None for fewer than two labels, or a number that is not finite."""
+    if len(probabilities) < 2 or not all(map(math.isfinite, probabilities)):
+        return None
+    first, second = sorted(probabilities, reverse=True)[:2]
+    if first <= 0:
+        return None
+    return min(1.0, max(0.0, first if by_head else 1.0 - second / first))
 
 
 def _log_softmax(figures: Sequence[float]) -> list[float]:

@@ -13,13 +13,14 @@ from agent.engine import frames
 from agent.engine.cache_scope import cache_scope, encoder_scope
 from agent.engine.choices import generate_choices
 from agent.engine.device_verdicts import DeviceVerdicts
-from agent.engine.encoder_labels import encoder_scores
+from agent.engine.encoder_labels import FOREVER_MS, encoder_scores
+from agent.engine.encoder_vectors import encoder_vectors
 from agent.engine.model_supervisor import ModelSupervisor
 from agent.engine.patience import Patience
 from agent.engine.prefix_keeper import PrefixKeeper, PrefixShelf, PrefixStatus
 from agent.engine.worker_status import EncoderTraits, WorkerState, WorkerStatus
 from agent.errors import EngineFailed, OutriderError
-from agent.scores import Scores
+from agent.scores import Scores, Vectors
 from agent.settings import EngineSettings
 from agent.telemetry import LOG
 from agent.types import (
@@ -168,6 +169,16 @@ class EnginePool:
             reason = f"model {model} writes; it is no encoder"
             return frames.Encoded(id=0, failure=Failure(FailureKind.REJECTED, reason, "model"))
         return await found.encode(ask, left_ms)
+
+    async def embed(self, model: str, texts: Sequence[str], *, deadline_at_ms: int | None = None) -> Vectors:
+        """Return the vector of each text. Problems end in ``failure``; cancelling cancels."""
+        try:
+            found = await self._supervisor(model)
+        except OutriderError as error:
+            return Vectors(model=model, failure=Failure(FailureKind.REJECTED, str(error), "model"))
+        left_ms = FOREVER_MS if deadline_at_ms is None else deadline_at_ms - self._now_ms()
+        scope = encoder_scope(None, self._settings.share_prefixes)
+        return await encoder_vectors(found, model, texts, scope, left_ms)
 
     def encoder(self, name: str) -> EncoderTraits | None:
         """Return what a loaded encoder gives; None for any other model, or one that was not loaded yet."""

@@ -146,6 +146,15 @@ SENT_AT_ONCE_1 = "CHECK (allowed = 0 OR egress = 'allow')"
 SENT_AT_ONCE_2 = "CHECK (allowed = 0 OR egress IN ('redact', 'allow'))"
 
 
+@_migration
+def m003_tasks(db: sqlite_utils.Database, key: bytes) -> None:
+    """What was learned of tasks: heads, calibrations (the last one of a task holds), mean label scores."""
+    _create(db, "task_heads", TASK_HEADS)
+    _create(db, "calibrations", CALIBRATIONS)
+    _create(db, "label_means", LABEL_MEANS)
+    db.execute("CREATE INDEX calibrations_by_task ON calibrations (task, number)")
+
+
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:
     # Not Database.create(): it has no words for CHECK constraints over several columns.
     db.execute(f"CREATE TABLE {table} ({columns}) STRICT")
@@ -248,6 +257,26 @@ EGRESS_LOG = """
     body_sha256 TEXT NOT NULL,
     outcome TEXT NOT NULL,
     mac BLOB NOT NULL
+"""
+
+TASK_HEADS = """
+    task TEXT PRIMARY KEY,
+    created_at_ms INTEGER NOT NULL,
+    body BLOB NOT NULL
+"""
+
+CALIBRATIONS = """
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    task TEXT NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    ended_at_ms INTEGER,
+    body BLOB NOT NULL
+"""
+
+LABEL_MEANS = """
+    task TEXT PRIMARY KEY,
+    body BLOB NOT NULL
 """
 
 COUNTS = {

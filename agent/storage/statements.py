@@ -246,3 +246,23 @@ SELECT 1 FROM egress_log WHERE at_ms = :at_ms AND escalation_id = :escalation_id
 EGRESS_FROM = "SELECT * FROM egress_log WHERE id > :after_id ORDER BY id LIMIT :limit"
 EGRESS_HIGHEST = "SELECT seq FROM sqlite_sequence WHERE name = 'egress_log'"
 CHAIN_KEY = "SELECT value FROM secrets WHERE name = 'egress_chain'"
+
+# --- tasks ----------------------------------------------------------------------------
+
+HEAD_PUT = """
+INSERT INTO task_heads (task, created_at_ms, body) VALUES (:task, :now_ms, :body)
+ON CONFLICT (task) DO UPDATE SET created_at_ms = excluded.created_at_ms, body = excluded.body
+"""
+HEADS = "SELECT body FROM task_heads ORDER BY task"
+HEAD_DELETE = "DELETE FROM task_heads WHERE task = :task"
+
+# Of a task the one that has not ended holds; those before it stay, since answers name them.
+CALIBRATION_END = "UPDATE calibrations SET ended_at_ms = :now_ms WHERE task = :task AND ended_at_ms IS NULL"
+CALIBRATION_PUT = "INSERT INTO calibrations (id, task, created_at_ms, body) VALUES (:id, :task, :now_ms, :body)"
+CALIBRATIONS = "SELECT body FROM calibrations WHERE ended_at_ms IS NULL ORDER BY number"
+
+MEANS_PUT = """
+INSERT INTO label_means (task, body) VALUES (:task, :body) ON CONFLICT (task) DO UPDATE SET body = excluded.body
+"""
+MEANS = "SELECT body FROM label_means ORDER BY task"
+MEANS_DELETE = "DELETE FROM label_means WHERE task = :task"

@@ -22,6 +22,7 @@ from agent.storage.journal import Journal, cut_short
 from agent.storage.outbox import Outbox
 from agent.storage.prefix_store import PrefixStore
 from agent.storage.retention import Retention, purge_bodies, purge_rows
+from agent.storage.task_store import TaskStore
 from agent.types import Action, Decision, Generation, InferenceRequest, Reason
 
 Decide = Callable[[InferenceRequest, Accepted, Generation], Decision]
@@ -50,6 +51,7 @@ class Storage:
         self.journal = Journal(db, changes, queue, self._keep)
         self.outbox = Outbox(db, changes, queue, self._keep, Clock(db, queue, self._keep, now_ms, uptime))
         self.egress_log = EgressLog(db)
+        self.tasks = TaskStore(db)
 
     def prefix_store(self, most_bytes: int) -> PrefixStore:
         """Return the store of named prefixes of this data directory, under the database's key."""

@@ -19,6 +19,7 @@ import socket
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ import msgspec
 
 from agent.api.app import ApiDeps, ApiServer, create_app, uvicorn_config
 from agent.api.auth import Tokens
+from agent.api.task_routes import ENCODER
 from agent.confidence.estimators import estimator
 from agent.confidence.fields import field_judge
 from agent.engine.prefix_keeper import PrefixStatus
@@ -37,9 +39,12 @@ from agent.escalation.dispatcher import Dispatcher
 from agent.models.aliases import Aliases
 from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
-from agent.scores import Scores
+from agent.scores import Scores, Vectors
 from agent.settings import ConnectivitySettings, Settings, TargetSettings
 from agent.storage import open_storage
+from agent.task_book import TaskBook
+from agent.task_folder import TaskFolder
+from agent.task_memory import TaskMemory
 from agent.types import Delta, EgressPolicy, Failure, FailureKind, Generation, Token, TopToken
 
 MODEL = "small"
@@ -78,6 +83,8 @@ class ScriptedEngine:
         self.gate = threading.Event()
         self.asked = []
         self.state = WorkerState.READY
+        self.embeds, self.encoder_digest = ENCODER, "e" * 64
+        self.embedded = []
 
     def status(self):
         return {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048, traits=TRAITS)}
@@ -108,6 +115,15 @@ class ScriptedEngine:
             prompt_tokens=7,
             model=MODEL,
             model_digest="d" * 64,
+        )
+
+    async def embed(self, model, texts, *, deadline_at_ms=None):
+        """Count words by their hash: texts with the same words are near each other."""
+        self.embedded += texts
+        if model != self.embeds:
+            return Vectors(model=model, failure=Failure(FailureKind.REJECTED, f"model {model} is not installed"))
+        return Vectors(
+            vectors=tuple(map(hashed_words, texts)), model=model, model_digest=self.encoder_digest, runtime="scripted"
         )
 
     async def generate(self, request):
@@ -157,6 +173,14 @@ class ScriptedEngine:
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.release()
             raise
+
+
+def hashed_words(text):
+    counts = [0.0] * 64
+    for word in text.lower().split():
+        counts[zlib.crc32(word.encode()) % 64] += 1.0
+    length = math.sqrt(math.fsum(one * one for one in counts)) or 1.0
+    return tuple(one / length for one in counts)
 
 
 def _echo(request):
@@ -305,6 +329,8 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         await dispatcher.replace_targets(api.targets, settings.redaction)
         return SimpleNamespace(targets=api.targets)
 
+    api.tasks = TaskMemory(TaskBook(TaskFolder(settings.data_path.parent / "tasks")), storage.tasks, now_ms)
+    await api.tasks.load()
     pipeline = Pipeline(
         api.engine,
         storage.journal,
@@ -315,6 +341,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         now_ms,
         dispatcher.wake,
         field_judge("lowest_tenth"),
+        api.tasks.book,
     )
     app = create_app(
         ApiDeps(
@@ -329,6 +356,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
             model=lambda name: next((card for card in api.models if card.name == name), None),
             redaction=lambda: settings.redaction,
             aliases=Aliases(settings.data_path / "models", MODEL),
+            tasks=api.tasks,
             tokens=Tokens(USER, ADMIN),
             now_ms=now_ms,
             version="0",
@@ -351,6 +379,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         await serving
     finally:
         await dispatcher.stop()
+        await api.tasks.save_means()
         await api.engine.stop(0)
         await storage.close()
         listener.close()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from agent.pipeline import Pipeline, Verdict
 from agent.records import CloudAnswer, RequestState
 from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import open_storage
+from agent.task_book import TaskBook
+from agent.task_folder import TaskFolder
 from agent.types import (
     Delta,
     EgressPolicy,
@@ -67,6 +70,7 @@ class Road:
             lambda: NOW,
             self.wake,
             field_judge("lowest_tenth"),
+            TaskBook(TaskFolder(Path("/nowhere"))),
         )
 
     def wake(self):

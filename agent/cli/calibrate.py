@@ -1,0 +1,303 @@
+"""``outrider calibrate``: a threshold with a promise, from examples that did not teach."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.output import emit_json, notice
+from agent.errors import BadExamples, InvalidRequest, NotCertified, WrongState
+
+if TYPE_CHECKING:
+    from agent.cli.client import DaemonClient
+    from agent.confidence.calibration import Calibration
+    from agent.confidence.heads import Head
+    from agent.evaluation.certifying import Wish
+    from agent.evaluation.examples import Example
+    from agent.tasks import TaskSpec
+
+
+@click.command()
+@click.argument("task")
+@click.argument("examples", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--accuracy", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Of what is served.")
+@click.option(
+    "--escalate", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Most that is escalated, a share."
+)
+@click.option("--budget", metavar="AMOUNT/day", help="Most that escalations cost: 1.0/day. With --price, --requests.")
+@click.option(
+    "--wrong-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Most of all traffic that gets a wrong local answer, a share.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
+    help="How sure the promise is to be. Default: the task's, 0.9.",
+)
+@click.option("--on-average", is_flag=True, help="Promise it on average over calibrations only: weaker, serves more.")
+@click.option("--price", type=click.FloatRange(0, min_open=True), help="Of one escalation, for --budget.")
+@click.option("--requests", "requests_per_day", type=click.FloatRange(0, min_open=True), help="A day, for --budget.")
+@click.option("--dry-run", is_flag=True, help="Print it, and store nothing.")
+@click.option("--svg", type=click.Path(file_okay=False, path_type=Path), help="Write both pictures into this folder.")
+@json_option
+@pass_invocation
+def calibrate(
+    invocation: Invocation,
+    task: str,
+    examples: Path,
+    accuracy: float | None,
+    escalate: float | None,
+    budget: str | None,
+    wrong_share: float | None,
+    confidence: float | None,
+    on_average: bool,
+    price: float | None,
+    requests_per_day: float | None,
+    dry_run: bool,
+    svg: Path | None,
+    as_json: bool,
+) -> int:
+    """Find the threshold of TASK that keeps a promise, from EXAMPLES of its traffic, and use it from now on.
+
+    The examples (one JSON object a line, as for `tasks teach`; "answer" instead of "label" for
+    other kinds) must be drawn from the traffic as it comes, and must not have taught the task:
+    those that did are left out. 200 to 500 are usual. Too few: it says how many more, and
+    nothing is stored; the exit code is then 65. Needs the running daemon.
+
+    Example:  outrider calibrate mail examples.jsonl --accuracy 0.95
+    """
+    from agent.cli.client import DaemonClient
+    from agent.evaluation import certifying, pictures
+    from agent.evaluation.examples import check_several_labels, read_examples
+    from agent.task_folder import folder_beside
+    from agent.tasks import TaskKind
+
+    spec = folder_beside(invocation.loaded.path).get(task)
+    wish = _wish(spec, accuracy, escalate, budget, wrong_share, confidence, price, requests_per_day, on_average)
+    answered = wish.target in certifying.NEED_ANSWERS
+    read = read_examples(examples, spec, answered=answered)
+    for text in read.notices:
+        notice(text)
+    with DaemonClient(invocation.settings) as client:
+        head = _head(client, spec)
+        left = _without_taught(read.found, head, task)
+        if answered and spec.kind is TaskKind.LABELS:
+            check_several_labels(left, str(examples))
+        found = _calibrated(client, spec, left, wish, head)
+        if not dry_run:
+            import msgspec
+
+            client.put(f"/v1/tasks/{task}/calibration", msgspec.to_builtins(found))
+    written = []
+    if svg is not None and found.report.curve:
+        svg.mkdir(parents=True, exist_ok=True)
+        for name, text in (
+            ("reliability", pictures.reliability_svg(found)),
+            ("risk-coverage", pictures.risk_coverage_svg(found)),
+        ):
+            path = svg / f"{task}-{name}.svg"
+            path.write_text(text, encoding="utf-8")
+            written.append(str(path))
+    if as_json:
+        emit_json({"stored": not dry_run, "pictures": written, "void": certifying.VOID, "calibration": found})
+    else:
+        _tell(found, written, stored=not dry_run)
+    return 0 if found.threshold is not None else NotCertified.exit_code
+
+
+def _wish(
+    spec: TaskSpec,
+    accuracy: float | None,
+    escalate: float | None,
+    budget: str | None,
+    wrong_share: float | None,
+    confidence: float | None,
+    price: float | None,
+    requests_per_day: float | None,
+    on_average: bool,
+) -> Wish:
+    from agent.confidence.certify import Certificate
+    from agent.evaluation.certifying import Wish as Wanted
+    from agent.evaluation.certifying import budget_share
+    from agent.tasks import budget_per_day
+
+    options = {"accuracy": accuracy, "escalate": escalate, "budget": budget, "wrong_share": wrong_share}
+    given = [(name, value) for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise InvalidRequest("say one of --accuracy, --escalate, --budget and --wrong-share")
+    chosen = given[0] if given else spec.target.named
+    if chosen is None:
+        raise InvalidRequest(
+            "say what is to be promised: --accuracy 0.95, --escalate 0.2, --budget 1.0/day or --wrong-share 0.02 "
+            "(or [target] in the task's file)"
+        )
+    name, value = chosen
+    if name == "budget":
+        if price is None or requests_per_day is None:
+            raise InvalidRequest("--budget needs --price (of one escalation) and --requests (of this task, a day)")
+        share = budget_share(budget_per_day(str(value), "--budget"), price, requests_per_day)
+    else:
+        share = float(value)
+    return Wanted(
+        target=name,
+        value=share,
+        certificate=Certificate.MEAN if on_average else Certificate.PAC,
+        confidence=confidence or spec.target.confidence,
+    )
+
+
+def _head(client: DaemonClient, spec: TaskSpec) -> Head | None:
+    """Return the head that answers now. Raises WrongState for one of the task as it was."""
+    import msgspec
+
+    from agent.confidence.heads import Head as Stored
+
+    told = client.get(f"/v1/tasks/{spec.name}")
+    if told["digest"] != spec.digest:
+        raise WrongState(f"the daemon knows another task {spec.name}: does it run with the same --config?")
+    if told["head"] is None:
+        return None
+    if not told["head"]["current"]:
+        raise WrongState(f"task {spec.name} has changed since it was taught: outrider tasks teach {spec.name} EXAMPLES")
+    return msgspec.convert(client.get(f"/v1/tasks/{spec.name}/head"), Stored)
+
+
+def _without_taught(found: Sequence[Example], head: Head | None, task: str) -> list[Example]:
+    from agent.confidence.heads import text_digest
+
+    taught = set(head.texts) if head else set()
+    left = [one for one in found if text_digest(one.input) not in taught]
+    if len(left) < len(found):
+        notice(f"{len(found) - len(left)} of {len(found)} examples taught the task and are left out")
+    if not left:
+        raise BadExamples(
+            "every one of these examples taught the task, so they say nothing of how it does on others: bring others, "
+            f"or teach with a part (outrider tasks teach {task} EXAMPLES --hold-back 0.5)"
+        )
+    return left
+
+
+def _calibrated(
+    client: DaemonClient, spec: TaskSpec, left: Sequence[Example], wish: Wish, head: Head | None
+) -> Calibration:
+    import msgspec
+
+    from agent.cli import task_signals
+    from agent.confidence.calibration import CalibrationKey
+    from agent.confidence.certify import Scored
+    from agent.evaluation.certifying import Judgement
+    from agent.evaluation.certifying import calibrate as certify
+    from agent.tasks import TaskKind
+
+    earlier: tuple[float, ...] = ()
+    if spec.kind is TaskKind.LABELS and head is None:
+        judged, key, earlier = _by_label_scores(client, spec, left)
+    else:
+        rows = task_signals.rows(client, spec.name, "answer", [one.input for one in left], spec.digest)
+        keys = {msgspec.json.encode(row["key"]) for row in rows}
+        if len(keys) > 1:
+            raise WrongState("the model or the task was replaced meanwhile: begin again")
+        key = msgspec.convert(rows[0]["key"], CalibrationKey)
+        judged = [
+            Judgement(one.line, row["score"], _is_right(spec, one, row)) for one, row in zip(left, rows, strict=True)
+        ]
+    silent = [one.line for one in judged if one.score is None]
+    if silent:
+        from agent.evaluation.examples import listed
+
+        notice(f"no score (never served): {listed(silent)}")
+    pilot = [Scored(score, right) for score, right in head.pilot] if head else []
+    return certify(judged, wish, task=spec.name, key=key, pilot=pilot, earlier=earlier, by_head=head is not None)
+
+
+def _by_label_scores(
+    client: DaemonClient, spec: TaskSpec, left: Sequence[Example]
+) -> tuple[list[Any], Any, tuple[float, ...]]:
+    """Judge a task without a head: a part of the inputs says what the labels' scores are on average, the rest counts."""
+    from agent.cli import task_signals
+    from agent.confidence import labels
+    from agent.confidence.calibration import CalibrationKey
+    from agent.confidence.heads import text_digest
+    from agent.evaluation.certifying import Judgement
+    from agent.task_book import FEWEST_INPUTS
+    from agent.types import LabelScores
+
+    ordered = sorted(left, key=lambda one: text_digest(one.input))  # whatever the file's order: not by label
+    aside = max(FEWEST_INPUTS, len(ordered) // 5)
+    if len(ordered) <= 2 * aside:
+        raise NotCertified(
+            f"{len(ordered)} examples cannot carry a promise: {aside} of them are needed to correct the labels' scores "
+            "(a taught task needs none of that: outrider tasks teach)"
+        )
+    rows = task_signals.rows(client, spec.name, "scores", [one.input for one in ordered], spec.digest)
+    known = [row["logprobs"] for row in rows if None not in row["logprobs"]]
+    earlier = tuple(sum(column) / len(column) for column in zip(*known[:aside], strict=True))
+    judged = []
+    for one, row in list(zip(ordered, rows, strict=True))[aside:]:
+        told = tuple(float("nan") if figure is None else figure for figure in row["logprobs"])
+        probabilities = labels.distribution(LabelScores(logprobs=told, earlier=earlier))
+        score = labels.raw_score(probabilities, by_head=False)
+        right = None
+        if one.answer is not None:
+            right = score is not None and spec.names[labels.best(spec.names, probabilities)] == one.answer
+        judged.append(Judgement(one.line, score, right))
+    key = CalibrationKey(
+        task_digest=spec.digest,
+        model=rows[0]["model"],
+        model_digest=rows[0]["model_digest"],
+        runtime=rows[0]["runtime"],
+        estimator=labels.ESTIMATOR,
+    )
+    return judged, key, earlier
+
+
+def _is_right(spec: TaskSpec, one: Example, row: dict[str, Any]) -> bool | None:
+    """Whether an answer is what the example says: a label exactly, JSON by its values, a text but for spaces and case."""
+    from agent.tasks import TaskKind
+
+    if one.answer is None:
+        return None
+    if spec.kind is TaskKind.LABELS:
+        return bool(row["answer"] == one.answer)
+    if spec.kind is TaskKind.TEXT:
+        return " ".join(str(row["answer"]).split()).casefold() == " ".join(one.answer.split()).casefold()
+    try:
+        return bool(json.loads(row["answer"]) == json.loads(one.answer))
+    except ValueError:
+        return False
+
+
+def _tell(found: Calibration, written: Sequence[str], *, stored: bool) -> None:
+    from agent.evaluation import certifying, pictures
+
+    report = found.report
+    click.echo(found.sentence)
+    click.echo("")
+    if report.curve:
+        click.echo(
+            f"examples {report.examples}, right {report.right} ({report.right / report.examples:.1%}), "
+            f"served {report.served}, of those wrong {report.errors}, without a score {report.no_signal}"
+        )
+        click.echo(
+            f"map {found.map.kind}, ECE {report.expected_error:.3f} "
+            f"({report.expected_error_floor:.3f} if it were exactly right)"
+        )
+    else:
+        click.echo(f"examples {report.examples}, served {report.served}, without a score {report.no_signal}")
+    threshold = "none" if found.threshold is None else f"{found.threshold:.4f}"
+    click.echo(f"threshold {threshold}, certificate {found.certificate}, calibration {found.id}")
+    if report.curve:
+        click.echo("")
+        for line in pictures.in_terminal(found):
+            click.echo(line)
+    click.echo("")
+    click.echo(certifying.VOID)
+    for path in written:
+        notice(f"written: {path}")
+    notice(f"task {found.task} uses it from now on" if stored else "nothing is stored (--dry-run)")

@@ -1,0 +1,86 @@
+"""What the daemon says of the inputs of examples, asked for in pieces with the progress on stderr."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.errors import WrongState
+
+if TYPE_CHECKING:
+    from agent.cli.client import DaemonClient
+
+PIECE = 64  # inputs in one call
+LONGEST_PIECE = 1 << 20  # characters in one call
+PATIENCE_S = 600.0
+TELL_EVERY_S = 5.0
+
+
+class Vectors:
+    """The vectors of some texts, as float32, and what made them."""
+
+    def __init__(self) -> None:
+        self.raw = b""
+        self.model = self.model_digest = self.runtime = ""
+
+
+def pieces(inputs: Sequence[str], most: int = PIECE) -> list[Sequence[str]]:
+    """Cut inputs into calls that are not too large."""
+    found: list[list[str]] = [[]]
+    size = 0
+    for text in inputs:
+        if found[-1] and (len(found[-1]) == most or size + len(text) > LONGEST_PIECE):
+            found.append([])
+            size = 0
+        found[-1].append(text)
+        size += len(text)
+    return list(found)
+
+
+def vectors(client: DaemonClient, task: str, inputs: Sequence[str]) -> Vectors:
+    """Return the encoder's vectors."""
+    found = Vectors()
+    for piece in _told(pieces(inputs), len(inputs), "vectors"):
+        body = {"signal": "embedding", "inputs": list(piece)}
+        told = client.post(f"/v1/tasks/{task}/signals", body, timeout_s=PATIENCE_S)
+        _check_same(found.model_digest, told["model_digest"])
+        found.model, found.model_digest, found.runtime = told["model"], told["model_digest"], told["runtime"]
+        found.raw += base64.b64decode(told["vectors"])
+    return found
+
+
+def rows(client: DaemonClient, task: str, signal: str, inputs: Sequence[str], digest: str) -> list[dict[str, Any]]:
+    """Return a row for each input: signal "scores" or "answer". Raises WrongState when the task or its model changes."""
+    found: list[dict[str, Any]] = []
+    for piece in _told(pieces(inputs, PIECE // 4), len(inputs), "answers"):
+        body = {"signal": signal, "inputs": list(piece)}
+        told = client.post(f"/v1/tasks/{task}/signals", body, timeout_s=PATIENCE_S)
+        if told["task_digest"] != digest:
+            raise WrongState(
+                f"the daemon knows another task {task} than this command: does it run with the same --config?"
+            )
+        found += told["rows"]
+    digests = {row.get("model_digest") or row["key"]["model_digest"] for row in found}
+    if len(digests) > 1:
+        raise WrongState("the model was replaced meanwhile: begin again")
+    return found
+
+
+def _check_same(before: str, now: str) -> None:
+    if before and before != now:
+        raise WrongState("the encoder was replaced meanwhile: begin again")
+
+
+def _told(parts: Sequence[Sequence[str]], total: int, what: str) -> Any:
+    """Yield the parts; tell now and then how many inputs are done."""
+    done, told_at = 0, time.monotonic()
+    for part in parts:
+        yield part
+        done += len(part)
+        if time.monotonic() - told_at > TELL_EVERY_S:
+            click.echo(f"{what}: {done} of {total}", err=True)
+            told_at = time.monotonic()

@@ -1,0 +1,283 @@
+"""``outrider tasks``: named workloads, their labels and what they promise."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.output import confirm, emit_json, notice, table
+from agent.cli.teach import teach
+from agent.errors import ConfigError, OutriderError
+
+if TYPE_CHECKING:
+    from agent.task_folder import TaskFolder
+
+
+@click.group()
+def tasks() -> None:
+    """Make, see and teach tasks: named workloads that can be calibrated.
+
+    A task is a file, tasks/NAME.toml beside outrider.toml. Requests name it by metadata.task, or
+    by "task" of /v1/classify.
+    """
+
+
+tasks.add_command(teach)
+
+
+@tasks.command()
+@click.argument("name", required=False)
+@click.option("--kind", type=click.Choice(["labels", "extract", "tool", "text"]), help="Default: labels.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="LABEL[=DESCRIPTION]", help="A label of the task. Repeatable."
+)
+@click.option("--prompt", default="", help="What the model is told. Default: made of the labels.")
+@click.option("--schema", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON schema (extract).")
+@click.option("--model", default="", help="Whose answers these are. Default: the default model.")
+@click.option(
+    "--egress", type=click.Choice(["never", "approve", "redact", "allow"]), help="The loosest that may leave."
+)
+@click.option(
+    "--on-low-confidence", type=click.Choice(["draft", "wait", "defer", "abstain"]), help="What a caller gets then."
+)
+@click.option("--accuracy", type=float, help="Of the answers that are served, 0..1: what is to be certified.")
+@json_option
+@pass_invocation
+def new(
+    invocation: Invocation,
+    name: str | None,
+    kind: str | None,
+    labels: tuple[str, ...],
+    prompt: str,
+    schema: Path | None,
+    model: str,
+    egress: str | None,
+    on_low_confidence: str | None,
+    accuracy: float | None,
+    as_json: bool,
+) -> None:
+    """Make a task. On a terminal, what is left out is asked for.
+
+    Example:  outrider tasks new mail --label "refund=wants money back" --label "card lost" --accuracy 0.95
+    """
+    import json
+
+    from agent.tasks import task_of
+
+    asking = sys.stdin.isatty() and not as_json
+    if name is None:
+        if not asking:
+            raise ConfigError("name the task: outrider tasks new NAME --label ONE --label OTHER")
+        notice("A task is a kind of request that comes again and again: mails to be sorted, fields to be read.")
+        name = click.prompt("name (lower-case letters, digits, - and _)", err=True)
+    tree: dict[str, Any] = {"name": name}
+    tree["kind"] = kind or (
+        _asked_kind() if asking and not labels and not schema else "extract" if schema else "labels"
+    )
+    described = dict(_label(text) for text in labels)
+    if tree["kind"] == "labels":
+        if asking and not described:
+            described = _asked_labels()
+        tree["labels"] = described
+    elif described:
+        raise ConfigError("--label belongs to kind labels")
+    if schema is not None:
+        try:
+            tree["schema"] = json.loads(schema.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{schema} is not JSON: {error}") from error
+    if asking and not prompt and tree["kind"] != "labels":
+        prompt = click.prompt("what the model is told (empty: nothing)", default="", show_default=False, err=True)
+    if asking and accuracy is None:
+        notice("How many of the answers served here must be right? Doubtful ones are escalated or held.")
+        accuracy = click.prompt("accuracy", default=0.95, type=float, err=True)
+    if asking and egress is None:
+        notice("What may leave the device when it is not sure? Nothing leaves unless a target is configured.")
+        egress = click.prompt(
+            "egress", default="never", type=click.Choice(["never", "approve", "redact", "allow"]), err=True
+        )
+    given = {"prompt": prompt, "model": model, "egress": egress, "on_low_confidence": on_low_confidence}
+    tree |= {key: value for key, value in given.items() if value}
+    if accuracy is not None:
+        tree["target"] = {"accuracy": accuracy}
+    spec = task_of(tree, f"task {name}")
+    path = _folder(invocation).put(spec)
+    if as_json:
+        emit_json({"task": spec, "path": str(path)})
+        return
+    click.echo(f"task {spec.name} is in {path}")
+    if spec.kind == "labels":
+        notice(
+            'next, with examples like {"input": "where is my card?", "label": "' + spec.names[0] + '"}, one a line:\n'
+            f"  outrider tasks teach {spec.name} examples.jsonl --hold-back 0.5\n"
+            f"  outrider calibrate {spec.name} examples.jsonl --accuracy {accuracy or 0.95:g}"
+        )
+    else:
+        notice(
+            'next, with examples like {"input": "...", "answer": "..."}, one a line:\n'
+            f"  outrider calibrate {spec.name} examples.jsonl --accuracy {accuracy or 0.95:g}"
+        )
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, _, description = text.partition("=")
+    return name.strip(), description.strip()
+
+
+def _asked_kind() -> str:
+    notice("labels: choose one of some labels. extract: JSON by a schema. tool: a call. text: anything else.")
+    kind: str = click.prompt(
+        "kind", default="labels", type=click.Choice(["labels", "extract", "tool", "text"]), err=True
+    )
+    return kind
+
+
+def _asked_labels() -> dict[str, str]:
+    notice("The labels, one a line, with = and a description if it helps; an empty line ends them.")
+    found: dict[str, str] = {}
+    while True:
+        text = click.prompt(f"label {len(found) + 1}", default="", show_default=False, err=True)
+        if not text.strip():
+            return found
+        name, description = _label(text)
+        found[name] = description
+
+
+@tasks.command(name="list")
+@json_option
+@pass_invocation
+def list_tasks(invocation: Invocation, as_json: bool) -> None:
+    """Print the tasks; with the daemon running, also what was learned and is promised of each.
+
+    Example:  outrider tasks list
+    """
+    rows = _all(invocation)
+    if as_json:
+        emit_json(rows)
+        return
+    if not rows:
+        notice("no task: make one with `outrider tasks new`")
+        return
+    table(
+        ["NAME", "KIND", "LABELS", "TAUGHT", "GUARANTEE", "WRONG"],
+        [
+            (
+                row["name"],
+                row.get("kind"),
+                len(row.get("labels", {})) or None,
+                _taught(row),
+                _promise(row),
+                row.get("error"),
+            )
+            for row in rows
+        ],
+    )
+
+
+@tasks.command()
+@click.argument("name")
+@json_option
+@pass_invocation
+def show(invocation: Invocation, name: str, as_json: bool) -> None:
+    """Print a task, what was learned of it and what is promised.
+
+    Example:  outrider tasks show mail
+    """
+    spec = _folder(invocation).get(name)
+    row = next(row for row in _all(invocation) if row["name"] == name)
+    if as_json:
+        emit_json(row)
+        return
+    head, calibration = row.get("head"), row.get("calibration")
+    rows = [("name", name), ("kind", spec.kind), ("model", spec.model), ("egress", spec.egress)]
+    rows += [(f"label {label}", text or "-") for label, text in spec.labels.items()]
+    rows += [("prompt", spec.instruction), ("taught", _taught(row))]
+    if head:
+        rows += [("features", head["feature"]), ("accuracy out of fold", f"{head['accuracy']:.1%}")]
+    rows.append(("guarantee", _promise(row)))
+    if calibration:
+        rows += [("promise", calibration["sentence"]), ("threshold", calibration["threshold"])]
+    table(["FIELD", "VALUE"], rows)
+
+
+@tasks.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_invocation
+def rm(invocation: Invocation, name: str, yes: bool, as_json: bool) -> None:
+    """Remove a task: its file, its head and its calibration. Requests that name it are refused then.
+
+    Example:  outrider tasks rm mail
+    """
+    from agent.cli.client import DaemonClient, find_daemon
+
+    folder = _folder(invocation)
+    if name not in folder.names():
+        folder.get(name)
+    if not yes:
+        confirm(f"remove task {name}, and what was learned of it?")
+    if find_daemon(invocation.settings.data_path) is None:
+        # What is stored of it is of its digest: it comes back only with the very same task.
+        folder.remove(name)
+    else:
+        with DaemonClient(invocation.settings) as client:
+            client.delete(f"/v1/tasks/{name}")
+    if as_json:
+        emit_json({"name": name, "deleted": True})
+        return
+    click.echo(f"removed: {name}")
+
+
+def _folder(invocation: Invocation) -> TaskFolder:
+    from agent.task_folder import folder_beside
+
+    return folder_beside(invocation.loaded.path)
+
+
+def _all(invocation: Invocation) -> list[dict[str, Any]]:
+    """Return all tasks as the daemon knows them, or as their files say."""
+    import msgspec
+
+    from agent.cli.client import DaemonClient, find_daemon
+
+    if find_daemon(invocation.settings.data_path) is not None:
+        with DaemonClient(invocation.settings) as client:
+            told: list[dict[str, Any]] = client.get("/v1/tasks")["data"]
+            return told
+    folder = _folder(invocation)
+    found = []
+    for name in folder.names():
+        try:
+            spec = folder.get(name)
+            found.append({**msgspec.to_builtins(spec), "kind": spec.kind.value})
+        except OutriderError as error:
+            found.append({"name": name, "error": str(error)})
+    return found
+
+
+def _taught(row: dict[str, Any]) -> str | None:
+    head = row.get("head")
+    if not head:
+        return None
+    return f"by {head['taught']}" + ("" if head["current"] else ", the task has changed since")
+
+
+def _promise(row: dict[str, Any]) -> str | None:
+    calibration = row.get("calibration")
+    if not calibration:
+        return "none" if "digest" in row else None
+    if not calibration["current"]:
+        return "none: the task has changed since"
+    if calibration["threshold"] is None:
+        return "nothing is served"
+    how = (
+        calibration["certificate"]
+        if calibration["delta"] is None
+        else f"{calibration['certificate']} {1 - calibration['delta']:g}"
+    )
+    return f"{calibration['target']} {calibration['value']:g} ({how})"

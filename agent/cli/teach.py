@@ -1,0 +1,225 @@
+"""``outrider tasks teach``: a head for a task, from examples."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.invocation import Invocation, json_option, pass_invocation
+from agent.cli.output import emit_json, notice, table
+from agent.errors import BadExamples, InvalidRequest, OutriderError
+
+if TYPE_CHECKING:
+    from agent.cli.client import DaemonClient
+    from agent.confidence.fit_order import Fitted, Order
+    from agent.confidence.heads import Head
+    from agent.evaluation.examples import Example
+    from agent.tasks import TaskSpec
+
+MOST_LABELS_SCORED = 20  # by the language model, unless it is asked for
+LONGEST_SCORING_S = 120.0
+FEWEST, FEWEST_A_LABEL = 10, 2
+PROBED = 8  # inputs by which the time of all is estimated
+
+
+@click.command()
+@click.argument("name")
+@click.argument("examples", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--hold-back",
+    type=click.FloatRange(0, 0.9),
+    default=0.0,
+    show_default=True,
+    help="Share of the examples that does not teach: what `outrider calibrate` may then use of the same file.",
+)
+@click.option(
+    "--features",
+    type=click.Choice(["auto", "embedding", "scores", "both"]),
+    default="auto",
+    show_default=True,
+    help="What to compare: the encoder's vectors, the language model's label scores. auto: what is quick.",
+)
+@json_option
+@pass_invocation
+def teach(invocation: Invocation, name: str, examples: Path, hold_back: float, features: str, as_json: bool) -> None:
+    """Teach the task NAME (kind labels) from EXAMPLES, one JSON object a line.
+
+    {"input": "where is my card?", "label": "card lost"}
+
+    The features are compared by cross-validation on these very examples and the best are kept.
+    Needs the running daemon. A calibration of the task ends: calibrate again, with examples that
+    did not teach (--hold-back 0.5 leaves half of the file for that).
+
+    Example:  outrider tasks teach mail examples.jsonl --hold-back 0.5
+    """
+    from agent.cli.client import DaemonClient
+    from agent.confidence.heads import text_digest
+    from agent.evaluation.examples import check_several_labels, read_examples
+    from agent.task_folder import folder_beside
+    from agent.tasks import TaskKind
+
+    spec = folder_beside(invocation.loaded.path).get(name)
+    if spec.kind is not TaskKind.LABELS:
+        raise InvalidRequest(f"task {name} is of kind {spec.kind}: only tasks of kind labels are taught")
+    read = read_examples(examples, spec)
+    for text in read.notices:
+        notice(text)
+    chosen = [one for one in read.found if not is_held_back(text_digest(one.input), hold_back)]
+    if chosen:
+        check_several_labels(chosen, str(examples))
+    _check_enough(chosen, spec, str(examples))
+    with DaemonClient(invocation.settings) as client:
+        head = _taught(client, spec, chosen, features)
+        import msgspec
+
+        client.put(f"/v1/tasks/{name}/head", msgspec.to_builtins(head))
+    if as_json:
+        emit_json({"task": name, "head": head.id, "held_back": len(read.found) - len(chosen), **_figures(head)})
+        return
+    table(
+        ["FEATURES", "ACCURACY", "LOG LOSS", ""],
+        [
+            (feature, f"{accuracy:.1%}", f"{loss:.3f}", "chosen" if feature == head.feature else "")
+            for feature, accuracy, loss in head.compared
+        ],
+    )
+    click.echo(f"task {name} is taught by {head.taught} examples ({head.feature}), {head.accuracy:.1%} out of fold")
+    held = len(read.found) - len(chosen)
+    notice(
+        f"{held} examples are held back: outrider calibrate {name} {examples} --accuracy 0.95"
+        if held
+        else f"it promises nothing yet: outrider calibrate {name} OTHER-EXAMPLES --accuracy 0.95"
+    )
+
+
+def is_held_back(digest: bytes, share: float) -> bool:
+    """Whether an input is left for calibrating: by its text alone, so that another order changes nothing."""
+    return int.from_bytes(digest, "big") < share * float(1 << (8 * len(digest)))
+
+
+def _check_enough(chosen: Sequence[Example], spec: TaskSpec, where: str) -> None:
+    counts = {label: sum(1 for one in chosen if one.answer == label) for label in spec.names}
+    rare = [label for label, count in counts.items() if count < FEWEST_A_LABEL]
+    if rare:
+        named = ", ".join(f"{label!r} ({counts[label]})" for label in rare[:10])
+        raise BadExamples(
+            f"{where}: {len(chosen)} examples to teach by; at least {FEWEST_A_LABEL} of each label are needed, "
+            f"5 to 10 are better. Too few: {named}{' and more' if len(rare) > 10 else ''}"
+        )
+    if len(chosen) < FEWEST:
+        raise BadExamples(f"{where}: {len(chosen)} examples to teach by, at least {FEWEST} are needed")
+
+
+def _taught(client: DaemonClient, spec: TaskSpec, chosen: Sequence[Example], features: str) -> Head:
+    from agent.cli import task_signals
+    from agent.confidence.fit_order import Order
+    from agent.confidence.heads import Feature, Head, centred, text_digest
+
+    inputs = [one.input for one in chosen]
+    answers = tuple(spec.names.index(str(one.answer)) for one in chosen)
+    vectors = task_signals.Vectors()
+    if features != "scores":
+        try:
+            vectors = task_signals.vectors(client, spec.name, inputs)
+        except OutriderError as error:
+            if features != "auto":
+                raise
+            notice(f"no vectors: {error}")
+    rows: list[dict[str, Any]] = []
+    if features in {"scores", "both"} or (features == "auto" and _is_quick(client, spec, inputs, bool(vectors.raw))):
+        rows = task_signals.rows(client, spec.name, "scores", inputs, spec.digest)
+    scores = array("f")
+    for one, row in zip(chosen, rows, strict=False):
+        if None in row["logprobs"]:
+            raise InvalidRequest(f"line {one.line}: the model gave no finite score to every label")
+        scores.extend(centred(row["logprobs"]))
+    order = Order(labels=len(spec.labels), answers=answers, embedding=vectors.raw, scores=scores.tobytes())
+    fitted = _fit(order)
+    probabilities = array("f", fitted.probabilities)
+    width = len(spec.labels)
+    pilot = []
+    for index, answer in enumerate(answers):
+        row_of = probabilities[index * width : (index + 1) * width]
+        top = max(row_of)
+        pilot.append((float(top), row_of.index(top) == answer))
+    compared = tuple((one.feature.value, one.accuracy, one.log_loss) for one in fitted.compared)
+    reads_vectors, reads_scores = fitted.feature is not Feature.SCORES, fitted.feature is not Feature.EMBEDDING
+    return Head(
+        task=spec.name,
+        task_digest=spec.digest,
+        labels=spec.names,
+        feature=fitted.feature,
+        embedding=fitted.embedding,
+        scores=fitted.scores,
+        temperature=fitted.temperature,
+        encoder=vectors.model if reads_vectors else "",
+        encoder_digest=vectors.model_digest if reads_vectors else "",
+        model=rows[0]["model"] if reads_scores else "",
+        model_digest=rows[0]["model_digest"] if reads_scores else "",
+        taught=len(chosen),
+        accuracy=next(one.accuracy for one in fitted.compared if one.feature is fitted.feature),
+        compared=compared,
+        pilot=tuple(pilot),
+        texts=tuple(text_digest(text) for text in inputs),
+    )
+
+
+def _is_quick(client: DaemonClient, spec: TaskSpec, inputs: Sequence[str], has_vectors: bool) -> bool:
+    """Whether the language model's scores of the labels are to be compared, too."""
+    from agent.cli import task_signals
+
+    if len(spec.labels) > MOST_LABELS_SCORED and has_vectors:
+        notice(f"{len(spec.labels)} labels: the language model's scores are not compared (--features both does)")
+        return False
+    try:
+        task_signals.rows(client, spec.name, "scores", inputs[:1], spec.digest)  # loads the model
+        began = time.monotonic()
+        task_signals.rows(client, spec.name, "scores", inputs[:PROBED], spec.digest)
+    except OutriderError as error:
+        if not has_vectors:
+            raise
+        notice(f"no label scores: {error}")
+        return False
+    estimate_s = (time.monotonic() - began) / min(PROBED, len(inputs)) * len(inputs)
+    if estimate_s > LONGEST_SCORING_S and has_vectors:
+        notice(f"the language model's scores would take {estimate_s:.0f} s: not compared (--features both does)")
+        return False
+    return True
+
+
+def _fit(order: Order) -> Fitted:
+    """Fit in a child process: it has numpy, this one stays small."""
+    import msgspec
+
+    from agent import executable
+    from agent.confidence.fit_order import Fitted as Result
+
+    child = subprocess.run(
+        executable.command("fit"),
+        input=msgspec.msgpack.encode(order),
+        capture_output=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)},
+    )
+    if child.returncode:
+        lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise InvalidRequest(f"the head cannot be fitted: {lines[-1] if lines else child.returncode}")
+    return msgspec.msgpack.decode(child.stdout, type=Result)
+
+
+def _figures(head: Head) -> dict[str, Any]:
+    return {
+        "taught": head.taught,
+        "feature": head.feature,
+        "accuracy": head.accuracy,
+        "compared": [
+            {"feature": feature, "accuracy": accuracy, "log_loss": loss} for feature, accuracy, loss in head.compared
+        ],
+    }

@@ -1,0 +1,78 @@
+"""What was learned of tasks, as rows: bodies that their owner encodes. Every method returns after the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from agent.storage import statements as sql
+from agent.storage.connection import Connection
+from agent.storage.database import Database
+
+
+class Learned(msgspec.Struct, frozen=True):
+    """All bodies that hold now."""
+
+    heads: tuple[bytes, ...]
+    calibrations: tuple[bytes, ...]
+    means: tuple[bytes, ...]
+
+
+class TaskStore:
+    """The heads, calibrations and mean label scores of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    async def all(self) -> Learned:
+        """Return what holds now, of every task."""
+
+        def work(connection: Connection) -> Learned:
+            found = [
+                tuple(row["body"] for row in connection.execute(statement).fetchall())
+                for statement in (sql.HEADS, sql.CALIBRATIONS, sql.MEANS)
+            ]
+            return Learned(*found)
+
+        return await self._db.read(work)
+
+    async def put_head(self, task: str, body: bytes, *, now_ms: int) -> None:
+        """Store the head of a task in place of an earlier one; what was calibrated with that one ends."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sql.HEAD_PUT, {"task": task, "now_ms": now_ms, "body": body})
+            connection.execute(sql.CALIBRATION_END, {"task": task, "now_ms": now_ms})
+
+        await self._db.write(work, grows=True)
+
+    async def put_calibration(self, task: str, calibration_id: str, body: bytes, *, now_ms: int) -> None:
+        """Store a calibration; it holds from now on in place of an earlier one."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sql.CALIBRATION_END, {"task": task, "now_ms": now_ms})
+            connection.execute(
+                sql.CALIBRATION_PUT, {"id": calibration_id, "task": task, "now_ms": now_ms, "body": body}
+            )
+
+        await self._db.write(work, grows=True)
+
+    async def put_means(self, bodies: Mapping[str, bytes]) -> None:
+        """Store mean label scores by task."""
+
+        def work(connection: Connection) -> None:
+            for task, body in bodies.items():
+                connection.execute(sql.MEANS_PUT, {"task": task, "body": body})
+
+        if bodies:
+            await self._db.write(work)
+
+    async def forget(self, task: str, *, now_ms: int) -> None:
+        """Delete head and means of a task and end its calibration."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sql.HEAD_DELETE, {"task": task})
+            connection.execute(sql.MEANS_DELETE, {"task": task})
+            connection.execute(sql.CALIBRATION_END, {"task": task, "now_ms": now_ms})
+
+        await self._db.write(work)
