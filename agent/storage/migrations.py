@@ -267,7 +267,7 @@ TASK_HEADS = """
 
 CALIBRATIONS = """
     number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
+    id TEXT NOT NULL,
     task TEXT NOT NULL,
     created_at_ms INTEGER NOT NULL,
     ended_at_ms INTEGER,

@@ -176,9 +176,9 @@ class ScriptedEngine:
 
 
 def hashed_words(text):
-    counts = [0.0] * 64
+    counts = [0.0] * 512
     for word in text.lower().split():
-        counts[zlib.crc32(word.encode()) % 64] += 1.0
+        counts[zlib.crc32(word.encode()) % 512] += 1.0
     length = math.sqrt(math.fsum(one * one for one in counts)) or 1.0
     return tuple(one / length for one in counts)
 
