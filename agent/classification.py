@@ -45,14 +45,15 @@ def sorting(text: str, labels: Sequence[str]) -> tuple[Message, ...]:
 class Classifier:
     """Scores the labels of requests and chooses the likeliest."""
 
-    def __init__(self, engine: LabelEngine, tasks: TaskBook) -> None:
+    def __init__(self, engine: LabelEngine, tasks: TaskBook | None = None) -> None:
+        """Without ``tasks`` every request stands alone."""
         self._engine = engine
         self._tasks = tasks
         self._content_free: OrderedDict[bytes, _Rows] = OrderedDict()
 
     async def run(self, request: InferenceRequest) -> Generation:
         """Return the chosen label as text, with the scores of all. Problems end in ``failure``."""
-        head = self._tasks.head(request.task)
+        head = self._tasks.head(request.task) if self._tasks else None
         if head is not None and sorted(request.labels) == list(head.head.labels):
             told = await self._by_head(request, head)
             if told is not None:
@@ -67,7 +68,8 @@ class Classifier:
                 failure = msgspec.structs.replace(failure, param="")
             return _generation(scores, scores.duration_ms, failure)
         figures = _complete(scores)
-        earlier = () if scores.trained else self._tasks.earlier(request, labels, scores.model_digest)
+        tasks = self._tasks if request.task and not scores.trained else None
+        earlier = tasks.earlier(request, labels, scores.model_digest) if tasks else ()
         rows: _Rows = ()
         spent_ms = 0.0
         if not earlier and not scores.trained:
@@ -75,8 +77,8 @@ class Classifier:
             if isinstance(found, Failure):
                 return _generation(scores, scores.duration_ms, found)
             rows, spent_ms = found
-        if request.task and not scores.trained:
-            self._tasks.observe(request.task, labels, figures, scores.model_digest)
+        if request.task and tasks:
+            tasks.observe(request.task, labels, figures, scores.model_digest)
         of = {label: index for index, label in enumerate(labels)}
         order = [of[label] for label in request.labels]
         told = LabelScores(

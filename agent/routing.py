@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -46,7 +47,7 @@ class TargetRule(msgspec.Struct, frozen=True):
 class Policy(msgspec.Struct, frozen=True):
     """What the configuration says, at the moment of the request."""
 
-    threshold: float
+    threshold: float  # infinite: nothing is served, as a calibration may say
     targets: tuple[TargetRule, ...] = ()
 
 
@@ -168,7 +169,7 @@ def after(
         action=Action.REFUSED,
         reason=Reason.NO_SIGNAL,
         rule_id="",
-        threshold=policy.threshold,
+        threshold=policy.threshold if math.isfinite(policy.threshold) else None,
         target=route.target,
         target_fingerprint=route.target_fingerprint,
         egress=route.egress,

@@ -110,6 +110,8 @@ def _is_uncertain(record: RequestRecord) -> bool:
 def _abstention(record: RequestRecord) -> str:
     score = record.confidence.score if record.confidence else None
     threshold = record.decision.threshold if record.decision else None
+    if score is not None and threshold is None:
+        return "Uncertain: no answer of this task can be served under its promise, and the request asked to abstain."
     if score is None or threshold is None:
         return "Uncertain: there is no signal of how sure the local model is, and the request asked to abstain."
     return (

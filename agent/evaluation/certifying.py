@@ -100,7 +100,7 @@ def _is_pac(wish: Wish) -> bool:
 
 
 def _threshold(ranked: Ranked, judged: Sequence[Judgement], wish: Wish, pilot: Sequence[Scored]) -> Threshold:
-    delta = 1 - wish.confidence
+    delta = round(1 - wish.confidence, 12)
     if wish.target in {"escalate", "budget"}:
         if len(judged) < FEWEST_SCORES:
             raise NotCertified(f"{len(judged)} examples say nothing of a share of the traffic: bring {FEWEST_SCORES}")
@@ -114,7 +114,7 @@ def _threshold(ranked: Ranked, judged: Sequence[Judgement], wish: Wish, pilot: S
         if len(judged) < needed:
             raise NotCertified(_too_few(len(judged), needed, f"a share of {wish.value:.1%}"))
         return certify.wrong_share(ranked, share=wish.value)
-    alpha = 1 - wish.value
+    alpha = round(1 - wish.value, 12)  # 0.1, not 0.09999999999999998
     if wish.certificate is Certificate.MEAN:
         needed = math.ceil(certify.FEWEST_PER_ALPHA / alpha)
         if len(judged) < needed:

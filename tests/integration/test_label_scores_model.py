@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -17,8 +16,6 @@ from agent.engine.runtime import Chunk
 from agent.engine.scheduler import Scheduler
 from agent.engine.supervisor import EnginePool
 from agent.settings import EngineSettings
-from agent.task_book import TaskBook
-from agent.task_folder import TaskFolder
 from agent.types import InferenceRequest, Message, RequestKind, Sampling
 
 pytestmark = pytest.mark.model
@@ -167,14 +164,14 @@ async def generated(engine, asked):
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_choice_is_the_same_alone_and_in_a_crowd(engine):
-    classifier = Classifier(engine, TaskBook(TaskFolder(Path("/nowhere"))))
+    classifier = Classifier(engine)
     text = Message("user", "I want my money back for the shoes that I bought.")
     asked = request(RequestKind.CLASSIFY, (SYSTEM, text), labels=LABELS)
     alone = await classifier.run(asked)
     crowd = [request(RequestKind.CHAT, (text,), sampling=Sampling(max_tokens=30, seed=n)) for n in range(4)]
     turned = msgspec.structs.replace(asked, labels=LABELS[::-1])
     among, *others = await asyncio.gather(
-        Classifier(engine, TaskBook(TaskFolder(Path("/nowhere")))).run(turned),
+        Classifier(engine).run(turned),
         *(generated(engine, one) for one in crowd),
     )
     assert alone.failure is None

@@ -6,7 +6,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from fakes.api_server import ADMIN, MODEL, USER, served
+from fakes.api_server import ADMIN, MODEL, USER, events_of, served
 from fakes.command_line import as_json, outrider
 
 from agent import executable
@@ -184,6 +184,9 @@ def test_a_task_that_cannot_be_done_is_escalated_whole(taught):
     assert "Nothing can be served locally" in result.stdout
     told = ask(taught, "my card was stolen wallet gone").json()["outrider"]
     assert (told["decision"], told["guarantee"]) == ("queued", "accuracy 0.95 (pac 0.9): nothing is served")
+    assert "threshold" not in told
+    found = ask(taught, "my card was stolen", outrider={"on_low_confidence": "abstain"}).json()
+    assert "no answer of this task can be served" in found["refusal"]
 
 
 @pytest.mark.parametrize(
@@ -240,6 +243,9 @@ def test_traffic_corrects_a_task_that_was_neither_taught_nor_calibrated(mail):
 def test_a_chat_may_name_a_task(taught):
     response = taught.chat("my card was stolen wallet gone", metadata={"task": "mail"})
     assert response.json()["choices"][0]["message"]["content"] == "card lost"
+    streamed = taught.chat("my card was stolen wallet gone", metadata={"task": "mail"}, stream=True)
+    pieces = [event["choices"][0]["delta"].get("content") or "" for event in events_of(streamed) if event["choices"]]
+    assert "".join(pieces) == "card lost"
     for fields, param in (
         ({"metadata": {"task": "male"}}, "task"),
         ({"metadata": {"task": "mail"}, "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),

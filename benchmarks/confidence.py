@@ -1,0 +1,282 @@
+"""What a confidence is worth: taught heads on public sets, and the promises of `outrider calibrate` over many draws.
+
+    python benchmarks/confidence.py --data DIR --quick [--json]     under 50 seconds
+    python benchmarks/confidence.py --data DIR [--draws 400] [--write docs/confidence.md]
+
+DIR has one folder a set (banking77, snips). Every figure is of answers to examples that taught
+nothing. ``--write`` puts the tables into a document, between its two marks. Exit code 0 when all
+was measured, also with misses; 1 when not; 2 on wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program this file has only its own folder
+
+from agent.batch import open_encoder
+from agent.confidence import fitting, maps
+from agent.confidence.certify import Scored
+from agent.confidence.fit_order import Fitted, Order
+from benchmarks import certificates
+from benchmarks.certificates import Answers, Floats
+
+ENCODER = "minilm-l6-v2-int8"
+DRAWS, QUICK_DRAWS = 400, 200
+EXAMPLES, DELTA = 300, 0.1
+BEGIN, END = "<!-- confidence: begin -->", "<!-- confidence: end -->"
+EIGHT = (
+    "activate_my_card", "age_limit", "atm_support", "automatic_top_up", "card_arrival", "exchange_rate",
+    "lost_or_stolen_card", "terminate_account",
+)  # fmt: skip
+
+Pairs = list[tuple[str, str]]  # text, label
+
+
+class Row(NamedTuple):
+    """One figure of one set."""
+
+    set: str
+    what: str
+    value: float
+    interval: tuple[float, float] | None = None
+    wanted: str = ""
+    ok: bool | None = None  # None: nothing is wanted
+
+
+class Part(NamedTuple):
+    """A set, how many examples of each label teach, and what accuracy is wanted."""
+
+    name: str
+    read: Callable[[Path], tuple[Pairs, Pairs]]
+    per_label: int
+    wanted: float | None
+
+
+def banking(folder: Path) -> tuple[Pairs, Pairs]:
+    found = []
+    for name in ("train.csv", "test.csv"):
+        with (folder / "banking77" / name).open(encoding="utf-8") as file:
+            found.append([(row["text"], row["category"]) for row in csv.DictReader(file)])
+    return found[0], found[1]
+
+
+def eight_intents(folder: Path) -> tuple[Pairs, Pairs]:
+    train, test = banking(folder)
+    return [pair for pair in train if pair[1] in EIGHT], [pair for pair in test if pair[1] in EIGHT]
+
+
+def snips(folder: Path) -> tuple[Pairs, Pairs]:
+    def part(name: str) -> Pairs:
+        texts, labels = (
+            (folder / "snips" / name / kind).read_text(encoding="utf-8").splitlines() for kind in ("seq.in", "label")
+        )
+        return [(text.strip(), label.strip()) for text, label in zip(texts, labels, strict=True)]
+
+    return part("train"), [*part("valid"), *part("test")]
+
+
+PARTS = (
+    Part("banking77, 10 a label", banking, 10, 0.85),
+    Part("banking77, eight intents, 25 a label", eight_intents, 25, 0.97),
+    Part("snips, 100 in all", snips, 15, 0.89),
+)
+
+
+class Taught(NamedTuple):
+    """A head and its answers to what did not teach it."""
+
+    fitted: Fitted
+    answers: Answers
+    probabilities: Floats
+    pilot: list[Scored]
+
+
+def teach(part: Part, folder: Path, embed: Callable[[Sequence[str]], Floats], most: int) -> Taught:
+    train, test = part.read(folder)
+    train = [train[i] for i in certificates.shuffled(len(train))]
+    test = [test[i] for i in certificates.shuffled(len(test))][:most]
+    labels = sorted({label for _, label in train})
+    chosen: Pairs = []
+    for label in labels:
+        chosen += [pair for pair in train if pair[1] == label][: part.per_label]
+    answers = tuple(labels.index(label) for _, label in chosen)
+    vectors = embed([text for text, _ in chosen])
+    fitted = fitting.fit(Order(labels=len(labels), answers=answers, embedding=vectors.astype("<f4").tobytes()))
+    assert fitted.embedding is not None
+    weights = np.frombuffer(fitted.embedding.weights, "<f4").reshape(len(labels), -1)
+    logits = embed([text for text, _ in test]) @ weights.T + np.array(fitted.embedding.bias)
+    probabilities = np.exp(fitting.log_softmax(logits / fitted.temperature))
+    right = np.array([labels[i] == label for i, (_, label) in zip(probabilities.argmax(axis=1), test, strict=True)])
+    held = np.frombuffer(fitted.probabilities, "<f4").reshape(len(chosen), -1)
+    pilot = [Scored(float(row.max()), int(row.argmax()) == answer) for row, answer in zip(held, answers, strict=True)]
+    return Taught(fitted, Answers(probabilities.max(axis=1), right), probabilities, pilot)
+
+
+def rows_of(part: Part, taught: Taught, draws: int) -> Iterator[Row]:
+    answers, name = taught.answers, part.name
+    accuracy = float(answers.right.mean())
+    wanted = f"at least {part.wanted:.0%}" if part.wanted else ""
+    yield Row(
+        name, f"accuracy, n={len(answers.right)}", accuracy, None, wanted, part.wanted and accuracy >= part.wanted
+    )
+    entropy = -np.sum(taught.probabilities * np.log(taught.probabilities + 1e-12), axis=1)
+    chance = np.random.default_rng(certificates.SEED).random(len(answers.scores))
+    ordered = np.sort(taught.probabilities, axis=1)
+    beside = {
+        "top probability (ours)": answers.scores,
+        "margin": 1 - ordered[:, -2] / ordered[:, -1],
+        "entropy alone": -entropy,
+        "random": chance,
+    }
+    for what, scores in beside.items():
+        ranked = Answers(scores, answers.right)
+        interval = certificates.bootstrap(ranked, certificates.auroc)
+        yield Row(name, f"AUROC, {what}", certificates.auroc(ranked), interval)
+        yield Row(name, f"E-AURC, {what}", certificates.aurc(ranked)[1])
+    for limit in (0.05, 0.10):
+        yield Row(name, f"coverage at {1 - limit:.0%} (oracle threshold)", certificates.oracle_coverage(answers, limit))
+    wrongs = int((~answers.right).sum())
+    share = (0.5 + accuracy * (certificates.auroc(answers) - 0.5)) / ((1 + accuracy) / 2) if wrongs else math.nan
+    yield Row(
+        name, "APGR of the attainable, perfect cloud (simulated)", share, None, "at least 0.9", _least(share, 0.9)
+    )
+    if len(answers.right) >= 1100:
+        error, floor = certificates.calibration_error(answers, 100, maps.PULL_OF_HEAD)
+        yield Row(
+            name, "ECE, 100 labels", error, None, f"at most {floor + 0.01:.4f} (floor + 0.01)", error <= floor + 0.01
+        )
+    if len(answers.right) >= 2 * EXAMPLES:
+        yield from _promises(name, taught, draws)
+
+
+def _promises(name: str, taught: Taught, draws: int) -> Iterator[Row]:
+    answers = taught.answers
+    for alpha in (0.05, 0.07, 0.10):
+        oracle = certificates.oracle_coverage(answers, alpha)
+        rules = {
+            "pac (ours)": certificates.pac(alpha, DELTA, taught.pilot),
+            "pac without a pilot": certificates.pac(alpha, DELTA),
+            "on average (ours)": certificates.mean(alpha),
+            "naive threshold": certificates.naive(alpha),
+        }
+        for what, rule in rules.items():
+            found = certificates.worth(answers, rule, examples=EXAMPLES, draws=draws, alpha=alpha)
+            told = f"{1 - alpha:.0%}, n={EXAMPLES}, {what}"
+            promised = what.startswith("pac")
+            most = certificates.allowed_broken(DELTA, draws)
+            yield Row(
+                name,
+                f"{told}: promises broken",
+                found.broken,
+                None,
+                f"at most {most:.3f}" if promised else "",
+                found.broken <= most if promised else None,
+            )
+            ratio = found.coverage / oracle if oracle else math.nan
+            wanted = what == "pac (ours)" and alpha == 0.05
+            yield Row(
+                name,
+                f"{told}: coverage beside the oracle's {oracle:.3f}",
+                ratio,
+                None,
+                "at least 0.65" if wanted else "",
+                _least(ratio, 0.65) if wanted else None,
+            )
+            if what == "on average (ours)":
+                yield Row(name, f"{told}: mean error of what is served", found.risk)
+            if what == "pac (ours)":
+                yield Row(
+                    name,
+                    f"{told}: at least 70 % served and at most 2 points below a simulated 95 % cloud, share of draws",
+                    found.kept_up,
+                    None,
+                    "at least 0.9",
+                    _least(found.kept_up, 0.9),
+                )
+
+
+def _least(value: float, wanted: float) -> bool:
+    return value >= wanted
+
+
+def out_of_scope(folder: Path, embed: Callable[[Sequence[str]], Floats], most: int) -> Iterator[Row]:
+    """Teach banking77 without every fourth intent, and see whether those stand out."""
+
+    def read(at: Path) -> tuple[Pairs, Pairs]:
+        train, test = banking(at)
+        known = {label for number, label in enumerate(sorted({label for _, label in train})) if number % 4}
+        return [pair for pair in train if pair[1] in known], [(t, la if la in known else "none") for t, la in test]
+
+    taught = teach(Part("", read, 10, None), folder, embed, most)
+    _, test = read(folder)
+    test = [test[i] for i in certificates.shuffled(len(test))][:most]
+    inside = np.array([label != "none" for _, label in test])
+    found = Answers(taught.answers.scores, inside)
+    interval = certificates.bootstrap(found, certificates.auroc)
+    what = "AUROC of out_of_scope, every fourth intent never taught"
+    yield Row("banking77, 10 a label", what, certificates.auroc(found), interval)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    lines = ["| Set | What | Value | 95 % interval | Wanted | |", "|---|---|---:|---|---|---|"]
+    for row in rows:
+        interval = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}" if row.interval else ""
+        mark = "" if row.ok is None else ("yes" if row.ok else "**no**")
+        lines.append(f"| {row.set} | {row.what} | {row.value:.3f} | {interval} | {row.wanted} | {mark} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="What a confidence is worth.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the sets, one folder each")
+    parser.add_argument("--quick", action="store_true", help="fewer draws and test examples, under 50 seconds")
+    parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
+    parser.add_argument(
+        "--draws", type=int, default=0, help=f"draws of examples (default {DRAWS}, quick {QUICK_DRAWS})"
+    )
+    parser.add_argument("--write", type=Path, help="put the table into this document, between its two marks")
+    chosen = parser.parse_args(arguments)
+    draws = chosen.draws or (QUICK_DRAWS if chosen.quick else DRAWS)
+    most = 1200 if chosen.quick else 100_000
+    rows: list[Row] = []
+    code = 0
+    with open_encoder(ENCODER) as encoder:
+        known: dict[str, Floats] = {}
+
+        def embed(texts: Sequence[str]) -> Floats:
+            new = [text for text in dict.fromkeys(texts) if text not in known]
+            if new:
+                known.update(zip(new, encoder.embed(new).astype(np.float64), strict=True))
+            return np.array([known[text] for text in texts])
+
+        for part in PARTS:
+            print(part.name, file=sys.stderr, flush=True)
+            try:
+                rows += rows_of(part, teach(part, chosen.data, embed, most), draws)
+            except OSError as error:
+                print(f"{part.name} is left out: {error}", file=sys.stderr, flush=True)
+                code = 1
+        if not chosen.quick:
+            rows += out_of_scope(chosen.data, embed, most)
+    if chosen.write:
+        before, _, rest = chosen.write.read_text(encoding="utf-8").partition(BEGIN)
+        chosen.write.write_text(f"{before}{BEGIN}\n{markdown(rows)}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    elif chosen.json:
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+    else:
+        print(markdown(rows), end="")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
