@@ -17,10 +17,11 @@ import msgspec
 
 from agent.confidence import labels as label_confidence
 from agent.confidence.heads import AppliedHead, Feature
+from agent.likelihoods import LabelScores
 from agent.scores import Scores, Vectors
 from agent.task_book import TaskBook
 from agent.tasks import INSTRUCTION
-from agent.types import Failure, FailureKind, Generation, InferenceRequest, LabelScores, Message
+from agent.types import Failure, FailureKind, Generation, InferenceRequest, Message
 
 MOST_KEPT = 1024  # sets of content-free scores
 

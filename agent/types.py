@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from agent.encoder import EncoderSpec
+from agent.likelihoods import LabelScores
 from agent.structure import CallPiece, OutputFormat, ToolCall, Tools
 
 Prompt = str | tuple[int, ...]
@@ -260,25 +261,6 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, FieldConfidence] = {}  # by JSON pointer
     end: Token | None = None
     thoughts: str = ""
-
-
-class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
-    """What was computed of each label of a request, in the order of its labels.
-
-    Log-probabilities are sums over a label's tokens, in nats, of the unconstrained
-    distribution. ``content_free`` holds the same for inputs without content, one row each,
-    ``earlier`` their mean over earlier inputs of the same task. A taught head gives
-    ``probabilities``; where it reads vectors alone, the language model says nothing.
-    """
-
-    logprobs: tuple[float, ...] = ()
-    token_counts: tuple[int, ...] = ()
-    mass: float | None = None  # probability that an answer begins with any of the labels
-    content_free: tuple[tuple[float, ...], ...] = ()
-    trained: bool = False  # by a model made for these labels: there is nothing to correct by
-    earlier: tuple[float, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    head: str = ""  # id of the taught head
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):

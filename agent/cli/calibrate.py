@@ -225,8 +225,8 @@ def _by_label_scores(
     from agent.confidence.calibration import CalibrationKey
     from agent.confidence.heads import text_digest
     from agent.evaluation.certifying import Judgement
+    from agent.likelihoods import LabelScores
     from agent.task_book import FEWEST_INPUTS
-    from agent.types import LabelScores
 
     ordered = sorted(left, key=lambda one: text_digest(one.input))  # whatever the file's order: not by label
     aside = max(FEWEST_INPUTS, len(ordered) // 5)

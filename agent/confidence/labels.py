@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from agent.types import Confidence, Generation, LabelScores
+from agent.likelihoods import LabelScores
+from agent.types import Confidence, Generation
 
 CONTENT_FREE = ("N/A", "[MASK]", "", "nothing")
 """Inputs that say nothing; their scores are the ``content_free`` of LabelScores."""

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.confidence.labels import best, distribution, judge
-from agent.types import Failure, FailureKind, Generation, LabelScores
+from agent.likelihoods import LabelScores
+from agent.types import Failure, FailureKind, Generation
 
 FIGURES = st.floats(-60, 0)
 
