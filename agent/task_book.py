@@ -138,6 +138,9 @@ class TaskBook:
         digest = self._digest(request.task)
         if request.task is None or digest is None:
             return Judged(confidence)
+        if request.kind is not RequestKind.CLASSIFY and (request.sampling.temperature or request.sampling.drawn > 1):
+            # Calibrated are the likeliest answers; drawn ones are others.
+            return calibrating.judge(None, calibrating.key_of(digest, generation, confidence), confidence)
         found = calibrating.key_of(digest, generation, confidence)
         return calibrating.judge(self._calibrations.get(request.task), found, confidence)
 

@@ -202,6 +202,7 @@ async def _scores(deps: ApiDeps, request: InferenceRequest) -> dict[str, Any]:
         "model_digest": told.model_digest,
         "runtime": told.runtime,
         "logprobs": told.logprobs,
+        "trained": told.trained,
     }
 
 

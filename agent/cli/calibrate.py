@@ -196,7 +196,7 @@ def _calibrated(
     from agent.tasks import TaskKind
 
     earlier: tuple[float, ...] = ()
-    if spec.kind is TaskKind.LABELS and head is None:
+    if spec.kind is TaskKind.LABELS and head is None and not _is_trained(client, spec, left):
         judged, key, earlier = _by_label_scores(client, spec, left)
     else:
         rows = task_signals.rows(client, spec.name, "answer", [one.input for one in left], spec.digest)
@@ -214,6 +214,13 @@ def _calibrated(
         notice(f"no score (never served): {listed(silent)}")
     pilot = [Scored(score, right) for score, right in head.pilot] if head else []
     return certify(judged, wish, task=spec.name, key=key, pilot=pilot, earlier=earlier, by_head=head is not None)
+
+
+def _is_trained(client: DaemonClient, spec: TaskSpec, left: Sequence[Example]) -> bool:
+    """Whether the task's model was made for its labels: then there is nothing to correct."""
+    from agent.cli import task_signals
+
+    return bool(task_signals.rows(client, spec.name, "scores", [left[0].input], spec.digest)[0]["trained"])
 
 
 def _by_label_scores(

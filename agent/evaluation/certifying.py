@@ -107,6 +107,12 @@ def _threshold(ranked: Ranked, judged: Sequence[Judgement], wish: Wish, pilot: S
         found = certify.escalated_share(
             [one.score for one in judged], share=wish.value, certificate=wish.certificate, delta=delta
         )
+        silent = sum(not has_signal(one) for one in judged)
+        if silent > wish.value * len(judged):
+            raise NotCertified(
+                f"{silent} of {len(judged)} examples have no score and are escalated in any case: "
+                f"a share of {wish.value:.1%} cannot be kept"
+            )
         # So small a share that no threshold splits it off surely: serve all.
         return found if found.score is not None else Threshold(score=0.0, served=len(ranked))
     if wish.target == "wrong_share":

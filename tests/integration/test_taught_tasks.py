@@ -281,6 +281,8 @@ def test_tasks_over_http(api):
     found = as_json(api.user, "calibrate", "say", written(api, "t.jsonl", rows), "--accuracy", "0.9")
     assert found["calibration"]["report"]["right"] == 60
     assert api.chat("a b", metadata={"task": "say"}).json()["outrider"]["calibrated"]
+    drawn_at_random = api.chat("a b", metadata={"task": "say"}, temperature=1).json()["outrider"]
+    assert (drawn_at_random["calibrated"], drawn_at_random["guarantee"]) == (False, "none")
     outrider(api.user, "tasks", "rm", "say", "--yes")
     assert api.get("/v1/tasks/say").json()["error"]["code"] == "task_not_found"
     assert api.get("/v1/tasks").json()["data"] == []

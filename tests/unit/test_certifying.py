@@ -114,6 +114,12 @@ def test_without_answers_only_shares_of_traffic_are_promised():
     assert pictures.in_terminal(found)
 
 
+def test_silent_answers_are_escalated_in_any_case():
+    examples = [*judged(100), *(Judgement(n, None, None) for n in range(50))]
+    with pytest.raises(NotCertified, match=r"50 of 150 examples have no score"):
+        made(examples, Wish(target="escalate", value=0.2))
+
+
 def test_budgets_are_shares():
     assert budget_share(1.0, 0.01, 1000) == pytest.approx(0.1)
     assert budget_share(100.0, 0.01, 10) == 1.0
