@@ -127,7 +127,12 @@ def rows_of(part: Part, taught: Taught, draws: int) -> Iterator[Row]:
     accuracy = float(answers.right.mean())
     wanted = f"at least {part.wanted:.0%}" if part.wanted else ""
     yield Row(
-        name, f"accuracy, n={len(answers.right)}", accuracy, None, wanted, part.wanted and accuracy >= part.wanted
+        name,
+        f"accuracy, n={len(answers.right)}",
+        accuracy,
+        None,
+        wanted,
+        accuracy >= part.wanted if part.wanted else None,
     )
     entropy = -np.sum(taught.probabilities * np.log(taught.probabilities + 1e-12), axis=1)
     chance = np.random.default_rng(certificates.SEED).random(len(answers.scores))
