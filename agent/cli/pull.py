@@ -73,6 +73,8 @@ def pull(
         notice("commit and digests are recorded in models.lock.json")
     if kept.format == "gguf" and "chat" in kept.tasks:
         notice(f'ask it: outrider ask --model {kept.name} "What is the capital of France?"')
+    elif kept.format == "onnx_encoder":
+        notice(f"ask the daemon for it by its name, {kept.name}: it was made to {' and '.join(kept.tasks)}")
     elif kept.format == "checkpoint":
         notice("a checkpoint cannot be served as it is: it is a source to quantize from")
 

@@ -8,15 +8,13 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from agent import __version__
-from agent.encoder import EncoderSpec, spec_of_files
-from agent.errors import ModelRejected
 from agent.models.artifact import Making, StoredModel, checked_name
 from agent.models.blobs import described
+from agent.models.encoder_folder import files_in, read_spec
 from agent.models.quantizing import (
     Follow,
     Outcome,
@@ -98,7 +96,7 @@ def quantize_encoder(store: ModelStore, source: EncoderSource, wish: Wish, follo
         )
         made = run(job, follow)
         parent = source.model
-        spec = (parent.encoder if parent else None) or _spec(source.folder)
+        spec = (parent.encoder if parent else None) or read_spec(files_in(source.folder))
         title = parent.title if parent else source.name
         remark = f"made for {wish.target} from {source.name}"
         model = StoredModel(
@@ -121,20 +119,6 @@ def quantize_encoder(store: ModelStore, source: EncoderSource, wish: Wish, follo
         kept = store.add(model, {file: folder / file for file in made.files}, move=True)
         shutil.rmtree(folder, ignore_errors=True)
     return Outcome(model=kept, source_bytes=size, was_there=False)
-
-
-def _spec(folder: Path) -> EncoderSpec:
-    """Return what the files of an encoder say of it. Raises ModelRejected."""
-
-    def said(*names: str) -> dict[str, Any]:
-        path = next((folder / name for name in names if (folder / name).is_file()), None)
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path else {}
-
-    try:
-        # What lies in a folder of its own does not come along: it is kept with the model.
-        return spec_of_files(said("config.json"), said("1_Pooling/config.json", "pooling_config.json"))
-    except ValueError as error:
-        raise ModelRejected(f"the files of {folder.name} say what cannot be: {error}") from error
 
 
 def _digest(folder: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import InvalidRequest, ModelNotFound, ModelRejected
-from agent.models import onnx_folder
+from agent.models import encoder_folder, onnx_folder
 from agent.models.manifest import HubSource, Manifest, ModelSpec, UrlSource, unknown_model
 from agent.models.pull_job import RemoteFile, require_tls
 from agent.types import ModelFormat
@@ -125,11 +125,13 @@ def format_of(files: tuple[str, ...]) -> ModelFormat:
         return ModelFormat.GGUF
     if onnx_folder.is_complete(files):
         return ModelFormat.ONNX_GENERATION
+    if encoder_folder.is_complete(files):
+        return ModelFormat.ONNX_ENCODER
     if any(name.endswith(".safetensors") for name in files) and "config.json" in files:
         return ModelFormat.CHECKPOINT
     raise ModelRejected(
         "these files are no model: one GGUF file, safetensors beside their config.json, or an ONNX graph with "
-        "genai_config.json and tokenizer.json are"
+        "tokenizer.json and genai_config.json (one that writes) or config.json (an encoder) are"
     )
 
 
@@ -144,13 +146,17 @@ def _of_a_folder(name: str, *, onnx: bool) -> bool:
 def local_files(path: Path) -> dict[str, Path]:
     """Return the files of a model outside of the store by name. Raises ModelRejected."""
     if path.is_dir():
-        onnx = onnx_folder.is_complete([file.name for file in path.iterdir()])
+        names = [file.name for file in path.iterdir()]
+        onnx = onnx_folder.is_complete(names)
         found = {file.name: file for file in sorted(path.iterdir()) if _of_a_folder(file.name, onnx=onnx)}
+        encoder = encoder_folder.is_complete(names) and not any(name.endswith(".safetensors") for name in names)
+        if encoder:
+            found = encoder_folder.files_in(path)
         if any(file.is_symlink() or not file.is_file() for file in found.values()):
             raise ModelRejected(f"{path} holds links or folders where files are expected")
-        if not (onnx or any(name.endswith(".safetensors") for name in found)):
+        if not (onnx or encoder or any(name.endswith(".safetensors") for name in found)):
             raise ModelRejected(
-                f"{path} has no safetensors files, and no ONNX graph with genai_config.json and tokenizer.json; "
+                f"{path} has no safetensors files, and no ONNX graph with tokenizer.json and genai_config.json or config.json; "
                 "for one GGUF file give its own path"
             )
         return found

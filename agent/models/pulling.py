@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.encoder import EncoderSpec
 from agent.errors import (
     InvalidRequest,
     ModelRejected,
@@ -23,7 +24,7 @@ from agent.errors import (
     StorageError,
     WrongState,
 )
-from agent.models import onnx_folder
+from agent.models import encoder_folder, onnx_folder
 from agent.models.artifact import StoredFile, StoredModel
 from agent.models.blobs import described
 from agent.models.catalogue import source_text, stored_model
@@ -307,6 +308,7 @@ def _model(
         return msgspec.structs.replace(stored_model(want.spec, files, revision=revision), added_at_ms=now)
     kind = format_of(tuple(paths))
     context: int | None = None
+    encoder: EncoderSpec | None = None
     if kind is ModelFormat.GGUF:
         header = check_gguf(next(iter(paths.values())))
         context, parameters = header.context_tokens, header.parameters
@@ -314,6 +316,8 @@ def _model(
         title = str(header.scalars.get("general.name", want.name))
     elif kind is ModelFormat.ONNX_GENERATION:
         (parameters, context), title = onnx_folder.look_at(paths), want.name
+    elif kind is ModelFormat.ONNX_ENCODER:
+        (parameters, context, encoder), title = encoder_folder.look_at(paths), want.name
     else:
         for name, path in paths.items():
             if name.endswith(".safetensors"):
@@ -332,6 +336,8 @@ def _model(
         revision=revision,
         context_tokens=context or _DEFAULT_CONTEXT,
         parameters=parameters,
+        tasks=("chat",) if encoder is None else (encoder.task.value,),
+        encoder=encoder,
         added_at_ms=now,
     )
 
