@@ -23,7 +23,7 @@ from agent.engine.grammar import Vocabulary
 from agent.engine.kv_cache import cell_count
 from agent.engine.memory_room import memory_room
 from agent.engine.onnx_decoder import OnnxDecoder
-from agent.engine.onnx_scoring import PROMPT_TOKENS, OnnxScoring
+from agent.engine.onnx_scoring import PROMPT_TOKENS, SEVERAL, OnnxScoring
 from agent.engine.onnx_states import RowStates
 from agent.engine.prompt_tokens import PromptTokens
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, Row, RuntimeBroken
@@ -125,6 +125,7 @@ class OnnxGenerationRuntime(RowStates):
         )
         self._values = self._decoder.key_values(rows=self.slots, tokens=self.context_tokens)
         self._filled = [0] * self.slots
+        self._prompting = [True] * self.slots  # no row was wanted yet: what comes is a prompt
         row = SCORING_TOKENS * self._decoder.cell_bytes
         self._scoring_rows = next(
             (rows for rows in SCORING_ROWS if rows * row <= max(0, room_bytes - folder.weight_bytes) * SCORING_SHARE), 1
@@ -149,10 +150,12 @@ class OnnxGenerationRuntime(RowStates):
         """Return how far the row after these tokens is from itself computed in another way; 1 is as far as from the row before."""
         before, whole = self.decode([Chunk(0, 0, tokens, wants_row=True, drafted=1)])
         self.clear(0)
-        self.decode([Chunk(0, 0, tokens[:-1], wants_row=False)])
-        others = [Chunk(slot, 0, tokens[:1], wants_row=False) for slot in range(1, self.slots)]
+        beside = range(1, min(3, self.slots))
+        for slot, begun in ((0, tokens[:-1]), *((slot, tokens[:1]) for slot in beside)):
+            self.decode([Chunk(slot, 0, begun, wants_row=True)])
+        others = [Chunk(slot, 1, tokens[:1], wants_row=False) for slot in beside]
         apart = self.decode([Chunk(0, len(tokens) - 1, tokens[-1:], wants_row=True), *others])[0]
-        for slot in range(self.slots):
+        for slot in (0, *beside):
             self.clear(slot)
         return float(np.linalg.norm(apart - whole) / max(1e-6, float(np.linalg.norm(before - whole))))
 
@@ -213,15 +216,20 @@ class OnnxGenerationRuntime(RowStates):
         return self._scoring
 
     def decode(self, chunks: Sequence[Chunk]) -> list[Row]:
-        """Append the chunks and return the rows asked for: single tokens in one run, others in one each."""
+        """Append the chunks and return the rows asked for: tokens of answers in one run, pieces in one each.
+
+        A prompt always comes in pieces of several tokens, so that what is known of it already changes nothing.
+        """
         self._check(chunks)
         rows: dict[int, list[Row]] = {}
-        singles = [chunk for chunk in chunks if len(chunk.tokens) == 1 and self._decoder.joins]
+        answering = [chunk for chunk in chunks if len(chunk.tokens) == 1 and not self._prompting[chunk.slot]]
+        singles = answering if self._decoder.joins else []
         for group in _neighbours(singles):
             rows |= self._together(group)
         for chunk in chunks:
             if chunk.slot not in rows:
                 rows[chunk.slot] = self._alone(chunk)
+            self._prompting[chunk.slot] &= not chunk.wants_row
         return [row for chunk in chunks for row in rows[chunk.slot]]
 
     def _together(self, chunks: Sequence[Chunk]) -> dict[int, list[Row]]:
@@ -238,7 +246,9 @@ class OnnxGenerationRuntime(RowStates):
     def _alone(self, chunk: Chunk) -> list[Row]:
         end, count = chunk.start + len(chunk.tokens), len(chunk.tokens)
         chosen = range(count - 1 - chunk.drafted, count) if chunk.wants_row else ()
-        logits = self._decoder.run(self._values, chunk.slot, [chunk.tokens], [end], chosen=chosen)
+        spare = max(0, SEVERAL - count) if self._prompting[chunk.slot] else 0
+        tokens = [*chunk.tokens, *[0] * spare]
+        logits = self._decoder.run(self._values, chunk.slot, [tokens], [end + spare], chosen=chosen)
         self._filled[chunk.slot] = end
         return list(logits[0])
 

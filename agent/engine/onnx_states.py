@@ -24,6 +24,7 @@ class RowStates:
     _decoder: OnnxDecoder
     _values: KeyValues
     _filled: list[int]  # tokens of each slot
+    _prompting: list[bool]
 
     def share(self, source: int, target: int, start: int, end: int) -> None:
         """Append tokens of one slot to another: a copy, in the room that the other has anyway."""
@@ -89,3 +90,4 @@ class RowStates:
         if self._filled[slot]:
             self._values.forget(slot)
         self._filled[slot] = 0
+        self._prompting[slot] = True

@@ -68,8 +68,7 @@ def ask(client, model):
 
 
 def test_a_chat_is_the_same_whole_and_streamed_with_log_probabilities(ask, model):
-    ask()  # from here on the prompt is cached
-    whole = ask(logprobs=True, top_logprobs=2)
+    whole = ask(logprobs=True, top_logprobs=2)  # from here on the prompt is cached
     choice = whole.choices[0]
     assert choice.finish_reason in {"stop", "length"}
     assert choice.message.content
