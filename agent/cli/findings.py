@@ -19,6 +19,7 @@ from agent.cli.finding import NOTE, OK, PROBLEM, Finding
 from agent.cli.invocation import Invocation
 from agent.cli.machine_findings import machine_findings
 from agent.cli.output import counted, size, span
+from agent.cli.task_findings import task_findings
 from agent.errors import OutriderError
 from agent.models.aliases import DEFAULT, Aliases
 from agent.models.packaged import missing_packages
@@ -51,6 +52,7 @@ def examine(invocation: Invocation) -> list[Finding]:
         ("native library", _native_library),
         ("devices", lambda: _devices(settings)),
         ("model", lambda: _model(settings)),
+        ("tasks", lambda: task_findings(path)),
         ("targets", lambda: _targets(settings)),
         ("daemon", lambda: _daemon(settings)),
     ):

@@ -293,6 +293,9 @@ def test_a_broken_file_is_named_and_the_others_work(taught):
     rows = {row["name"]: row for row in as_json(taught.user, "tasks", "list")}
     assert "did you mean labels" in rows["broken"]["error"]
     assert rows["mail"]["head"]["current"]
+    findings = as_json(taught.user, "doctor", code=None)
+    told = [one for one in findings if one["subject"] == "tasks"]
+    assert ["did you mean labels" in one["detail"] for one in told] == [True, False], told
     assert "unknown key lables" in taught.chat("x", metadata={"task": "broken"}).json()["error"]["message"]
 
 

@@ -190,3 +190,15 @@ def test_without_a_local_answer_and_with_nobody_to_ask_it_is_refused(media):
     decision = routing.after(request(), route, None, None, closed)
     assert decision.action is Action.REFUSED
     assert decision.reason is (Reason.UNSUPPORTED_MEDIA if media else Reason.EGRESS_NEVER)
+
+
+@pytest.mark.parametrize("mode", RouteMode)
+@pytest.mark.parametrize("wish", OnLowConfidence)
+def test_a_threshold_that_nothing_reaches_serves_nothing(mode, wish):
+    policy = routing.Policy(threshold=float("inf"), targets=(target(EgressPolicy.ALLOW),))
+    req = request(route_mode=mode, on_low_confidence=wish)
+    for score in (None, 0.0, 1.0):
+        route = routing.before(req, policy)
+        decision = routing.after(req, route, Generation(text="t"), confidence(score), policy)
+        assert decision.action in {Action.QUEUED, Action.UNCERTAIN}
+        assert decision.threshold is None
