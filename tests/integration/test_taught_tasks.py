@@ -305,6 +305,16 @@ def test_tasks_new_asks_nobody_without_a_terminal(api):
     assert "outrider tasks new NAME" in outrider(api.user, "tasks", "new", code=78).stderr
 
 
+def test_tasks_new_walks_a_beginner_through_it(api, monkeypatch):
+    monkeypatch.setattr("agent.cli.tasks.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    answers = ["triage", "labels", "urgent=somebody is hurt", "later", "", "0.9", "never"]
+    result = outrider(api.user, "tasks", "new", stdin="\n".join(answers) + "\n")
+    assert "outrider tasks teach triage" in result.stderr
+    told = api.get("/v1/tasks/triage").json()
+    assert (told["labels"], told["egress"]) == ({"urgent": "somebody is hurt", "later": ""}, "never")
+    assert told["target"]["accuracy"] == 0.9
+
+
 def test_what_a_head_must_be(taught):
     head = taught.get("/v1/tasks/mail/head").json()
     with taught.client(ADMIN) as client:
