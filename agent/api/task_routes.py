@@ -75,9 +75,21 @@ def task_object(deps: ApiDeps, name: str) -> dict[str, Any]:
     if calibration is not None:
         told = msgspec.to_builtins(calibration)
         told.pop("earlier")
-        found["calibration"] = {**told, "current": calibration.key.task_digest == spec.digest}
+        changed = _changed(deps, spec, calibration)
+        found["calibration"] = {**told, "current": not changed, "changed": changed}
     found["inputs_seen"] = means.inputs if means else 0
     return found
+
+
+def _changed(deps: ApiDeps, spec: TaskSpec, calibration: Calibration) -> list[str]:
+    """Return what is known to differ from what was calibrated; each answer says it for itself."""
+    key = calibration.key
+    loaded = deps.engine.status().get(key.model)
+    digests = [loaded.model_digest] if loaded else [card.sha256 for card in deps.models() if card.name == key.model]
+    changed = [] if key.task_digest == spec.digest else ["labels, schema or prompt"]
+    if any(digest and digest != key.model_digest for digest in digests):
+        changed.append("model")
+    return changed
 
 
 async def list_tasks(request: Request) -> Response:

@@ -272,7 +272,7 @@ def _promise(row: dict[str, Any]) -> str | None:
     if not calibration:
         return "none" if "digest" in row else None
     if not calibration["current"]:
-        return "none: the task has changed since"
+        return f"none: changed since: {', '.join(calibration['changed'])}"
     if calibration["threshold"] is None:
         return "nothing is served"
     how = (

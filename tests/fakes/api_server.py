@@ -87,7 +87,10 @@ class ScriptedEngine:
         self.embedded = []
 
     def status(self):
-        return {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048, traits=TRAITS)}
+        found = {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048, traits=TRAITS)}
+        if self.embedded:
+            found[self.embeds] = WorkerStatus(state=self.state, model_digest=self.encoder_digest)
+        return found
 
     def encoder(self, name):
         return None

@@ -150,6 +150,11 @@ def test_any_change_ends_the_guarantee(taught, change):
         outrider(taught.user, "tasks", "teach", "mail", other, "--features", "embedding")
     told = ask(taught, text).json()["outrider"]
     assert (told["calibrated"], told["guarantee"]) == (False, "none")
+    kept = taught.get("/v1/tasks/mail").json()["calibration"]
+    assert (kept and kept["changed"]) == {"model": ["model"], "prompt": ["labels, schema or prompt"], "head": None}[
+        change
+    ]
+    assert "GUARANTEE" in outrider(taught.user, "tasks", "list").stdout
 
 
 def test_a_calibration_of_another_head_is_refused(taught):
