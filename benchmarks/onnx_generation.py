@@ -115,7 +115,7 @@ def _row(kind: str, peer: str, name: str, ours: list[float], theirs: list[float]
     return Row(
         f"ONNX {kind}, {name}",
         *middle,
-        f"llama.cpp {peer}",
+        peer if peer == GENAI else f"llama.cpp {peer}",
         found.value,
         (found.low, found.high),
         len(ours),

@@ -119,16 +119,21 @@ def _speller(decoder: Any, name: str) -> Any:
     """
     kinds = {step.get("type") for step in _steps(decoder)}
     if "ByteLevel" in kinds:
-        letters = _byte_letters()
-        return lambda text: (
-            bytes(letters[letter] for letter in text) if all(c in letters for c in text) else text.encode()
-        )
+        letters = str.maketrans({letter: chr(byte) for letter, byte in _byte_letters().items()})
+        return lambda text: _bytes_of_letters(text, letters)
     if kinds & {"Metaspace", "ByteFallback"}:
         return _sentence_piece
     raise ModelUnloadable(
         f"{name} decodes by {', '.join(sorted(filter(None, kinds))) or 'nothing'}: known are byte-level tokens "
         "and those of SentencePiece"
     )
+
+
+def _bytes_of_letters(text: str, letters: dict[int, str]) -> bytes:
+    try:
+        return text.translate(letters).encode("latin-1")
+    except UnicodeEncodeError:  # no letter that stands for a byte: it is what it says
+        return text.encode()
 
 
 def _steps(decoder: Any) -> list[dict[str, Any]]:
