@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import click
@@ -39,6 +40,8 @@ def pull(
 ) -> None:
     """Get MODEL: a name, owner/repository[@revision][:file], an https URL, or a GGUF file or folder.
 
+    A bundle of another Outrider is taken in as `outrider bundle import` does.
+
     The first pull records commit and SHA-256 of each file in models.lock.json; later ones must get
     the same. A pull that was stopped goes on where it was when it is given again. An access token
     is read from HF_TOKEN or the file of pull.token_file, a mirror from HF_ENDPOINT or pull.endpoint.
@@ -47,6 +50,14 @@ def pull(
     """
     from agent.models.pulling import Wish
     from agent.models.pulling import pull as fetch
+
+    if _is_bundle(Path(model).expanduser()):
+        if name:
+            raise click.UsageError("models in a bundle have their names; leave --name out")
+        _from_bundle(
+            invocation, Path(model).expanduser(), update=update, accept_licence=accept_licence, as_json=as_json
+        )
+        return
 
     def ask(offer: Offer) -> None:
         if not as_json:
@@ -77,6 +88,25 @@ def pull(
         notice(f"ask the daemon for it by its name, {kept.name}: it was made to {' and '.join(kept.tasks)}")
     elif kept.format == "checkpoint":
         notice("a checkpoint cannot be served as it is: it is a source to quantize from")
+
+
+def _is_bundle(path: Path) -> bool:
+    from agent.models.bundle_file import is_bundle
+
+    try:
+        with path.open("rb") as file:
+            return is_bundle(file.read(512))
+    except OSError:
+        return False
+
+
+def _from_bundle(invocation: Invocation, path: Path, *, update: bool, accept_licence: bool, as_json: bool) -> None:
+    from agent.cli.bundle import print_imported, take_in
+    from agent.models.bundling import Landing
+
+    landing = Landing(replace=update)
+    done = take_in(invocation, path, landing, trusted=None, accept_licence=accept_licence, progress=not as_json)
+    print_imported(done, as_json=as_json)
 
 
 def _show(offer: Offer) -> None:

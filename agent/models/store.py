@@ -24,10 +24,9 @@ from agent.models.artifact import StoredFile, StoredModel
 from agent.models.blobs import BlobStore, Check, link_or_copy, sync_folder, write_durably
 from agent.models.catalogue import entry_outside, requirements, state_outside, stored_model
 from agent.models.entry import ModelEntry, ModelState
-from agent.models.gguf_check import check_gguf
+from agent.models.file_check import check_file
 from agent.models.holding import held
 from agent.models.manifest import Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
-from agent.models.onnx_check import check_onnx
 from agent.models.packaged import joined, missing_packages, packaged_files
 from agent.models.quality import MeasuredSpeed, Quality
 from agent.models.serving import measured, served
@@ -344,19 +343,7 @@ def _fault(record: bytes) -> str | None:
 
 def _check_of(model: StoredModel, name: str) -> Check:
     """Return the look into one file of a model that its format asks for."""
-
-    def check(path: Path) -> None:
-        if name.endswith(".onnx"):
-            check_onnx(path, {file.name: file.bytes for file in model.files})
-        if model.format is not ModelFormat.GGUF:
-            return
-        header = check_gguf(path)
-        if header.context_tokens is not None and header.context_tokens < model.context_tokens:
-            raise ModelRejected(
-                f"{model.context_tokens} tokens of context are claimed for {name}, the file says {header.context_tokens}"
-            )
-
-    return check
+    return lambda path: check_file(model, name, path)
 
 
 def open_store(data_dir: Path, *, disk_budget: int = 0) -> ModelStore:

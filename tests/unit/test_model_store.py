@@ -83,7 +83,7 @@ def test_later_uses_do_not_read_it_again(store, package, monkeypatch):
     store.resolve("tiny")
     package.unlink()
     monkeypatch.setattr(blobs_module.hashlib, "file_digest", None)
-    monkeypatch.setattr(store_module, "check_gguf", None)
+    monkeypatch.setattr(store_module, "check_file", None)
     assert store.resolve("tiny").name == "tiny"
 
 
