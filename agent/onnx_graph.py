@@ -19,7 +19,10 @@ import msgspec
 from agent.errors import ModelRejected
 
 _MOST_DEPTH = 8  # of graphs inside of graphs
-_MOST_FIELDS = 4_000_000
+_MOST_FIELDS = 1_000_000
+_MOST_TENSORS = 65_536
+_MOST_DIMENSIONS = 64
+_MOST_TEXT = 32 << 20  # bytes of all names
 _LONGEST_NAME = 4096
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 # TensorProto.DataType -> bits of an element
@@ -31,6 +34,7 @@ _FLOATS = frozenset({1, 10, 16})
 class OnnxGraph(msgspec.Struct, frozen=True, kw_only=True):
     """What a valid file says."""
 
+    ir_version: int = 0  # of the file format itself
     opsets: dict[str, int]  # version of each set of operators; "" is that of ONNX itself
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -71,6 +75,7 @@ class _Reader:
         self.data = data
         self.name = name
         self.left = _MOST_FIELDS
+        self.text_left = _MOST_TEXT
 
     def fields(self, start: int, end: int) -> Iterator[_Field]:
         at = start
@@ -107,6 +112,9 @@ class _Reader:
     def text(self, field: _Field) -> str:
         if field.end - field.start > _LONGEST_NAME:
             raise ModelRejected(f"{self.name} has a name of {field.end - field.start} bytes at byte {field.start}")
+        self.text_left -= field.end - field.start
+        if self.text_left < 0:
+            raise ModelRejected(f"{self.name} is no ONNX file that can be read: its names have too many bytes")
         return self.data[field.start : field.end].decode("utf-8", "replace")
 
 
@@ -132,12 +140,22 @@ class _Contents:
                 self._node(part, depth)
             elif part.number == 5:
                 self._tensor(part)
-            elif part.number == 15:  # a sparse tensor: values and indices
-                for side in self.reader.fields(part.start, part.end):
-                    if side.kind == _BYTES and side.number in {1, 2}:
-                        self._tensor(side)
+            elif part.number == 15:
+                self._sparse_tensor(part)
             elif part.number in {11, 12} and depth == 0:
                 (self.inputs if part.number == 11 else self.outputs).append(self._name(part))
+
+    def function(self, field: _Field) -> None:
+        """Look into an operator that the model itself defines."""
+        for part in self.reader.fields(field.start, field.end):
+            if part.number == 7 and part.kind == _BYTES:
+                self._node(part, 1)
+
+    def _sparse_tensor(self, field: _Field) -> None:
+        """Look into its values and indices, which are tensors."""
+        for part in self.reader.fields(field.start, field.end):
+            if part.kind == _BYTES and part.number in {1, 2}:
+                self._tensor(part)
 
     def _name(self, field: _Field) -> str:
         names = (self.reader.text(part) for part in self.reader.fields(field.start, field.end) if part.number == 1)
@@ -174,6 +192,8 @@ class _Contents:
                 number = part.value
             elif part.number in {5, 10} and part.kind == _BYTES:
                 self._tensor(part)
+            elif part.number in {22, 23} and part.kind == _BYTES:
+                self._sparse_tensor(part)
             elif part.number in {6, 11} and part.kind == _BYTES:
                 self.graph(part, depth + 1)
         return number if name == "bits" and number in {2, 4, 8} else 0
@@ -189,13 +209,26 @@ class _Contents:
             elif part.number == 8:
                 name = self.reader.text(part)
             elif part.number == 13:
-                pair = {side.number: self.reader.text(side) for side in self.reader.fields(part.start, part.end)}
-                place[pair.get(1, "")] = pair.get(2, "")
+                self._put_place(part, place)
+        if len(self.tensors) >= _MOST_TENSORS or len(dims) > _MOST_DIMENSIONS:
+            raise ModelRejected(f"{self.reader.name} has too many tensors, or one of too many dimensions")
         self.tensors.append(_Tensor(name, tuple(dims), data_type, place))
 
+    def _put_place(self, field: _Field, place: dict[str, str]) -> None:
+        pair = {
+            side.number: self.reader.text(side)
+            for side in self.reader.fields(field.start, field.end)
+            if side.kind == _BYTES
+        }
+        key = pair.get(1, "")
+        if key in place:  # whoever reads it next might take the other one
+            raise ModelRejected(f"{self.reader.name} says twice where the same tensor is ({key[:40]!r})")
+        place[key] = pair.get(2, "")
+
     def _packed_numbers(self, field: _Field) -> list[int]:
-        found, at = [], field.start
-        while at < field.end:
+        found: list[int] = []
+        at = field.start
+        while at < field.end and len(found) <= _MOST_DIMENSIONS:
             value, at = self.reader._varint(at, field.end)  # noqa: SLF001 - the same wire format
             found.append(value)
         return found
@@ -227,8 +260,10 @@ def _read(data: mmap.mmap, path: Path) -> OnnxGraph:
     reader = _Reader(data, path.name)
     contents = _Contents(reader)
     opsets: dict[str, int] = {}
-    graphs = 0
+    graphs = ir_version = 0
     for part in reader.fields(0, len(data)):
+        if part.number == 1 and part.kind == _VARINT:
+            ir_version = part.value
         if part.kind != _BYTES:
             continue
         if part.number == 7:
@@ -242,9 +277,14 @@ def _read(data: mmap.mmap, path: Path) -> OnnxGraph:
                 elif side.number == 2 and side.kind == _VARINT:
                     version = side.value
             opsets["" if domain == "ai.onnx" else domain] = version
+        elif part.number == 20:
+            raise ModelRejected(f"{path.name} carries what a training goes on with; export it for inference")
+        elif part.number == 25:
+            contents.function(part)
     if graphs != 1 or not opsets:
         raise ModelRejected(f"{path.name} is no ONNX file: it has no graph, or no version of its operators")
     return OnnxGraph(
+        ir_version=ir_version,
         opsets=opsets,
         inputs=tuple(contents.inputs),
         outputs=tuple(contents.outputs),

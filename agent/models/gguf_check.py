@@ -22,12 +22,15 @@ _MAX_TENSORS = 65_536
 _MAX_KEY = 1024
 _MAX_STRING = 16 << 20
 _MAX_ARRAY = 1 << 24
+_MAX_STRINGS = 1 << 20  # in all arrays together: vocabularies of 262,144 tokens with 514,906 merges exist
+_MAX_TEXT = 24 << 20  # bytes of all texts that are kept
 _MAX_TENSOR_NAME = 63  # GGML_MAX_NAME less the final zero
 _MAX_DIMENSIONS = 4
 _DEFAULT_ALIGNMENT = 32
 
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
+_LENGTH = struct.Struct("<Q").unpack_from
 _SCALAR_BYTES = {kind: struct.calcsize(code) for kind, code in _SCALARS.items()}
 
 # ggml type -> (elements of a block, bytes of a block); types whose support was removed are absent.
@@ -99,6 +102,8 @@ class _Reader:
         self.data = data
         self.size = len(data)
         self.at = 0
+        self.strings_left = _MAX_STRINGS
+        self.text_left = _MAX_TEXT
 
     def skip(self, count: int, what: str) -> int:
         start = self.at
@@ -122,10 +127,28 @@ class _Reader:
 
     def string(self, what: str, limit: int = _MAX_STRING) -> str:
         start, end = self.skip_string(what, limit)
+        self.text_left -= end - start
+        if self.text_left < 0:
+            raise ModelRejected(f"GGUF: more than {_MAX_TEXT} bytes of text are claimed, the last is {what}")
         try:
             return self.data[start:end].decode("utf-8")
         except UnicodeDecodeError as error:
             raise ModelRejected(f"GGUF: {what} at byte {start} is not UTF-8") from error
+
+    def skip_strings(self, count: int, what: str) -> None:
+        """Skip an array of texts. Vocabularies are most of a header, so this loop is a tight one."""
+        self.strings_left -= count
+        if self.strings_left < 0:
+            raise ModelRejected(f"GGUF: {what} claims {count} texts; at most {_MAX_STRINGS} are allowed in all")
+        data, at, room = self.data, self.at, self.size - 8
+        for _ in range(count):
+            if at > room:
+                raise ModelRejected(f"GGUF: {what} at byte {at} reaches past the end of the file")
+            (length,) = _LENGTH(data, at)
+            at += 8 + length
+        self.at = at
+        if at > self.size:
+            raise ModelRejected(f"GGUF: {what} reaches past the end of the file")
 
     def scalar(self, kind: int, what: str) -> float | int:
         start = self.skip(_SCALAR_BYTES[kind], what)
@@ -210,8 +233,7 @@ def _value(reader: _Reader, kind: int, what: str) -> _Value:
     if length > _MAX_ARRAY:
         raise ModelRejected(f"GGUF: {what} claims {length} elements; at most {_MAX_ARRAY} are allowed")
     if element == _STRING:
-        for _ in range(length):
-            reader.skip_string(what)
+        reader.skip_strings(length, what)
     elif element in _SCALARS:
         reader.skip(length * _SCALAR_BYTES[element], what)
     else:
