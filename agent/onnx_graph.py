@@ -200,7 +200,8 @@ class _Contents:
 
     def _tensor(self, field: _Field) -> None:
         dims: list[int] = []
-        name, data_type, place = "", 0, {}
+        name, data_type = "", 0
+        place: dict[str, str] = {}
         for part in self.reader.fields(field.start, field.end):
             if part.number == 1:
                 dims += [part.value] if part.kind == _VARINT else self._packed_numbers(part)

@@ -248,6 +248,6 @@ def _show(index: Index) -> None:
         ["NAME", "FORMAT", "SIZE", "LICENCE", "TITLE"],
         [(m.name, m.format, size(m.bytes), m.licence, m.title) for m in models],
     )
-    others = [member.name for member in index.members if not member.name.startswith("blobs/")]
+    others = [member.file or member.name for member in index.members if not member.name.startswith("blobs/")]
     if others:
         notice(f"beside them: {', '.join(others)}")

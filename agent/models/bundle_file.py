@@ -43,10 +43,8 @@ _MOST_SMALL_BYTES = 64 << 10
 _BLOCK = 512
 _CHUNK = 1 << 20
 _END = bytes(2 * _BLOCK)
-_MEMBER = re.compile(
-    r"blobs/[0-9a-f]{64}|config\.toml|wheels/[A-Za-z0-9][A-Za-z0-9._+-]{0,150}\.(?:whl|tar\.gz)"
-    r"|calibrations/[a-z0-9][a-z0-9._-]{0,63}\.json"
-)
+WHEEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}\.(?:whl|tar\.gz)"
+_MEMBER = re.compile(r"config\.toml|(?:blobs|wheels|calibrations)/[0-9a-f]{64}")
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +53,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: Annotated[str, Meta(max_length=200)]
     bytes: Annotated[int, Meta(ge=0, le=MOST_MEMBER_BYTES)]
     sha256: Sha256
+    file: Annotated[str, Meta(pattern=f"^({WHEEL_NAME})?$")] = ""  # of a wheel
 
 
 class BundledModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,19 +175,24 @@ def _parsed(raw: bytes) -> Index:
         index = msgspec.json.decode(raw, type=Index)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ModelRejected(f"the bundle's index does not hold: {error}") from error
-    if fault := _fault(index):
+    if fault := index_fault(index):
         raise ModelRejected(f"the bundle's index does not hold: {fault}")
     return index
 
 
-def _fault(index: Index) -> str | None:
+def index_fault(index: Index) -> str | None:
     """Return what the types alone do not say, or None."""
     members = {member.name: member for member in index.members}
     names = [bundled.model.name for bundled in index.models]
     if len(members) < len(index.members) or len(set(names)) < len(names):
         return "a name is used twice"
-    if bad := next((name for name in members if not _MEMBER.fullmatch(name)), None):
-        return f"{bad[:80]!r} cannot be a member"
+    for name, one in members.items():
+        folder, _, digest = name.partition("/")
+        if not _MEMBER.fullmatch(name) or digest not in {"", one.sha256} or (folder == "wheels") != bool(one.file):
+            return f"{name[:80]!r} cannot be a member"
+    files = [member.file for member in index.members if member.file]
+    if len(set(files)) < len(files):
+        return "a wheel is there twice"
     used = set()
     for bundled in index.models:
         if len({file.name for file in bundled.model.files}) < len(bundled.model.files):

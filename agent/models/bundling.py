@@ -6,12 +6,13 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -28,12 +29,14 @@ from agent.models.bundle_file import (
     MOST_MEMBER_BYTES,
     SCHEMA,
     SIGNATURE,
+    WHEEL_NAME,
     WHEELS,
     BundledModel,
     BundleReader,
     BundleWriter,
     Index,
     Member,
+    index_fault,
 )
 from agent.models.file_check import check_model
 from agent.models.interrupted import working_folder
@@ -96,15 +99,18 @@ def export_bundle(
             BundledModel(model=msgspec.structs.replace(model, speeds=(), allowed=False), locked=lock.get(name))
         )
         sources |= {BLOBS + file.sha256: store.blobs.path(file.sha256) for file in model.files}
-    sources |= {WHEELS + path.name: path for path in parcel.wheels}
     with _translated(target):
-        members = [_member(name, path) for name, path in sorted(sources.items())]
+        wheels = [_member(WHEELS, path, file=path.name) for path in parcel.wheels]
+        members = [_member(BLOBS, path) for _, path in sorted(sources.items())] + wheels
+        sources |= {wheel.name: path for wheel, path in zip(wheels, parcel.wheels, strict=True)}
         config = (parcel.config or "").encode()
         if parcel.config is not None:
             members.insert(0, Member(name=CONFIG, bytes=len(config), sha256=hashlib.sha256(config).hexdigest()))
         index = Index(schema=SCHEMA, made_by=__version__, models=tuple(models), members=tuple(members))
         if shutil.disk_usage(target.absolute().parent).free < index.bytes + MARGIN:
             raise DiskFull(f"the bundle has {index.bytes >> 20} MiB, which {target.absolute().parent} has no room for")
+        if fault := index_fault(index):
+            raise InvalidRequest(f"no bundle can be made of this: {fault}")
         with _whole(target) as file:
             _write(BundleWriter(file), index, key, config, sources, follow)
     return index
@@ -129,11 +135,13 @@ def _write(
     writer.end()
 
 
-def _member(name: str, path: Path) -> Member:
+def _member(folder: str, path: Path, *, file: str = "") -> Member:
     if path.stat().st_size > MOST_MEMBER_BYTES:
         raise InvalidRequest(f"{path.name} has more than 8 GiB, which no bundle carries")
+    if file and not re.fullmatch(WHEEL_NAME, file):
+        raise InvalidRequest(f"{file[:80]!r} cannot be the name of a wheel")
     seen = described(path, "x")
-    return Member(name=name, bytes=seen.bytes, sha256=seen.sha256)
+    return Member(name=folder + seen.sha256, bytes=seen.bytes, sha256=seen.sha256, file=file)
 
 
 @contextmanager
@@ -239,10 +247,15 @@ def _arrived(store: ModelStore, index: Index, folder: Path) -> list[StoredModel]
     """Return the records to keep, once the format of every file was checked."""
     for bundled in index.models:
         check_model(bundled.model, {file.name: folder / file.sha256 for file in bundled.model.files})
-    now = int(time.time() * 1000)
-    return [
-        msgspec.structs.replace(bundled.model, added_at_ms=now, speeds=(), allowed=False) for bundled in index.models
-    ]
+    return [_record(store.get(bundled.model.name), bundled.model) for bundled in index.models]
+
+
+def _record(there: StoredModel | None, model: StoredModel) -> StoredModel:
+    """Return what to keep of a model. What was measured and allowed here, of the same bytes, stays."""
+    changes: dict[str, Any] = {"added_at_ms": int(time.time() * 1000), "speeds": (), "allowed": False}
+    if there is not None and there.digest == model.digest:
+        changes |= {"speeds": there.speeds, "allowed": there.allowed, "quality": there.quality or model.quality}
+    return msgspec.structs.replace(model, **changes)
 
 
 def _take_in(store: ModelStore, models: Sequence[StoredModel], folder: Path) -> tuple[StoredModel, ...]:
@@ -285,10 +298,10 @@ def _land(index: Index, folder: Path, landing: Landing, kept: tuple[StoredModel,
             _place(source, landing.config)
             config = True
         elif member.name.startswith(WHEELS) and landing.wheels is not None:
-            _place(source, landing.wheels / member.name.removeprefix(WHEELS))
+            _place(source, landing.wheels / member.file)
             wheels += 1
         elif member.name == CONFIG or member.name.startswith((WHEELS, CALIBRATIONS)):
-            left.append(member.name)
+            left.append(member.file or member.name)
     return Imported(models=kept, wheels=wheels, config=config, left=tuple(left))
 
 

@@ -125,6 +125,16 @@ def test_a_signed_index_that_lies_is_refused_too(refuse, bundle):
         "a name is used twice ": with_(members=[*index["members"], index["members"][0]]),
         "cannot be a member": with_(members=[*index["members"], {"name": "../x", "bytes": 0, "sha256": "0" * 64}]),
         "is not in it": with_(members=[m for m in index["members"] if m["name"] != blob]),
+        "cannot be a member ": with_(members=[{**m, "file": "evil.whl"} for m in index["members"]]),
+        "cannot be a member  ": with_(
+            members=[*index["members"], {"name": f"wheels/{'0' * 64}", "bytes": 0, "sha256": "0" * 64}]
+        ),
+        "file`": with_(
+            members=[
+                *index["members"],
+                {"name": f"wheels/{'0' * 64}", "bytes": 0, "sha256": "0" * 64, "file": "../x.whl"},
+            ]
+        ),
         "no model has": with_(models=index["models"][1:]),
         "files": renamed("../../one.gguf"),
         "name`": with_(models=[{"model": {**one, "name": "../one"}}]),
@@ -175,6 +185,10 @@ def test_an_export_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         export_bundle(store, ["one"], target, KEY, Parcel(), stop)
     assert list(target.parent.iterdir()) == []
+    for name in ("né.whl", "a b.tar.gz"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(InvalidRequest, match="cannot be the name of a wheel"):
+            export_bundle(store, ["one"], target, KEY, Parcel(wheels=(tmp_path / name,)), quietly)
     large = tmp_path / "large.whl"
     with large.open("wb") as file:
         file.truncate(9 << 30)
