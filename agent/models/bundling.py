@@ -192,10 +192,13 @@ def import_bundle(
         with _folder(store, index) as folder:
             _unpack(reader, index, folder, follow)
             models = _arrived(store, index, folder)
-            kept = _take_in(store, models, folder)
-            for bundled, model, at_ms in zip(index.models, kept, accepted, strict=True):
-                lock.put(model.name, _locked(bundled, model, at_ms))
-            return _land(index, folder, landing, kept)
+            wheels, config, left = _land(index, folder, landing)
+            locked = {
+                model.name: _locked(bundled, model, at_ms)
+                for bundled, model, at_ms in zip(index.models, models, accepted, strict=True)
+            }
+            kept = _take_in(store, models, folder, lambda: lock.put_all(locked))
+    return Imported(models=kept, wheels=wheels, config=config, left=left)
 
 
 def _require_name(store: ModelStore, lock: LockFile, model: StoredModel, *, replace: bool) -> None:
@@ -258,8 +261,10 @@ def _record(there: StoredModel | None, model: StoredModel) -> StoredModel:
     return msgspec.structs.replace(model, **changes)
 
 
-def _take_in(store: ModelStore, models: Sequence[StoredModel], folder: Path) -> tuple[StoredModel, ...]:
-    """Give all models their names. Should the disk fail in between, those before it lose theirs again."""
+def _take_in(
+    store: ModelStore, models: Sequence[StoredModel], folder: Path, record: Callable[[], None]
+) -> tuple[StoredModel, ...]:
+    """Give all models their names, then ``record`` them. Should the disk fail in between, they lose them again."""
     kept: list[StoredModel] = []
     earlier = {model.name: store.get(model.name) for model in models}
     with store.taking_in():
@@ -267,6 +272,7 @@ def _take_in(store: ModelStore, models: Sequence[StoredModel], folder: Path) -> 
             for model in models:
                 paths = {file.name: folder / file.sha256 for file in model.files}
                 kept.append(store.add(model, paths, move=True))
+            record()
         except BaseException:
             for model in kept:
                 with contextlib.suppress(Exception):  # what has failed is told; this only tidies up
@@ -290,8 +296,10 @@ def _locked(bundled: BundledModel, model: StoredModel, accepted_at_ms: int | Non
     )
 
 
-def _land(index: Index, folder: Path, landing: Landing, kept: tuple[StoredModel, ...]) -> Imported:
-    wheels, config, left = 0, False, []
+def _land(index: Index, folder: Path, landing: Landing) -> tuple[int, bool, tuple[str, ...]]:
+    """Write what shall lie outside of the store; return how many wheels, whether the configuration, what not."""
+    wheels, config = 0, False
+    left: list[str] = []
     for member in index.members:
         source = folder / member.sha256
         if member.name == CONFIG and landing.config is not None:
@@ -302,7 +310,7 @@ def _land(index: Index, folder: Path, landing: Landing, kept: tuple[StoredModel,
             wheels += 1
         elif member.name == CONFIG or member.name.startswith((WHEELS, CALIBRATIONS)):
             left.append(member.file or member.name)
-    return Imported(models=kept, wheels=wheels, config=config, left=tuple(left))
+    return wheels, config, tuple(left)
 
 
 def _place(source: Path, target: Path) -> None:
@@ -346,8 +354,8 @@ def _translated(path: Path) -> Iterator[None]:
     except OSError as error:
         place = error.filename or path
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise DiskFull(f"no space is left for {place}; free some. Nothing was changed") from error
-        raise StorageError(f"{place}: {error.strerror}; check its permissions. Nothing was changed") from error
+            raise DiskFull(f"no space is left for {place}; free some") from error
+        raise StorageError(f"{place}: {error.strerror}; check its permissions") from error
 
 
 def _teller(total: int, follow: Follow) -> Callable[[int], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -41,7 +42,11 @@ class LockFile:
 
     def put(self, name: str, model: LockedModel) -> None:
         """Record one model, the others as they are. Raises StorageError, OSError."""
-        models = self._read().models | {name: model}
+        self.put_all({name: model})
+
+    def put_all(self, models: Mapping[str, LockedModel]) -> None:
+        """Record several models in one step, the others as they are. Raises StorageError, OSError."""
+        models = {**self._read().models, **models}
         document = _Document(models=dict(sorted(models.items())))
         write_durably(self.path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 

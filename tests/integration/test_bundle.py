@@ -12,7 +12,7 @@ from fakes.bundles import KEY, OTHER, add, exported, quietly, store_at, two_mode
 from fakes.gguf import gguf
 
 from agent.cli.main import cli
-from agent.errors import ModelRejected, StorageError, Unauthorized, WrongState
+from agent.errors import DiskFull, ModelRejected, StorageError, Unauthorized, WrongState
 from agent.models import bundling
 from agent.models.bundle_trust import BundleTrust
 from agent.models.bundling import Landing, import_bundle
@@ -99,6 +99,15 @@ def test_a_name_of_the_catalogue_keeps_its_pinned_bytes(tmp_path):
     exported(store, tmp_path / "b", "minilm-l6-v2")
     with pytest.raises(WrongState, match="model of the catalogue here, with other bytes"):
         take(ModelStore(tmp_path / "to" / "models", load_manifest()), tmp_path / "b", replace=True)
+
+
+def test_a_lock_that_cannot_be_written_undoes_it_all(two, tmp_path, monkeypatch):
+    exported(two, tmp_path / "b")
+    there = store_at(tmp_path / "to")
+    monkeypatch.setattr(LockFile, "put_all", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(DiskFull):
+        take(there, tmp_path / "b")
+    assert there.list() == ()
 
 
 def test_all_models_or_none(two, tmp_path, monkeypatch):

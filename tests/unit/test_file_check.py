@@ -1,6 +1,4 @@
-"""Whatever kind of file it is: one bit that is wrong, and it is refused; one that would harm, before it is loaded."""
-
-import shutil
+"""A file that would harm who loads it is refused before, whatever its digest."""
 
 import onnx
 import onnxruntime
@@ -63,45 +61,6 @@ def weights() -> bytes:
     import numpy as np
 
     return safetensors({"w": np.zeros((2, 2), np.float32)})
-
-
-TOKENIZER = b'{"version": "1.0", "model": {"type": "WordLevel", "vocab": {}}}'
-KINDS = {
-    "gguf": (ModelFormat.GGUF, {"it.gguf": gguf()}),
-    "onnx": (
-        ModelFormat.ONNX_ENCODER,
-        {
-            "model.onnx": graph_of(weights=[elsewhere("model.onnx.data", length=16)]).SerializeToString(),
-            "model.onnx.data": bytes(16),
-            "tokenizer.json": TOKENIZER,
-        },
-    ),
-    "safetensors": (
-        ModelFormat.CHECKPOINT,
-        {"config.json": b"{}", "model.safetensors": weights(), "tokenizer.json": TOKENIZER},
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_in_any_file_of_any_format_is_refused(kind, keep):
-    form, files = KINDS[kind]
-    store = keep(form, files)
-    model = store.get("it")
-    for file in model.files:
-        blob = store.blobs.path(file.sha256)
-        good = blob.read_bytes()
-        damaged = bytearray(good)
-        damaged[len(damaged) // 2] ^= 0x10
-        blob.chmod(0o600)
-        blob.write_bytes(damaged)
-        for look in (store.resolve, store.verify):
-            with pytest.raises(ModelRejected, match=r"damaged or altered|is gone from the store"):
-                look("it")
-        assert not blob.exists(), "it is in quarantine"
-        shutil.rmtree(store.blobs.root / "trees", ignore_errors=True)
-        blob.write_bytes(good)
-        assert store.verify("it")
 
 
 @pytest.mark.parametrize(
