@@ -247,18 +247,22 @@ class _Contents:
         return dict(found)
 
 
-def read_graph(path: Path) -> OnnxGraph:
-    """Read the graph of a file. Raises ModelRejected for one that is none, or that leaves its folder, and OSError."""
+def read_graph(path: Path, name: str = "") -> OnnxGraph:
+    """Read the graph of a file, which errors call ``name``.
+
+    Raises ModelRejected for one that is none, or that leaves its folder, and OSError.
+    """
+    name = name or path.name
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
-            raise ModelRejected(f"{path.name} is empty")
+            raise ModelRejected(f"{name} is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read(data, path)
+            return _read(data, name)
 
 
-def _read(data: mmap.mmap, path: Path) -> OnnxGraph:
-    reader = _Reader(data, path.name)
+def _read(data: mmap.mmap, name: str) -> OnnxGraph:
+    reader = _Reader(data, name)
     contents = _Contents(reader)
     opsets: dict[str, int] = {}
     graphs = ir_version = 0
@@ -279,11 +283,11 @@ def _read(data: mmap.mmap, path: Path) -> OnnxGraph:
                     version = side.value
             opsets["" if domain == "ai.onnx" else domain] = version
         elif part.number == 20:
-            raise ModelRejected(f"{path.name} carries what a training goes on with; export it for inference")
+            raise ModelRejected(f"{name} carries what a training goes on with; export it for inference")
         elif part.number == 25:
             contents.function(part)
     if graphs != 1 or not opsets:
-        raise ModelRejected(f"{path.name} is no ONNX file: it has no graph, or no version of its operators")
+        raise ModelRejected(f"{name} is no ONNX file: it has no graph, or no version of its operators")
     return OnnxGraph(
         ir_version=ir_version,
         opsets=opsets,
@@ -291,7 +295,7 @@ def _read(data: mmap.mmap, path: Path) -> OnnxGraph:
         outputs=tuple(contents.outputs),
         operators=dict(contents.operators),
         weights=contents.weights(),
-        data_files=_data_files(contents.tensors, path.name),
+        data_files=_data_files(contents.tensors, name),
     )
 
 

@@ -26,7 +26,7 @@ def check_file(model: StoredModel, name: str, path: Path) -> None:
     if model.format is ModelFormat.GGUF:
         _check_gguf(model, name, path)
     elif name.endswith(".onnx"):
-        check_onnx(path, {file.name: file.bytes for file in model.files})
+        check_onnx(path, {file.name: file.bytes for file in model.files}, name)
     elif name.endswith(".safetensors"):
         check_safetensors(path)
     elif name.endswith(".json"):

@@ -12,25 +12,26 @@ NEWEST_OPSET = 26  # of ONNX's own operators that the pinned onnxruntime guarant
 NEWEST_IR = 13  # of the file format, likewise
 
 
-def check_onnx(path: Path, sizes: Mapping[str, int]) -> OnnxGraph:
-    """Return what a graph says of itself. ``sizes`` are the bytes of all files of the model.
+def check_onnx(path: Path, sizes: Mapping[str, int], name: str = "") -> OnnxGraph:
+    """Return what a graph says of itself. ``sizes`` are the bytes of all files of the model, ``name`` is its own there.
 
     Raises ModelRejected for a file that is no graph, that needs operators of a newer ONNX, or whose
     weights are not among those files.
     """
-    graph = read_graph(path)
+    name = name or path.name
+    graph = read_graph(path, name)
     if (opset := graph.opsets.get("", 0)) > NEWEST_OPSET:
         raise ModelRejected(
-            f"{path.name} is of opset {opset}, this runtime knows those up to {NEWEST_OPSET}: "
+            f"{name} is of opset {opset}, this runtime knows those up to {NEWEST_OPSET}: "
             "export it with an older one, or update Outrider"
         )
     if graph.ir_version > NEWEST_IR:
         raise ModelRejected(
-            f"{path.name} is an ONNX file of version {graph.ir_version}, this runtime reads those up to {NEWEST_IR}: "
+            f"{name} is an ONNX file of version {graph.ir_version}, this runtime reads those up to {NEWEST_IR}: "
             "export it with an older onnx, or update Outrider"
         )
-    for name, needed in graph.data_files.items():
-        if sizes.get(name, -1) < needed:
-            has = f"has {sizes[name]}" if name in sizes else "is not among the model's files"
-            raise ModelRejected(f"{path.name} looks for {needed} bytes of weights in {name}, which {has}")
+    for data, needed in graph.data_files.items():
+        if sizes.get(data, -1) < needed:
+            has = f"has {sizes[data]}" if data in sizes else "is not among the model's files"
+            raise ModelRejected(f"{name} looks for {needed} bytes of weights in {data}, which {has}")
     return graph
