@@ -23,6 +23,8 @@ from agent.models.store import ModelStore
 from agent.types import ModelFormat
 
 GOOD = gguf()
+HEADER = b'{"w":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + b"1234"
 
 
 def source_of(version: str) -> PackageSource:
@@ -212,7 +214,7 @@ def test_many_at_once_get_the_same_file(store):
 
 
 def folder_model(tmp_path, **changes):
-    texts = {"config.json": b"{}", "model.safetensors": b"weights"}
+    texts = {"config.json": b"{}", "model.safetensors": WEIGHTS}
     files = {}
     for name, data in texts.items():
         files[name] = tmp_path / name
@@ -238,7 +240,7 @@ def test_a_model_of_several_files_has_a_folder_of_its_own(store, tmp_path):
     found = store.resolve("folder")
     assert {path.name: path.read_bytes() for path in Path(found.path).iterdir()} == {
         "config.json": b"{}",
-        "model.safetensors": b"weights",
+        "model.safetensors": WEIGHTS,
     }
     assert found.sha256 == model.digest
     assert store.show("folder").state is ModelState.INSTALLED
@@ -267,7 +269,7 @@ def test_one_damaged_file_of_several_is_never_served(store, tmp_path):
 
 def test_all_of_a_model_or_nothing(store, tmp_path):
     model, files = folder_model(tmp_path)
-    files["model.safetensors"].write_bytes(b"others!")
+    files["model.safetensors"].write_bytes(WEIGHTS[:-1] + b"x")
     with pytest.raises(ModelRejected, match="damaged or altered"):
         store.add(model, files)
     assert store.get("folder") is None
