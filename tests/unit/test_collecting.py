@@ -35,7 +35,7 @@ def put(store: ModelStore, name: str, **files: bytes) -> StoredModel:
     """Keep a model of several files, so that some may be shared."""
     place = store.blobs.root.parent / "outside"
     place.mkdir(exist_ok=True)
-    paths = {f"{file}.json": place / f"{name}-{file}" for file in files}
+    paths = {f"{file}.txt": place / f"{name}-{file}" for file in files}
     for path, data in zip(paths.values(), files.values(), strict=True):
         path.write_bytes(data)
     model = StoredModel(
