@@ -219,3 +219,20 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
         target.chmod(0o444)
+        seen = source.stat()
+        os.utime(target, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+
+
+def is_link_or_copy(source: Path, target: Path) -> bool:
+    """Whether ``target`` is what ``link_or_copy`` has made of ``source``: the same file, or a copy never altered.
+
+    Reads no content. A copy counts where the file itself has no second name and neither was written since.
+    """
+    try:
+        one, other = source.lstat(), target.lstat()
+    except FileNotFoundError:
+        return False
+    if os.path.samestat(one, other):
+        return True
+    alone = one.st_nlink == 1 and other.st_nlink == 1 and stat.S_ISREG(other.st_mode)
+    return alone and one.st_size == other.st_size and other.st_mtime_ns == one.st_mtime_ns

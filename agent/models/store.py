@@ -10,6 +10,7 @@ The files themselves are in ``agent.models.blobs``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ import msgspec
 
 from agent.errors import DiskFull, InvalidRequest, ModelNotFound, ModelRejected, StorageError
 from agent.models.artifact import StoredFile, StoredModel
-from agent.models.blobs import BlobStore, Check, link_or_copy, sync_folder, write_durably
+from agent.models.blobs import BlobStore, Check, is_link_or_copy, link_or_copy, sync_folder, write_durably
 from agent.models.catalogue import entry_outside, requirements, state_outside, stored_model
 from agent.models.entry import ModelEntry, ModelState
 from agent.models.file_check import check_file
@@ -214,12 +215,13 @@ class ModelStore:
 
     def _hold(self, model: StoredModel) -> None:
         """Make sure that every file is there and verified. Raises ModelRejected."""
-        relinked = len(model.files) > 1 and not self._tree(model).is_dir()
-        if relinked:
-            self._link_tree(model)
         for file in model.files:
-            # A new link changes the times of its file by our own hand: then it is read once more.
-            if relinked or not self.blobs.unchanged(file.sha256):
+            if not self.blobs.unchanged(file.sha256):
+                self._verify(model, file)
+        if self._path(model) == self._tree(model) and not self._is_linked(model):
+            with self.taking_in():
+                self._link_tree(model)
+            for file in model.files:  # a new link changes the times of its file by our own hand: read once more
                 self._verify(model, file)
 
     def _verify(self, model: StoredModel, file: StoredFile) -> None:
@@ -229,9 +231,19 @@ class ModelStore:
         except FileNotFoundError:
             raise ModelRejected(f"{file.name} of model {model.name} is gone from the store; pull it again") from None
 
+    def _is_linked(self, model: StoredModel) -> bool:
+        """Whether the folder of a model has its files: these very ones, or copies where there are no links."""
+        return all(is_link_or_copy(self.blobs.path(file.sha256), self._tree(model) / file.name) for file in model.files)
+
     def _link_tree(self, model: StoredModel) -> None:
+        """Make the folder of a model anew; another process may be as far."""
         trees = self._root / TREES
         trees.mkdir(mode=0o700, exist_ok=True)
+        if self._tree(model).is_dir():  # a file in it was replaced, or a damaged one was
+            gone = Path(tempfile.mkdtemp(prefix=".", dir=trees))
+            with contextlib.suppress(FileNotFoundError):
+                self._tree(model).rename(gone / "tree")
+            shutil.rmtree(gone)
         making = Path(tempfile.mkdtemp(prefix=".", dir=trees))
         try:
             for file in model.files:
@@ -239,7 +251,7 @@ class ModelStore:
             making.rename(self._tree(model))
         except OSError:
             shutil.rmtree(making, ignore_errors=True)
-            if not self._tree(model).is_dir():  # another process may have been first
+            if not self._is_linked(model):  # another process may have been first
                 raise
         sync_folder(trees)
 

@@ -267,6 +267,58 @@ def test_one_damaged_file_of_several_is_never_served(store, tmp_path):
             store.resolve("folder")
 
 
+@pytest.mark.parametrize("change", ["replaced", "removed", "a link elsewhere", "another's folder"])
+def test_what_lies_in_the_folder_of_a_model_are_its_verified_files(store, tmp_path, change):
+    model, files = folder_model(tmp_path)
+    store.add(model, files)
+    config = Path(store.resolve("folder").path) / "config.json"
+    before = config.read_bytes()
+    if change == "another's folder":
+        config.parent.rename(tmp_path / "away")
+    else:
+        config.unlink()
+    if change == "replaced":
+        config.write_bytes(before)
+        config.write_bytes(b"[1]"[: len(before)])
+    elif change == "a link elsewhere":
+        (tmp_path / "evil").write_bytes(before)
+        config.symlink_to(tmp_path / "evil")
+    assert Path(store.resolve("folder").path) == config.parent
+    assert config.read_bytes() == before
+    assert not config.is_symlink()
+    assert [path.name for path in config.parent.parent.iterdir()] == [config.parent.name]
+
+
+def test_a_damaged_model_that_is_taken_in_again_is_served_whole(store, tmp_path):
+    model, files = folder_model(tmp_path)
+    store.add(model, files)
+    weights = Path(store.resolve("folder").path) / "model.safetensors"
+    before = weights.read_bytes()
+    damage(weights)
+    with pytest.raises(ModelRejected):
+        store.resolve("folder")
+    store.add(model, files)
+    store.resolve("folder")
+    assert weights.read_bytes() == before
+
+
+def test_a_file_system_without_links_gets_copies(store, tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(blobs_module.os, "link", refused)
+    model, files = folder_model(tmp_path)
+    store.add(model, files)
+    config = Path(store.resolve("folder").path) / "config.json"
+    made = config.stat().st_ino
+    store.resolve("folder")
+    assert config.stat().st_ino == made, "it is not copied anew each time"
+    config.chmod(0o600)
+    config.write_bytes(b"[]")
+    store.resolve("folder")
+    assert config.read_bytes() == b"{}"
+
+
 def test_all_of_a_model_or_nothing(store, tmp_path):
     model, files = folder_model(tmp_path)
     files["model.safetensors"].write_bytes(WEIGHTS[:-1] + b"x")
