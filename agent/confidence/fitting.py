@@ -22,7 +22,7 @@ EMBEDDING_STRENGTH = 10.0  # inverse of the L2 penalty: of vectors of length 1, 
 SCORES_STRENGTH = 0.1
 _GRADIENT = 1e-4  # a fit ends when no component of the gradient, per example, is above it
 _ROUNDS, _MEMORY = 200, 8
-_CONVINCING = 0.01  # log loss, nats: what two features must gain over one to be worth both
+_CONVINCING = 0.02  # log loss, nats an example: what reading more must gain to be worth the language model's time
 
 Floats = NDArray[np.float64]
 
@@ -85,10 +85,12 @@ def fit(order: Order) -> Fitted:
 
 
 def _best(compared: Sequence[Compared]) -> Feature:
-    """Return the feature with the least log loss; both only where they gain something over one."""
-    alone = min((one for one in compared if one.feature is not Feature.BOTH), key=lambda one: one.log_loss)
-    both = next((one for one in compared if one.feature is Feature.BOTH), None)
-    return Feature.BOTH if both and both.log_loss < alone.log_loss - _CONVINCING else alone.feature
+    """Return the cheapest feature that no dearer one beats clearly: vectors, label scores, both."""
+    best = compared[0]
+    for one in compared[1:]:
+        if one.log_loss < best.log_loss - _CONVINCING:
+            best = one
+    return best.feature
 
 
 def _matrix(raw: bytes, rows: int) -> Floats:
