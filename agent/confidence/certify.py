@@ -30,6 +30,7 @@ import msgspec
 from agent.confidence import binomial
 
 STEPS = 40  # of the walk through all examples
+_AS_SURELY = 0.02  # probabilities of passing a test that count as alike
 FEWEST_PER_ALPHA = 3.0  # served examples that ``mean`` wants for 1 / alpha
 
 
@@ -189,20 +190,20 @@ def examples_needed(ranked: Ranked, *, alpha: float, delta: float, most: int = 1
 def start_share(pilot: Sequence[Scored], count: int, *, alpha: float, delta: float) -> float | None:
     """Return where the walk through ``count`` examples had best begin, as a share, judged on other examples.
 
-    There the pilot says that the first test holds most surely; None where it says nothing.
+    The first place where the pilot says that the test holds about as surely as anywhere: a walk
+    that begins too far out ends where it began. None where the pilot says nothing.
     """
     ranked = Ranked(pilot)
-    best, share = 0.0, None
+    found: list[tuple[float, float]] = []
     for served in sorted({ranked.whole(max(1, len(ranked) * part // STEPS)) for part in range(1, STEPS + 1)}):
         expected = round(served / max(1, ranked.examples) * count)
         if served == 0 or expected < clean_examples(alpha, delta):
             continue
         # Laplace's rule: no errors in a few of a pilot is no proof of none.
         risk = (ranked.errors(served) + 1) / (served + 2)
-        passes = binomial.cdf(_most_errors(expected, alpha, delta), expected, risk)
-        if passes > best:
-            best, share = passes, expected / count
-    return share
+        found.append((expected / count, binomial.cdf(_most_errors(expected, alpha, delta), expected, risk)))
+    surest = max((passes for _, passes in found), default=0.0)
+    return next((share for share, passes in found if passes > 0 and passes >= surest - _AS_SURELY), None)
 
 
 def _most_errors(served: int, alpha: float, delta: float) -> int:
