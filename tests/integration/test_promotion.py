@@ -152,3 +152,18 @@ def test_aliases_remember_what_they_stood_for(tmp_path):
     assert aliases.target("default") == "a"
     with pytest.raises(InvalidRequest, match="is no name"):
         aliases.promote("../x", "a")
+
+
+def test_a_model_that_the_daemon_has_loaded_is_removed_by_force_only(tmp_path):
+    daemon = DaemonProcess(tmp_path / "device")
+    put_candidate(daemon)
+    daemon.start()
+    with daemon.client() as client:
+        assert ask(client, model="candidate").status_code == 200
+        refused = outrider(daemon, "models", "rm", "candidate", code=WrongState.exit_code)
+        assert "the running daemon has it loaded" in refused.stderr
+        assert outrider(daemon, "models", "gc", "--all").stdout.startswith("0 B")
+        outrider(daemon, "models", "rm", "candidate", "--force")
+        assert ask(client).status_code == 200
+        assert ask(client, model="candidate").status_code == 404
+    assert daemon.stop() == 0, daemon.log()
