@@ -1,6 +1,6 @@
 """Make a smaller model of a larger one: the same as ``outrider quantize``, from a source tree.
 
-python scripts/quantize.py MODEL --target cpu|phone
+python scripts/quantize.py MODEL --target cpu|npu|phone
 python scripts/quantize.py --help
 
 Runs in the environment of the tree (.venv) when it was set up with ``make``.

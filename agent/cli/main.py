@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "quantize": (
         "agent.cli.quantize:quantize",
-        "Make a smaller model of MODEL, a name or a GGUF file, and put it into the store.",
+        "Make a smaller model of MODEL, and put it into the store.",
     ),
     "tasks": ("agent.cli.tasks:tasks", "Make, see and teach tasks: named workloads that can be calibrated."),
     "calibrate": (

@@ -14,6 +14,7 @@ from agent.cli.output import confirm, emit_json, notice, size, table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.models.build_env import EnvironmentName
     from agent.models.quantizing import Outcome, Target
     from agent.models.recipes.job import Progress
 
@@ -38,7 +39,15 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: the cores of this machine.")
 @click.option("--no-measure", is_flag=True, help="Do not measure what was made, beside its source.")
 @click.option("--licence", help="Licence of a file that does not say it.")
-@click.option("--setup", is_flag=True, help="Make the environment that converts checkpoints, and nothing else.")
+@click.option("--setup", is_flag=True, help="Make an environment for what needs torch, and nothing else.")
+@click.option(
+    "--environment",
+    type=click.Choice(["checkpoints", "generation", "npu"]),
+    default="checkpoints",
+    show_default=True,
+    help="With --setup and --remove: which one. checkpoints: to GGUF, and to ONNX by optimum; generation: to ONNX "
+    "models that write text; npu: to compile for Qualcomm NPUs.",
+)
 @click.option("--remove", is_flag=True, help="Remove that environment.")
 @click.option("--offline", is_flag=True, help="With --setup: ask no package index, take all from --find-links.")
 @click.option(
@@ -62,6 +71,7 @@ def quantize(
     no_measure: bool,
     licence: str | None,
     setup: bool,
+    environment: EnvironmentName,
     remove: bool,
     offline: bool,
     find_links: Path | None,
@@ -69,32 +79,33 @@ def quantize(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Make a smaller model of MODEL, a name or a GGUF file, and put it into the store.
+    """Make a smaller model of MODEL, and put it into the store.
 
-    MODEL may also be the folder of a Hugging Face checkpoint (safetensors; Llama, Qwen2,
-    Qwen3): it becomes GGUF without loss first, in an environment that --setup makes once.
-    Of an ONNX encoder, a name or a folder, one of 8 bits is made and compared with it.
+    MODEL is a name, a GGUF file, the folder of an ONNX encoder, or the folder of a Hugging Face
+    checkpoint (safetensors). GGUF files and ONNX encoders need no network and nothing else; what
+    a checkpoint needs, --setup makes once.
 
-    cpu makes Q4_K_M. phone makes Q4_0 with a context of 2048 tokens, within 2 GiB of memory. MODEL
-    should be F16, BF16 or Q8_0: what is rounded already loses twice, and is refused without --force.
-    Needs no network. A call that was stopped goes on where it was when it is given again.
+    cpu makes Q4_K_M, of an encoder int8. phone makes Q4_0 with a context of 2048 tokens, within
+    2 GiB of memory. npu makes encoders of one length with 16-bit activations. MODEL should be
+    F16, BF16 or Q8_0: what is rounded already loses twice, and is refused without --force. A call
+    that was stopped goes on where it was when it is given again.
 
     Example:  outrider quantize my-model-f16.gguf --target cpu
     """
     from agent import device
     from agent.cli.before_after import before_and_after
     from agent.models.converting import quantize_any
-    from agent.models.encoder_making import ENCODER_RECIPES
+    from agent.models.onnx_making import ENCODER_RECIPES, EXPORT_RECIPES, GENERATION_RECIPES
     from agent.models.quantizing import Wish
     from agent.models.recipes.tensor_types import TARGETS
 
     if setup or remove:
-        _environment(invocation, remove=remove, offline=offline, find_links=find_links, yes=yes)
+        _environment(invocation, environment, remove=remove, offline=offline, find_links=find_links, yes=yes)
         return
     if model is None and recipe != "list":
         raise click.UsageError("name a MODEL, a GGUF file or the folder of a checkpoint")
     if recipe == "list" or model is None:
-        emit_json([*TARGETS, *ENCODER_RECIPES])
+        emit_json(list(TARGETS | EXPORT_RECIPES | ENCODER_RECIPES | GENERATION_RECIPES))
         return
     if importance and no_importance:
         raise click.UsageError("--importance and --no-importance contradict each other")
@@ -121,18 +132,21 @@ def quantize(
         emit_json(msgspec.structs.asdict(outcome) | {"quality": quality})
 
 
-def _environment(invocation: Invocation, *, remove: bool, offline: bool, find_links: Path | None, yes: bool) -> None:
-    from agent.models.build_env import SIZE_TEXT, BuildEnvironment
+def _environment(
+    invocation: Invocation, name: EnvironmentName, *, remove: bool, offline: bool, find_links: Path | None, yes: bool
+) -> None:
+    from agent.models.build_env import BuildEnvironment
 
-    environment = BuildEnvironment(invocation.data_path)
+    environment = BuildEnvironment(invocation.data_path, name)
     if remove:
         notice(f"{environment.root} {'is removed' if environment.remove() else 'was not there'}")
         return
-    if environment.ready:
+    if environment.made:
         notice(f"{environment.root} is there already; --remove removes it")
         return
     if not yes:
-        confirm(f"make an environment with torch in {environment.root}, {SIZE_TEXT}?")
+        notice(f"In it {environment.kind.use}.")
+        confirm(f"make an environment in {environment.root}, {environment.kind.size}?")
     environment.make(notice, offline=offline, find_links=find_links)
     notice(f"{environment.root} is ready")
 
@@ -147,7 +161,8 @@ def _print(outcome: Outcome) -> None:
         rows += [("recipe", made.making.recipe), ("parent", f"{made.making.parent} ({made.making.parent_digest[:12]})")]
         rows += [(key, value) for part in (made.making.versions, made.making.inputs) for key, value in part.items()]
     table(["FIELD", "VALUE"], rows)
-    notice(f'ask it: outrider ask --model {made.name} "What is the capital of France?"')
+    if "chat" in made.tasks:
+        notice(f'ask it: outrider ask --model {made.name} "What is the capital of France?"')
 
 
 class Bar:

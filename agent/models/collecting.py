@@ -17,8 +17,8 @@ import msgspec
 
 from agent.errors import StorageError
 from agent.models.artifact import StoredModel
+from agent.models.build_env import ENVIRONMENTS, BuildEnvironment
 from agent.models.build_env import FOLDER as BUILD_ENVIRONMENTS
-from agent.models.build_env import BuildEnvironment
 from agent.models.holding import held
 from agent.models.interrupted import KEPT_S, interrupted, remove_interrupted
 from agent.models.store import LOCK_NAME, TREES, ModelStore
@@ -159,8 +159,8 @@ def _optional(store: ModelStore) -> Iterator[tuple[Leftover, bool, Callable[[], 
 
 
 def _ready(data_path: Path, folder: Path) -> bool:
-    environment = BuildEnvironment(data_path)
-    return folder == environment.root and environment.ready
+    environments = (BuildEnvironment(data_path, name) for name in ENVIRONMENTS)
+    return any(folder == environment.root and environment.made for environment in environments)
 
 
 def _drop_quarantined(path: Path) -> bool:

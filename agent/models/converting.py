@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -11,13 +10,25 @@ from pathlib import Path
 import msgspec
 
 from agent import __version__
-from agent.errors import InvalidRequest
+from agent.errors import InvalidRequest, ModelRejected
 from agent.models.artifact import Making, StoredModel
 from agent.models.blobs import described
 from agent.models.build_env import BuildEnvironment
 from agent.models.checkpoint import Checkpoint, look
-from agent.models.encoder_making import find_encoder, quantize_encoder
 from agent.models.gguf_check import check_gguf
+from agent.models.onnx_making import (
+    ENCODER_DEFAULTS,
+    ENCODER_RECIPES,
+    EXPORT_RECIPES,
+    GENERATION_RECIPES,
+    FolderSource,
+    digest_of,
+    find_encoder,
+    make_onnx,
+    quantize_encoder,
+    source_of,
+    stored_or_packaged,
+)
 from agent.models.quantizing import (
     DEFAULT_RECIPES,
     Follow,
@@ -46,37 +57,63 @@ def quantize_any(store: ModelStore, data_path: Path, wish: Wish, follow: Follow)
 
     Raises what ``quantize`` raises, and WrongState when the build environment is not there.
     """
-    if (encoder := find_encoder(store, wish.source)) is not None:
-        return quantize_encoder(store, encoder, wish, follow)
+    if (graph := find_encoder(store, wish.source)) is not None:
+        return quantize_encoder(store, data_path, graph, wish, follow)
     folder, parent = _checkpoint_of(store, wish.source)
     if folder is None:
         return quantize(store, wish, follow)
-    wish = with_recipe(wish, DEFAULT_RECIPES, tuple(TARGETS), folder.name)
-    outcome = _convert(store, data_path, folder, parent, wish, follow)
+    found = look(folder)
+    name = parent.name if parent else slug(folder.name)
+    if (fault := size_fault(name, found.parameters)) and not wish.force:
+        raise InvalidRequest(f"{fault}. Use --force to convert it all the same", param="model")
+    if found.encoder:
+        wish = with_recipe(wish, ENCODER_DEFAULTS, (*EXPORT_RECIPES, *ENCODER_RECIPES), f"the encoder {name}")
+        return _encoder(store, data_path, source_of(name, folder, parent, found.files, found.encoder), wish, follow)
+    wish = with_recipe(wish, DEFAULT_RECIPES, (*TARGETS, *GENERATION_RECIPES), name)
+    if wish.recipe in GENERATION_RECIPES:
+        recipe = GENERATION_RECIPES[wish.recipe]
+        return make_onnx(store, data_path, source_of(name, folder, parent, found.files), recipe, wish, follow)
+    if found.fault:
+        raise ModelRejected(f"{name} is not converted to GGUF: {found.fault}")
+    outcome = _convert(store, data_path, folder, parent, wish, follow, found)
     if wish.recipe == f"gguf-{outcome.model.name.rpartition('-')[2]}":
         return outcome
     return quantize(store, msgspec.structs.replace(wish, source=outcome.model.name), follow)
+
+
+def _encoder(store: ModelStore, data_path: Path, source: FolderSource, wish: Wish, follow: Follow) -> Outcome:
+    """Export the checkpoint of an encoder and keep that; then make of it what is wished."""
+    only = wish.recipe in EXPORT_RECIPES
+    export = msgspec.structs.replace(wish, recipe="onnx-f32", target="cpu", name=wish.name if only else None)
+    exported = make_onnx(store, data_path, source, EXPORT_RECIPES["onnx-f32"], export, follow)
+    graph = None if only else find_encoder(store, exported.model.name)
+    return exported if graph is None else quantize_encoder(store, data_path, graph, wish, follow)
 
 
 def _checkpoint_of(store: ModelStore, given: str) -> tuple[Path | None, StoredModel | None]:
     path = Path(given).expanduser()
     if path.is_dir() and (os.sep in given or (path / "config.json").is_file()):
         return path.resolve(), None
-    model = None if os.sep in given or path.suffix.lower() == ".gguf" else store.get(given)
+    model = stored_or_packaged(store, given)
     if model is None or model.format is not ModelFormat.CHECKPOINT:
         return None, None
     return Path(store.resolve(given).path), model
 
 
 def _convert(
-    store: ModelStore, data_path: Path, folder: Path, parent: StoredModel | None, wish: Wish, follow: Follow
+    store: ModelStore,
+    data_path: Path,
+    folder: Path,
+    parent: StoredModel | None,
+    wish: Wish,
+    follow: Follow,
+    found: Checkpoint,
 ) -> Outcome:
-    found = look(folder)
-    if (fault := size_fault(folder.name, found.parameters)) and not wish.force:
-        raise InvalidRequest(f"{fault}. Use --force to convert it all the same", param="model")
     stem = parent.name if parent else slug(folder.name)
     name = f"{stem[:_LONGEST_STEM]}-{found.kind}"
-    making = Making(recipe="checkpoint", parent=stem, parent_digest=_digest(found), versions={"outrider": __version__})
+    making = Making(
+        recipe="checkpoint", parent=stem, parent_digest=digest_of(found.files), versions={"outrider": __version__}
+    )
     if (there := already_made(store, name, making, force=wish.force)) is not None:
         return Outcome(model=there, source_bytes=found.bytes, was_there=True)
     BuildEnvironment(data_path).require()
@@ -100,7 +137,10 @@ def _convert(
             licence=wish.licence
             or (parent.licence if parent else str(header.scalars.get("general.license", "unknown"))),
             source=f"made here from {stem}",
-            context_tokens=(parent.context_tokens if parent else None) or header.context_tokens or 2048,
+            context_tokens=min(
+                (parent.context_tokens if parent else None) or header.context_tokens or 2048,
+                found.context_tokens or header.context_tokens or 2048,
+            ),
             parameters=header.parameters,
             remark=f"converted without loss from the checkpoint {stem}",
             making=msgspec.structs.replace(making, versions=making.versions | made.versions),
@@ -109,9 +149,3 @@ def _convert(
         kept = store.add(model, {file.name: work / file.name for file in model.files}, move=True)
         shutil.rmtree(work, ignore_errors=True)
     return Outcome(model=kept, source_bytes=found.bytes, was_there=False)
-
-
-def _digest(found: Checkpoint) -> str:
-    """Return the digest of the files that the conversion reads, as a model of the store has it."""
-    lines = "".join(f"{described(path, 'x').sha256}  {path.name}\n" for path in found.files)
-    return hashlib.sha256(lines.encode()).hexdigest()

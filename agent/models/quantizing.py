@@ -37,6 +37,8 @@ from agent.types import ModelFormat
 
 PHONE_CONTEXT = PROFILES["phone"].context_tokens
 PHONE_MEMORY = (PROFILES["phone"].memory_mib or 0) << 20  # bytes, for weights and cache
+# What a phone is served with.
+PHONE_INPUTS = {"context_tokens": str(PHONE_CONTEXT), "threads": str(PROFILES["phone"].threads)}
 _ROUNDED = "its weights were rounded before, to"
 _TYPE_IN_TITLE = re.compile(r", (?:F16|F32|BF16|I?Q\d\w*)$")
 _NOTES = 20  # last lines of the child's stderr that are kept
@@ -232,12 +234,13 @@ def cache_bytes(header: GgufHeader, tokens: int) -> int:
 
 
 def _inputs(wish: Wish, target: GgufTarget) -> dict[str, str]:
+    device = PHONE_INPUTS if wish.target == "phone" else {}
     if not target.importance:
-        return {}
+        return device
     if wish.importance in {"auto", "none"}:
-        return {"importance": wish.importance}
+        return device | {"importance": wish.importance}
     try:
-        return {"importance": described(Path(wish.importance), "x").sha256}
+        return device | {"importance": described(Path(wish.importance), "x").sha256}
     except OSError as error:
         raise InvalidRequest(f"{wish.importance} cannot be read: {error.strerror}", param="importance") from error
 

@@ -5,10 +5,11 @@ import struct
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from agent.errors import DiskFull, InvalidRequest, ModelRejected, WrongState
-from agent.models import build_env, checkpoint
+from agent.models import checkpoint, size_limit
 from agent.models.build_env import BuildEnvironment
 from agent.models.converting import quantize_any
 from agent.models.quantizing import Wish
@@ -58,6 +59,53 @@ def test_configurations_that_are_refused(folder, change, said):
         checkpoint.look(folder)
 
 
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "head_dim": 32, "query_pre_attn_scalar": 32}
+PHI3 = {"architectures": ["Phi3ForCausalLM"], "sliding_window": 2047}
+
+
+def found(folder, **config):
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.model").touch()
+    return checkpoint.look(folder)
+
+
+def test_what_llama_cpp_assumes_of_gemma3_and_phi3_is_looked_for(folder):
+    assert found(folder, **GEMMA3).fault == ""
+    assert found(folder, **PHI3).fault == ""
+    assert found(folder, **PHI3).context_tokens == 2047  # beyond, the layers of the original see less than all
+    assert "head_dim" in found(folder, **GEMMA3 | {"query_pre_attn_scalar": 256}).fault
+    assert "base 20000" in found(folder, **GEMMA3, rope_local_base_freq=20000).fault
+    assert "scaled" in found(folder, **GEMMA3, rope_scaling={"rope_type": "linear", "factor": 8}).fault
+    assert "sixth" in found(folder, **GEMMA3, layer_types=["full_attention"] * 6).fault
+    assert "longrope" in found(folder, **PHI3, rope_scaling={"type": "longrope", "long_factor": [1.0]}).fault
+    (folder / "tokenizer.model").unlink()
+    for config in (GEMMA3, PHI3):
+        (folder / "config.json").write_text(json.dumps(config))
+        assert "no tokenizer.model" in checkpoint.look(folder).fault
+
+
+def test_such_a_checkpoint_is_not_converted(folder, tmp_path):
+    found(folder, **GEMMA3 | {"query_pre_attn_scalar": 256})
+    with pytest.raises(ModelRejected, match="not converted to GGUF: its attention is scaled"):
+        quantize_any(open_store(tmp_path / "data"), tmp_path / "data", Wish(source=str(folder)), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "task"),
+    [
+        ("BertModel", {}, "embed"),
+        ("XLMRobertaForSequenceClassification", {"id2label": {"0": "no", "1": "yes"}}, "classify"),
+        ("ModernBertForSequenceClassification", {"id2label": {"0": "LABEL_0"}}, "rerank"),
+        ("DistilBertForTokenClassification", {}, "tag"),
+    ],
+)
+def test_encoders_are_known_by_their_class(folder, name, more, task):
+    weights(folder / "model.safetensors", kinds=("F32", "I64"))
+    assert found(folder, architectures=[name], **more).encoder == task
+    with pytest.raises(ModelRejected, match="BertForPreTraining is not converted"):
+        found(folder, architectures=["BertForPreTraining"])
+
+
 def test_weights_that_are_refused(folder):
     weights(folder / "model.safetensors", cut=3)
     with pytest.raises(ModelRejected, match="truncated"):
@@ -75,15 +123,31 @@ def test_weights_that_are_refused(folder):
 
 def test_without_the_environment_it_is_said_what_to_do(folder, tmp_path):
     store = open_store(tmp_path / "data")
-    with pytest.raises(WrongState, match="--setup"):
+    with pytest.raises(WrongState, match=r"--setup` .*without a network"):
         quantize_any(store, tmp_path / "data", Wish(source=str(folder), recipe="gguf-q4_k_m"), lambda _: None)
+    with pytest.raises(WrongState, match="--setup --environment generation"):
+        quantize_any(store, tmp_path / "data", Wish(source=str(folder), recipe="onnx-int4"), lambda _: None)
+    (folder / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    with pytest.raises(WrongState, match="--setup`"):
+        quantize_any(store, tmp_path / "data", Wish(source=str(folder)), lambda _: None)
+
+
+def test_a_checkpoint_above_the_limit_is_refused_unless_forced(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(size_limit, "MOST_PARAMETERS", 4)
+    for recipe in ("gguf-q4_0", "onnx-int4"):
+        with pytest.raises(InvalidRequest, match=r"up to 0.0 billion.*--force"):
+            quantize_any(open_store(tmp_path), tmp_path, Wish(source=str(folder), recipe=recipe), lambda _: None)
+        with pytest.raises(WrongState, match="--setup"):
+            quantize_any(
+                open_store(tmp_path), tmp_path, Wish(source=str(folder), recipe=recipe, force=True), lambda _: None
+            )
 
 
 def test_an_environment_is_not_made_from_nothing(tmp_path, monkeypatch):
     environment = BuildEnvironment(tmp_path)
     with pytest.raises(InvalidRequest, match="--find-links"):
         environment.make(lambda _: None, offline=True, find_links=None)
-    monkeypatch.setattr(build_env, "_NEEDED", 1 << 60)
+    monkeypatch.setattr(environment, "kind", msgspec.structs.replace(environment.kind, needed_bytes=1 << 60))
     with pytest.raises(DiskFull, match="GiB free"):
         environment.make(lambda _: None, offline=True, find_links=tmp_path)
     assert not environment.ready
@@ -99,11 +163,11 @@ def test_a_source_with_another_digest_is_not_unpacked(tmp_path):
 
 
 def test_a_program_of_the_environment_ends_with_the_one_who_asked(tmp_path):
-    from agent.models.recipes.checkpoint_to_gguf import _BOUND
+    from agent.models.recipes.environment_program import BOUND, RUN_FILE
 
     script = tmp_path / "forever.py"
     script.write_text("import sys, time\nprint(sys.argv[1], flush=True)\ntime.sleep(600)\n")
-    command = [sys.executable, "-c", _BOUND, str(script), "started"]
+    command = [sys.executable, "-c", BOUND + RUN_FILE, str(script), "started"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"started\n"
         child.stdin.close()

@@ -127,14 +127,14 @@ def test_a_quarantined_file_stays_a_week_for_a_look(store, tmp_path):
 
 def test_a_dead_environment_goes_and_one_that_is_made_stays(store, tmp_path, monkeypatch):
     store.blobs.prepare()
-    root = BuildEnvironment(tmp_path).root
+    root = BuildEnvironment(tmp_path, "generation").root
     root.mkdir(parents=True)
     (root / "setup.log").write_text("half way")
     with held(root.with_name(f"{root.name}.lock"), "being made"):
         assert collect(store, everything=True).removed == ()
-    monkeypatch.setattr(BuildEnvironment, "ready", property(lambda _: True))
+    monkeypatch.setattr(BuildEnvironment, "made", property(lambda _: True))
     assert collect(store, everything=True).removed == ()
-    monkeypatch.setattr(BuildEnvironment, "ready", property(lambda _: False))
+    monkeypatch.setattr(BuildEnvironment, "made", property(lambda _: False))
     assert [one.kind for one in collect(store).removed] == ["environment"]
     assert not list((tmp_path / FOLDER).iterdir())
 

@@ -16,5 +16,9 @@ RECIPES: dict[str, str] = {
     "gguf-q4_k_m": "agent.models.recipes.gguf_to_gguf:make",
     "gguf-q4_0": "agent.models.recipes.gguf_to_gguf:make",
     "gguf-iq4_xs": "agent.models.recipes.gguf_to_gguf:make",
-    "onnx-int8": "agent.models.recipes.onnx_to_int8:make",
+    "encoder-f32": "agent.models.recipes.checkpoint_to_encoder:make",
+    "encoder-int8": "agent.models.recipes.onnx_to_int8:make",
+    "encoder-npu": "agent.models.recipes.onnx_to_npu:make",
+    "generation-int4": "agent.models.recipes.checkpoint_to_generation:make",
+    "generation-int8": "agent.models.recipes.checkpoint_to_generation:make",
 }

@@ -3,54 +3,38 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 from agent.errors import ModelRejected
-from agent.models.build_env import BuildEnvironment, clean_environment
+from agent.models.build_env import BuildEnvironment
 from agent.models.gguf_check import GgufHeader, check_gguf
+from agent.models.recipes.environment_program import RUN_FILE, run_program
 from agent.models.recipes.job import Job, Made, Progress, Tell
 from agent.types import ModelFormat
 
 _PERCENT = re.compile(rb"Writing: +(\d+)%")
-_NOTES = 12
-# It ends with the one who asked: its standard input is a pipe that then closes.
-_BOUND = """
-import os, runpy, sys, threading
-threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 def make(job: Job, tell: Tell) -> Made:
     """Write ``<output>.gguf`` in the type that the output's name ends with. Raises ModelRejected."""
     environment = BuildEnvironment(Path(job.environment))
-    environment.require()
     made = Path(job.folder) / f"{job.output}.gguf"
     partial = made.with_name(f".partial-{made.name}")
     kind = job.output.rpartition("-")[2]
-    command = [str(environment.python), "-c", _BOUND, str(environment.converter), job.source]
-    command += ["--outfile", str(partial), "--outtype", kind]
+
+    def follow(line: bytes) -> None:
+        if found := _PERCENT.findall(line):
+            tell(Progress(step="converting", done=int(found[-1]), total=100))
+
     tell(Progress(step="converting", done=0, total=100))
-    notes: list[bytes] = []
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=clean_environment()
-    ) as child:
-        assert child.stdout is not None
-        try:
-            for line in child.stdout:
-                notes = [*notes[-_NOTES:], line.strip()]
-                if found := _PERCENT.findall(line):
-                    tell(Progress(step="converting", done=int(found[-1]), total=100))
-        except BaseException:
-            child.kill()
-            raise
-    if child.returncode:
-        last = b" | ".join(notes[-3:]).decode("utf-8", "replace")
-        raise ModelRejected(f"the converter of llama.cpp does not take {job.source}: {last[-600:]}")
+    run_program(
+        environment,
+        RUN_FILE,
+        [str(environment.converter), job.source, "--outfile", str(partial), "--outtype", kind],
+        follow,
+        what=f"the converter of llama.cpp does not take {job.source}",
+    )
     _require_tokenizer(Path(job.source), check_gguf(partial))
     partial.replace(made)
     return Made(

@@ -19,6 +19,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     output: str  # file name, without its ending
     threads: int
     force: bool = False
+    task: str = ""  # what an encoder is for
+    context_tokens: int | None = None  # the longest context to make it for, where that is less than it could
     environment: str = ""  # data directory of the build environment, where the recipe needs one
     importance: str = "auto"  # "auto", "none", or an importance matrix file
 
