@@ -136,6 +136,7 @@ def _environment(
     invocation: Invocation, name: EnvironmentName, *, remove: bool, offline: bool, find_links: Path | None, yes: bool
 ) -> None:
     from agent.models.build_env import BuildEnvironment
+    from agent.models.room import require_room
 
     environment = BuildEnvironment(invocation.data_path, name)
     if remove:
@@ -144,6 +145,8 @@ def _environment(
     if environment.made:
         notice(f"{environment.root} is there already; --remove removes it")
         return
+    if not environment.root.exists():  # one of other pins gives its space back when it is made anew
+        require_room(model_store(invocation), environment.kind.needed_bytes, f"the environment {name}")
     if not yes:
         notice(f"In it {environment.kind.use}.")
         confirm(f"make an environment in {environment.root}, {environment.kind.size}?")

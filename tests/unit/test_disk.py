@@ -103,6 +103,14 @@ def test_a_making_above_the_budget_is_refused_before_anything_is_made(tmp_path):
         quantize(store_of(tmp_path, budget=1), MakingWish(source=str(source), recipe="gguf-q8_0"), quietly)
 
 
+def test_an_environment_above_the_budget_is_not_begun(tmp_path):
+    given = ["--data-dir", str(tmp_path / "data"), "--set", "storage.disk_budget_bytes=1000000"]
+    done = CliRunner().invoke(cli, [*given, "quantize", "--setup", "--yes"], prog_name="outrider")
+    assert done.exit_code == DiskFull.exit_code
+    assert "the environment checkpoints needs 3072 MiB" in done.stderr
+    assert not (tmp_path / "data" / build_env.FOLDER).exists()
+
+
 def test_the_disk_itself_is_a_limit_too(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("agent.disk.shutil.disk_usage", lambda _: usage._replace(free=room.MARGIN + 10))
