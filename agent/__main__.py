@@ -20,10 +20,6 @@ def main() -> int:
             from agent.engine.speed_probe import main as speed
 
             return speed(sys.argv[2:])
-        case ["execution-devices"]:
-            from agent.engine.onnx_devices import main as devices
-
-            return devices()
         case ["measure-worker"]:
             from agent.evaluation.measure_worker import main as measure
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -32,19 +31,9 @@ class Devices(msgspec.Struct, frozen=True):
     problems: tuple[str, ...] = ()
 
 
-class Look(NamedTuple):
-    """What there is, in words."""
-
-    there: str
-    problems: tuple[str, ...]
-    verdicts: tuple[DeviceVerdict, ...]
-
-
-def look(data_path: Path) -> Look:
-    """Ask the providers in a child, which a driver may end, and read what was proved."""
-    found = _listed()
-    there = ", ".join(f"{one.kind} by {one.provider} {one.version} ({one.device})" for one in found.devices)
-    return Look(there or "none", found.problems, DeviceVerdicts(data_path).all())
+def verdicts(data_path: Path) -> tuple[DeviceVerdict, ...]:
+    """Return what was proved of all models on all devices."""
+    return DeviceVerdicts(data_path).all()
 
 
 def verdict_lines(data_path: Path, model_digest: str) -> Iterator[tuple[str, str]]:
@@ -53,7 +42,8 @@ def verdict_lines(data_path: Path, model_digest: str) -> Iterator[tuple[str, str
         yield f"on {one.kind} by {one.provider}", f"{'holds' if one.holds else 'refused'}: {one.reason}"
 
 
-def _listed() -> Devices:
+def listed() -> Devices:
+    """Ask the providers in a child, which a driver may end. About a second."""
     command = executable.command("list-devices")
     try:
         done = subprocess.run(command, capture_output=True, check=False, timeout=LIST_LIMIT_S)

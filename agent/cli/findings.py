@@ -160,11 +160,7 @@ def _egress_log(bad_id: int | None) -> Finding:
 
 
 def _devices(settings: Settings) -> Iterator[Finding]:
-    found = devices.look(settings.data_path)
-    yield Finding(OK, "devices", f"for encoders: {found.there}")
-    for problem in found.problems:
-        yield Finding(NOTE, "devices", problem, 'reinstall it, or set engine.devices = "cpu"')
-    for one in found.verdicts:
+    for one in devices.verdicts(settings.data_path):
         what = f"model {one.model_digest[:12]} on {one.kind} by {one.provider}"
         if one.holds:
             yield Finding(OK, "devices", f"{what}: {one.reason}")

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent import device
+from agent.cli.devices import listed
 from agent.cli.finding import NOTE, OK, Finding
 from agent.cli.output import size
-from agent.errors import EngineFailed
-from agent.execution_devices import execution_devices
 
 BUSY_LOAD_PER_CORE = 2.0
 
 
 def machine_findings() -> Iterator[Finding]:
-    """Look at cores, memory, power and what ONNX Runtime can run on. About a second."""
+    """Look at cores, memory, power and which devices can run encoders. About a second."""
     seen = device.profile()
     yield Finding(
         OK,
@@ -26,7 +25,7 @@ def machine_findings() -> Iterator[Finding]:
     yield Finding(OK, "processor", f"{seen.machine}: {features}")
     limit = f"; limited to {size(seen.memory_limit)}" if seen.memory_limit else ""
     yield Finding(OK, "memory", f"{size(seen.memory_total)}, {size(seen.memory_usable)} free{limit}")
-    yield _providers()
+    yield from _devices()
     if seen.battery_percent is not None:
         yield Finding(OK, "battery", f"{seen.battery_percent:.0f} %{', in use' if seen.on_battery else ''}")
     if seen.load_1min is not None and seen.load_1min > BUSY_LOAD_PER_CORE * seen.usable_cores:
@@ -40,10 +39,9 @@ def machine_findings() -> Iterator[Finding]:
         yield Finding(NOTE, "power", "on battery: targets are probed less often (connectivity.probe_cap_battery_s)")
 
 
-def _providers() -> Finding:
-    try:
-        found = execution_devices()
-    except EngineFailed as error:
-        return Finding(NOTE, "execution providers", str(error), "GGUF models are not concerned")
-    told = ", ".join(f"{one.provider} on {one.kind} ({one.vendor})" for one in found)
-    return Finding(OK, "execution providers", told or "ONNX Runtime is not installed")
+def _devices() -> Iterator[Finding]:
+    found = listed()
+    there = ", ".join(f"{one.kind} by {one.provider} {one.version} ({one.device})" for one in found.devices)
+    yield Finding(OK, "devices", f"for encoders: {there or 'none'}")
+    for problem in found.problems:
+        yield Finding(NOTE, "devices", problem, 'reinstall it, or set engine.devices = "cpu"')

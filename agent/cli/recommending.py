@@ -71,9 +71,10 @@ def recommend(
 
 
 def _tell_npu() -> None:
-    from agent.execution_devices import execution_devices
+    from agent.cli.devices import listed
+    from agent.compute import DeviceKind
 
-    there = [one.provider for one in execution_devices() if one.kind == "npu"]
+    there = [one.provider for one in listed().devices if one.kind is DeviceKind.NPU]
     notice(f"NPU: {', '.join(there)}" if there else "no NPU is seen here: nothing can be run on one")
     notice("what is made for an NPU is not verified on such hardware; outrider quantize MODEL --target npu makes it")
 

@@ -80,7 +80,8 @@ class BlobStore:
 
     def prepare(self) -> None:
         """Make the folders. Raises OSError."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the data directory is nobody else's
+        self.root.mkdir(mode=0o700, exist_ok=True)
         for folder in ("blobs", "verified", "refs", "incoming"):
             (self.root / folder).mkdir(mode=0o700, exist_ok=True)
 

@@ -40,7 +40,8 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     def write(self, path: Path) -> None:
         """Keep it until ``forget``. Raises StorageError."""
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (path.parent.parent, path.parent):  # the data directory is nobody else's
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_durably(path, msgspec.json.encode(self))
         except OSError as error:
             raise StorageError(f"{path} cannot be written: {error.strerror}; check its permissions") from error

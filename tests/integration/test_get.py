@@ -2,6 +2,7 @@
 
 import json
 import signal
+import stat
 import subprocess
 import sys
 import tomllib
@@ -96,6 +97,7 @@ def test_get_from_a_file_to_the_first_answer(tmp_path, data):
     assert "measured before" in done.stdout
     assert "first question" in done.stderr
     assert not (data / "models" / "get.json").exists()
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
     again = outrider(data, "get", "tiny-q4_k_m", "--yes", "--force", "--json")
     assert json.loads(again.stdout)["choice"]["picked"] == "tiny-q4_k_m"
 

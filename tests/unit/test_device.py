@@ -5,9 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent import device, execution_devices
-from agent.cli import machine_findings
-from agent.errors import EngineFailed
+from agent import device
+from agent.cli import devices, machine_findings
 
 
 def test_this_machine():
@@ -74,14 +73,16 @@ def test_a_limit_of_the_address_space_counts(monkeypatch):
     assert (seen.memory_limit, seen.memory_usable) == (1 << 30, 1 << 29)
 
 
-def test_what_onnx_runtime_can_run_on_is_asked_in_a_child(monkeypatch):
-    assert "cpu" in {one.kind for one in execution_devices.execution_devices()}
+def test_the_devices_for_encoders_are_asked_in_a_child(monkeypatch):
+    assert "for encoders: cpu by" in told_of("devices").detail
     broken = [sys.executable, "-c", "import sys; print('driver', file=sys.stderr); sys.exit(3)"]
-    monkeypatch.setattr(execution_devices.executable, "command", lambda *_: broken)
-    with pytest.raises(EngineFailed, match="status 3 driver"):
-        execution_devices.execution_devices()
-    (told,) = [one for one in machine_findings.machine_findings() if one.subject == "execution providers"]
-    assert told.level == "note"
+    monkeypatch.setattr(devices.executable, "command", lambda *_: broken)
+    assert devices.listed().problems == ("the devices cannot be listed (exit status 3): driver",)
+    assert told_of("devices").detail == "for encoders: none"
+
+
+def told_of(subject):
+    return next(one for one in machine_findings.machine_findings() if one.subject == subject)
 
 
 def test_no_control_groups(tmp_path):
