@@ -79,8 +79,9 @@ def run(chain: Chain, *, onnx: bool) -> None:
     if onnx:
         with chain.step("Built for ONNX Runtime, measured beside the conversion without loss"):
             chain.outrider("quantize", SOURCE, "--recipe", "onnx-int4", "--name", GENERATION)
-    with chain.step("The embedded encoder quantized for an NPU, compared with its source"):
-        chain.outrider("quantize", ENCODER, "--target", "npu", "--name", NPU)
+    if "onnx-npu" in chain.recipes():
+        with chain.step("The embedded encoder quantized for an NPU, compared with its source"):
+            chain.outrider("quantize", ENCODER, "--target", "npu", "--name", NPU)
     for name in candidates:
         chain.require_agreement(name)
     with chain.step("The best within the budget is picked (--force: 135 million weights are below the floor)"):
@@ -143,12 +144,16 @@ class Chain:
     def _shown(self, text: str) -> str:
         return text.replace(str(self.folder), "FOLDER").replace(str(ROOT), ".")
 
-    def _json(self, *arguments: str) -> dict[str, Any]:
+    def _json(self, *arguments: str) -> Any:
         command = [sys.executable, "-m", "agent", *arguments, "--json"]
         done = subprocess.run(command, cwd=ROOT, env=self._environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ChainBroken(f"{shlex.join(arguments)} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
-        found: dict[str, Any] = json.loads(done.stdout)
+        return json.loads(done.stdout)
+
+    def recipes(self) -> list[str]:
+        """Return the recipes that this program has."""
+        found: list[str] = self._json("quantize", "--recipe", "list")
         return found
 
     def require_agreement(self, name: str) -> None:
