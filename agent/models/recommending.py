@@ -85,7 +85,8 @@ def _look(store: ModelStore, entry: ModelEntry, profile: HardwareProfile, bytes_
         need = made[0]
     else:
         recipe = ""
-    speed = bytes_per_second / need.weights if need and bytes_per_second else None
+    writes = "chat" in profile.tasks  # an encoder reads a whole text with one look at its weights
+    speed = bytes_per_second / need.weights if need and bytes_per_second and writes else None
     return _Seen(entry=entry, need=need, kind=kind, recipe=recipe, tokens_per_second=speed)
 
 
