@@ -206,7 +206,7 @@ class Chain:
 
 def _is_counting(line: str) -> bool:
     """Whether a line only says how far something is; in a transcript there are too many of them."""
-    return " asked, " in line or " tokens read" in line
+    return any(said in line for said in (" asked, ", " tokens read", " texts read"))
 
 
 def say(text: str) -> None:

@@ -193,7 +193,7 @@ def _encoder_figures(found: EncoderFigures, speed: Speed) -> list[tuple[str, str
     return [
         *rows,
         ("tokens per second", f"{speed.tokens_per_second:.0f}"),
-        (f"one text of about {speed.prompt_tokens} tokens", f"{speed.first_token_ms:.1f} ms"),
+        ("one text", f"{speed.first_token_ms:.1f} ms, about {speed.prompt_tokens} tokens"),
         ("memory of the worker", size(speed.memory_bytes)),
     ]
 
