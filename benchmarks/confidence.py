@@ -1,6 +1,6 @@
 """What a confidence is worth: taught heads on public sets, and the promises of `outrider calibrate` over many draws.
 
-    python benchmarks/confidence.py --data DIR --quick [--json]     under 50 seconds
+    python benchmarks/confidence.py --data DIR --quick [--json]     about 40 s of processor time
     python benchmarks/confidence.py --data DIR [--draws 400] [--write docs/confidence.md]
 
 DIR has one folder a set (banking77, snips). Every figure is of answers to examples that taught
@@ -244,7 +244,9 @@ def markdown(rows: Sequence[Row]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="What a confidence is worth.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the sets, one folder each")
-    parser.add_argument("--quick", action="store_true", help="fewer draws and test examples, under 50 seconds")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer draws and test examples, about 40 s of processor time"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
     parser.add_argument(
         "--draws", type=int, default=0, help=f"draws of examples (default {DRAWS}, quick {QUICK_DRAWS})"
