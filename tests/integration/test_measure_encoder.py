@@ -81,5 +81,7 @@ def test_neighbours_are_compared_where_vectors_cannot_be():
     turned = compare(rows, rows[:, ::-1].copy())
     assert turned.cosine < 0.3
     assert turned.neighbours.value == 1  # who is near whom is the same
+    elsewhere = compare(rows, rows[[0, 2, 1, 3]])
+    assert elsewhere.neighbours.value == 0
     broken = compare(np.full((4, 2), np.nan, np.float32), rows)
     assert broken.cosine == 0

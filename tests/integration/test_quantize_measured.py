@@ -1,6 +1,7 @@
 """What a quantization has cost stands beside its source as soon as it is made."""
 
 import json
+import struct
 
 import pytest
 from click.testing import CliRunner
@@ -10,9 +11,11 @@ from agent.cli.main import cli
 from agent.evaluation import quality as evaluation
 from agent.evaluation.measure_worker import Text
 from agent.evaluation.measuring import parent_of
-from agent.models.artifact import Making
+from agent.models.artifact import Making, StoredModel
+from agent.models.blobs import described
 from agent.models.quantizing import Wish, quantize
 from agent.models.store import open_store
+from agent.types import ModelFormat
 
 
 def run(tmp_path, *arguments):
@@ -23,6 +26,25 @@ def made(tmp_path, **kinds):
     source = tiny_gguf.write(tmp_path / "Tiny F16.gguf", **kinds)
     wish = Wish(source=str(source), recipe="gguf-q8_0", importance="none")
     return quantize(open_store(tmp_path / "data"), wish, lambda _: None).model
+
+
+def keep_checkpoint(store, folder):
+    """Take a checkpoint, which no runtime reads, into the store; return its digest."""
+    folder.mkdir()
+    header = json.dumps({"w": {"dtype": "F16", "shape": [2, 4], "data_offsets": [0, 16]}}).encode()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\1" * 16)
+    files = {path.name: path for path in folder.iterdir()}
+    model = StoredModel(
+        name=folder.name,
+        title="Folder",
+        format=ModelFormat.CHECKPOINT,
+        files=tuple(described(path, name) for name, path in files.items()),
+        licence="MIT",
+        source="a test",
+        context_tokens=512,
+    )
+    return store.add(model, files).digest
 
 
 def test_the_table_stands_there_before_and_after_and_nothing_is_measured_twice(tmp_path, monkeypatch):
@@ -62,8 +84,9 @@ def test_the_reference_of_what_comes_from_a_checkpoint_is_its_conversion_without
         quantize(store, Wish(source=str(source), recipe=recipe, importance="none", name=name), lambda _: None).model
         for recipe, name in (("gguf-q8_0", "lossless"), ("gguf-q4_0", "smaller"))
     )
-    checkpoint = Making(recipe="checkpoint", parent="folder", parent_digest="c" * 64, versions={})
-    onnx = Making(recipe="onnx-int4", parent="folder", parent_digest="c" * 64, versions={})
+    digest = keep_checkpoint(store, tmp_path / "folder")
+    checkpoint = Making(recipe="checkpoint", parent="folder", parent_digest=digest, versions={})
+    onnx = Making(recipe="onnx-int4", parent="folder", parent_digest=digest, versions={})
     if there:
         store.note(lossless.name, making=checkpoint)
     store.note(smaller.name, making=onnx)
