@@ -39,6 +39,7 @@ def die(*_: object, **__: object) -> None:
 
 if __name__ == "__main__":
     shorten(setattr)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     step = sys.argv.pop(1)
     interrupted = step.endswith("^C")
     step = step.removesuffix("^C")

@@ -19,8 +19,8 @@ TEXT = "The ferry leaves the old harbour at seven and passes two lighthouses, a 
 class ExactRuntime(LlamaCppRuntime):
     """Keys and values in 32 bits and no flash attention: a row depends on its tokens, not on the batch."""
 
-    def _context_parameters(self, load):
-        parameters = super()._context_parameters(load)
+    def _context_parameters(self, load, room_bytes):
+        parameters = super()._context_parameters(load, room_bytes)
         parameters.type_k = parameters.type_v = native.GGML_TYPE_F32
         parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
         return parameters
