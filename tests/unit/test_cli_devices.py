@@ -57,15 +57,15 @@ def test_models_show_tells_what_was_proved_of_a_model(run):
     assert (one["provider"], one["holds"]) == ("SomeNpu", False)
 
 
-def test_a_driver_that_ends_the_listing_is_told(tmp_path, monkeypatch):
+def test_a_driver_that_ends_the_listing_is_told(monkeypatch):
     child(monkeypatch, "import os, sys; sys.stderr.write('driver: bad magic'); sys.stderr.flush(); os.abort()")
-    (problem,) = devices.look(tmp_path).problems
+    (problem,) = devices.listed().problems
     assert "cannot be listed (exit status -6): driver: bad magic" in problem
 
 
-def test_a_driver_that_hangs_is_told(tmp_path, monkeypatch):
+def test_a_driver_that_hangs_is_told(monkeypatch):
     def hang(*arguments, **options):
         raise subprocess.TimeoutExpired("x", 30)
 
     monkeypatch.setattr(devices.subprocess, "run", hang)
-    assert devices.look(tmp_path).problems == ("the providers did not list their devices within 30 s",)
+    assert devices.listed().problems == ("the providers did not list their devices within 30 s",)
