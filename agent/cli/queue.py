@@ -10,7 +10,7 @@ import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import confirm, counted, emit_json, moment, notice, printable, shorten, size, span, table
-from agent.errors import ConfigError, InvalidRequest, WrongState
+from agent.errors import CannotRedact, ConfigError, InvalidRequest, OutriderError, WrongState
 
 if TYPE_CHECKING:
     from agent.cli.access import Access
@@ -287,7 +287,13 @@ def _states(rows: Sequence[dict[str, Any]]) -> str:
 
 def _show_bodies(access: Access, rows: Sequence[dict[str, Any]], target: str, *, more: int) -> None:
     for row in rows:
-        body = access.as_sent(row["id"], target)
+        try:
+            body = access.as_sent(row["id"], target)
+        except OutriderError as error:
+            if error.code != CannotRedact.code:
+                raise
+            notice(f"--- {row['id']} will not leave, released or not: {error}")
+            continue
         notice(f"--- {row['id']}, {size(len(body))}, as it would leave:")
         notice(printable(body.decode("utf-8", "replace")))
     if more > 0:

@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from agent import errors, executable
-from agent.cli import output
+from agent.cli import output, queue
 from agent.cli.client import RemoteError, find_daemon
 from agent.cli.invocation import parse_assignment
 from agent.cli.main import COMMANDS, cli
+from agent.errors import CannotRedact
 from agent.storage.instance_lock import InstanceLock
 
 ROOT = Path(__file__).parents[2]
@@ -334,3 +335,16 @@ def test_a_reader_that_has_gone_gets_no_complaint():
             check=False,
         )
     assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_a_row_that_cannot_be_pseudonymised_does_not_end_the_list(capsys):
+    class Rows:
+        def as_sent(self, row_id, target):
+            if row_id == "second":
+                raise CannotRedact("it holds a file or sound, in which nothing can be replaced")
+            return b"{}"
+
+    queue._show_bodies(Rows(), [{"id": "first"}, {"id": "second"}, {"id": "third"}], "main", more=0)
+    told = capsys.readouterr().err
+    assert "second will not leave, released or not: it holds a file or sound" in told
+    assert "--- third, 2 B" in told
