@@ -111,7 +111,7 @@ class OpenAITarget:
     def _outgoing(self, record: RequestRecord, row: Escalation) -> Redacted:
         body = chat_body(record, row, self._settings.model)
         if as_it_is(record, row, self._settings):
-            return Redacted(body, {}, {})
+            return Redacted(body, {})
         media = seen_by_a_person(record, row, self._settings)
         return redaction.redact(body, terms=self._terms, media=media)
 
