@@ -117,3 +117,48 @@ class StoredPrefix(msgspec.Struct, frozen=True, kw_only=True):
     file: str = ""  # its name in the folder
     disk_bytes: int = 0
     used_at_ms: int = 0
+
+
+class FeedbackOrigin(StrEnum):
+    """Who said what is right."""
+
+    CALLER = "caller"  # by /v1/feedback, of its own accord
+    REVIEW = "review"  # a person, by `outrider review`
+    QUALITY_SAMPLE = "quality_sample"  # a target, of a served answer that was drawn to be checked
+    ESCALATION = "escalation"  # a target, of what was not served
+
+
+class Verdict(StrEnum):
+    """What was said."""
+
+    APPROVED = "approved"  # the local answer is right
+    CORRECTED = "corrected"  # it is wrong, and this is right
+    LABELLED = "labelled"  # this is right, said without a look at the local answer
+    SKIPPED = "skipped"  # whoever was asked could not say
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a feedback that may hold text of a user."""
+
+    input: str | None = None  # None: its text was gone already
+    local_answer: str | None = None
+    right_answer: str | None = None
+    score: float | None = None  # raw, before any calibration: what a calibration is made of
+    task_digest: str = ""  # of the task as it was
+    model: str = ""  # whose local answer it was
+    by: str = ""  # the target's name, where one said it
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody said of a local answer. Of each request and origin the last one holds."""
+
+    id: str  # UUIDv7
+    request_id: str
+    task: str | None
+    origin: FeedbackOrigin
+    verdict: Verdict
+    right: bool | None  # whether the local answer was right; None: nobody knows
+    served: bool  # the local answer was given as the answer, not as a draft
+    propensity: float | None  # chance with which this answer was drawn to be judged, (0, 1]; None: it was chosen
+    created_at_ms: int
+    said: Said = Said()

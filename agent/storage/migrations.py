@@ -24,6 +24,7 @@ sys.modules.setdefault("pysqlite3.dbapi2", sqlcipher3.dbapi2)
 import sqlite_utils  # noqa: E402 - the alias above must come first
 
 from agent.errors import OutriderError, StorageError  # noqa: E402
+from agent.storage import feedback_schema  # noqa: E402
 from agent.storage.connection import (  # noqa: E402
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -153,6 +154,15 @@ def m003_tasks(db: sqlite_utils.Database, key: bytes) -> None:
     _create(db, "calibrations", CALIBRATIONS)
     _create(db, "label_means", LABEL_MEANS)
     db.execute("CREATE INDEX calibrations_by_task ON calibrations (task, number)")
+
+
+@_migration
+def m004_feedback(db: sqlite_utils.Database, key: bytes) -> None:
+    """What people and targets said of answers, what watches each task's promise, and rows that only check an answer."""
+    _create(db, "feedback", feedback_schema.FEEDBACK)
+    _create(db, "monitors", feedback_schema.MONITORS)
+    for statement in feedback_schema.STATEMENTS:
+        db.execute(statement)
 
 
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:

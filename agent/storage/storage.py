@@ -17,6 +17,7 @@ from agent.storage.clock import Clock, Uptime, uptime_ms
 from agent.storage.connection import DATABASE_NAME, SCHEMA_VERSION, connect, schema_version
 from agent.storage.database import Database
 from agent.storage.egress_log import EgressLog
+from agent.storage.feedback_store import FeedbackStore
 from agent.storage.instance_lock import InstanceLock
 from agent.storage.journal import Journal, cut_short
 from agent.storage.outbox import Outbox
@@ -52,6 +53,7 @@ class Storage:
         self.outbox = Outbox(db, changes, queue, self._keep, Clock(db, queue, self._keep, now_ms, uptime))
         self.egress_log = EgressLog(db)
         self.tasks = TaskStore(db)
+        self.feedback = FeedbackStore(db)
 
     def prefix_store(self, most_bytes: int) -> PrefixStore:
         """Return the store of named prefixes of this data directory, under the database's key."""
