@@ -11,6 +11,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.errors import ConfigError
-from agent.settings import AdapterSettings, PrefixSettings, Settings, TargetSettings
+from agent.settings import AdapterSettings, PrefixSettings, PriceSettings, Settings, TargetSettings
 from agent.types import Message, NamedPrefix
 
 ENV_PREFIX = "OUTRIDER_"
@@ -27,9 +28,11 @@ ENV_RESERVED = frozenset({"OUTRIDER_CONFIG", "OUTRIDER_API_KEY", "OUTRIDER_ADMIN
 # Lists of tables, written [[name]].
 LISTS: Mapping[str, type[msgspec.Struct]] = {
     "targets": TargetSettings,
+    "prices": PriceSettings,
     "adapters": AdapterSettings,
     "prefixes": PrefixSettings,
 }
+DEAREST = 1_000_000  # dollars per million tokens
 LONGEST_PREFIX_BYTES = 1 << 20  # of a system prompt in a file
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 LOOPBACK_IP = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
@@ -217,6 +220,8 @@ def _check(settings: Settings) -> None:
             raise ConfigError(f"{key}: the name {twice[0]} is used twice; names are unique")
     for target in settings.targets:
         check_target(target)
+    for price in settings.prices:
+        _check_prices(f"prices {price.name}", price.input, price.output)
     for prefix in settings.prefixes:
         if prefix.system and prefix.system_file:
             raise ConfigError(f"prefix {prefix.name}: system and system_file are both set: keep one")
@@ -271,3 +276,13 @@ def check_target(target: TargetSettings) -> None:
         raise ConfigError(f"{where}: plain http would send text readable by the network: use https")
     if target.api_key_env and target.api_key_file:
         raise ConfigError(f"{where}: api_key_env and api_key_file are both set: keep one")
+    if (target.input_price is None) != (target.output_price is None):
+        raise ConfigError(f"{where}: input_price and output_price go together: set both or none")
+    if target.input_price is not None and target.output_price is not None:
+        _check_prices(where, target.input_price, target.output_price)
+
+
+def _check_prices(where: str, *prices: Decimal) -> None:
+    for price in prices:
+        if not price.is_finite() or not 0 <= price <= DEAREST:
+            raise ConfigError(f"{where}: {price} is no price: dollars per million tokens, 0 to {DEAREST}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import typing
+from datetime import date
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -227,11 +229,26 @@ class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     ca_file: Annotated[str, Meta(description="PEM file with the certificate authority, for a private one.")] = ""
     chain: Annotated[bool, Meta(description="The target is an Outrider that may hand on further.")] = False
     max_reply_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest reply.")] = 16 << 20
+    input_price: Annotated[
+        Decimal | None,
+        Meta(description="Dollars per million tokens sent; without both prices those of [[prices]] for the model."),
+    ] = None
+    output_price: Annotated[Decimal | None, Meta(description="Dollars per million tokens of the answer.")] = None
+    price_as_of: Annotated[date | None, Meta(description="When these prices were looked up: 2026-01-31.")] = None
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of address and model: who a row was accepted or released for, whatever the name."""
         return hashlib.sha256(f"{self.base_url.rstrip('/')}\n{self.model}".encode()).hexdigest()
+
+
+class PriceSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model costs wherever it is asked, one [[prices]] table each. A target's own prices come first."""
+
+    name: Annotated[str, Meta(min_length=1, description="The model, as targets ask for it.")]
+    input: Annotated[Decimal, Meta(description="Dollars per million tokens sent.")]
+    output: Annotated[Decimal, Meta(description="Dollars per million tokens of the answer.")]
+    as_of: Annotated[date | None, Meta(description="When these prices were looked up: 2026-01-31.")] = None
 
 
 class PrefixExample(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -286,6 +303,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pull: PullSettings = PullSettings()
     storage: StorageSettings = StorageSettings()
     targets: tuple[TargetSettings, ...] = ()
+    prices: tuple[PriceSettings, ...] = ()
     adapters: tuple[AdapterSettings, ...] = ()
     prefixes: tuple[PrefixSettings, ...] = ()
 

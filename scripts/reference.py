@@ -9,8 +9,11 @@ from __future__ import annotations
 import enum
 import inspect
 import json
+import types
 import typing
 from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -90,6 +93,11 @@ def target_table() -> str:
     return _table(msgspec.structs.fields(settings.TargetSettings), "")
 
 
+def price_table() -> str:
+    """Return the table of the keys of a price."""
+    return _table(msgspec.structs.fields(settings.PriceSettings), "")
+
+
 def adapter_table() -> str:
     """Return the table of an adapter's keys."""
     return _table(msgspec.structs.fields(settings.AdapterSettings), "")
@@ -123,7 +131,9 @@ def _type(kind: Any, notes: list[msgspec.Meta]) -> str:
         return "list of strings" if typing.get_args(kind)[0] is str else "list of tables"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return ", ".join(f'`"{value.value}"`' for value in kind)
-    name = {str: "string", int: "integer", float: "number", bool: "boolean"}[kind]
+    if isinstance(kind, types.UnionType):  # of one type and None
+        kind = typing.get_args(kind)[0]
+    name = {str: "string", int: "integer", float: "number", bool: "boolean", Decimal: "number", date: "date"}[kind]
     bounds = [
         f"{sign} {value:g}" if isinstance(value, float) else f"{sign} {value}"
         for note in notes
@@ -136,5 +146,7 @@ def _type(kind: Any, notes: list[msgspec.Meta]) -> str:
 def _default(field: Any) -> str:
     if field.required:
         return "required"
+    if field.default is None:
+        return "none"
     default = msgspec.to_builtins(field.default)
     return f"`{json.dumps(default)}`"
