@@ -26,7 +26,7 @@ from agent.storage.retention import LATE
 from agent.telemetry import METRICS
 from agent.types import InferenceRequest, OnLowConfidence, RequestKind
 
-Complete = Callable[[ApiDeps, InferenceRequest], Awaitable[InferenceRequest]]
+Complete = Callable[[ApiDeps, InferenceRequest], Awaitable[InferenceRequest | Response]]
 Whole = Callable[[Sequence[Given]], dict[str, Any]]  # writes the body of a response
 
 
@@ -39,11 +39,13 @@ async def answer_call(request: Request, parse: Parser, shape: Callable[[Call], S
 
 
 async def answer_whole(request: Request, parse: Parser, whole: Whole, complete: Complete) -> Response:
-    """Answer a call of a kind that has no stream. ``complete`` adds what only the model knows."""
+    """Answer a call of a kind that has no stream. ``complete`` adds what only the model knows, or answers itself."""
     deps = deps_of(request)
     call = await _call(request, parse)
-    completed = msgspec.structs.replace(call, requests=(await complete(deps, call.request),))
-    return await _whole(request, completed, whole)
+    completed = await complete(deps, call.request)
+    if isinstance(completed, Response):
+        return completed
+    return await _whole(request, msgspec.structs.replace(call, requests=(completed,)), whole)
 
 
 async def _call(request: Request, parse: Parser) -> Call:

@@ -15,6 +15,7 @@ from agent.api.answering import answer_whole
 from agent.api.classify_request import parse_classify
 from agent.api.deps import ApiDeps
 from agent.api.model_choice import WRITING, model_card
+from agent.api.several_labels import several_labels
 from agent.classification import sorting
 from agent.confidence import labels as label_confidence
 from agent.encoder import EncoderTask
@@ -27,13 +28,22 @@ async def classify(request: Request) -> Response:
     return await answer_whole(request, parse_classify, classification, _with_labels)
 
 
-async def _with_labels(deps: ApiDeps, request: InferenceRequest) -> InferenceRequest:
-    """Return the request with the labels of its model where it names none. Raises InvalidRequest where that has none."""
+async def _with_labels(deps: ApiDeps, request: InferenceRequest) -> InferenceRequest | Response:
+    """Return the request with the labels of its model where it names none.
+
+    A model whose labels do not exclude each other answers at once. Raises InvalidRequest where
+    nobody names labels.
+    """
+    if request.task is not None:
+        return request  # with the labels of its task; a head may answer it without the model
+    encoder = deps.engine.encoder(request.model)
+    if encoder is None and not WRITING & {*model_card(deps, request.model).tasks}:
+        await deps.engine.make_ready(request.model)
+        encoder = deps.engine.encoder(request.model)
+    if encoder is not None and encoder.task is EncoderTask.CLASSIFY and encoder.several:
+        return await several_labels(deps, request, encoder)
     if request.labels:
         return request
-    if not WRITING & {*model_card(deps, request.model).tasks}:
-        await deps.engine.make_ready(request.model)
-    encoder = deps.engine.encoder(request.model)
     if encoder is None or encoder.task is not EncoderTask.CLASSIFY:
         raise InvalidRequest(
             f"labels is missing: model {request.model} has none of its own",

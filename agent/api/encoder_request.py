@@ -1,4 +1,4 @@
-"""From the bodies of ``POST /v1/embeddings`` and ``POST /v1/rerank`` to what an encoder is asked."""
+"""From the bodies of ``POST /v1/embeddings``, ``/v1/rerank`` and ``/v1/tag`` to what an encoder is asked."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from agent.types import Prompt
 MOST_INPUTS = 2048  # as many as the OpenAI API takes
 MOST_DIMENSIONS = 1 << 16
 LONGEST_SALT = 512
+MOST_TAGS = 1000
 
 
 class EncodingFormat(StrEnum):
@@ -46,6 +47,16 @@ class RerankCall(msgspec.Struct, frozen=True, kw_only=True):
     return_documents: bool
     truncate: bool
     cache_salt: str | None
+
+
+class TagCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A validated call for the labelled pieces of texts."""
+
+    model: str
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]  # only pieces of these; empty: of all
+    least: float  # score of a piece, 0 to 1
+    truncate: bool
 
 
 def parse_embeddings(body: Mapping[str, Any], server: ServerSettings) -> EmbeddingsCall:
@@ -83,6 +94,42 @@ def parse_rerank(body: Mapping[str, Any], server: ServerSettings) -> RerankCall:
     fields.text("user", server.max_body_bytes)
     fields.finish()
     return found
+
+
+def parse_tag(body: Mapping[str, Any], server: ServerSettings) -> TagCall:
+    """Check every parameter. Raises InvalidRequest that names the one at fault."""
+    fields = Fields(body)
+    found = TagCall(
+        model=_model(fields),
+        texts=_plain_texts(fields),
+        labels=_labels(fields),
+        least=fields.number("min_score", 0, 1) or 0.0,
+        truncate=fields.flag("truncate") or False,
+    )
+    fields.text("user", server.max_body_bytes)
+    fields.finish()
+    return found
+
+
+def _plain_texts(fields: Fields) -> tuple[str, ...]:
+    """Return the texts: one, or a list. Tokens have no characters that a piece could be counted in."""
+    found = _inputs(fields)
+    texts = tuple(one for one in found if isinstance(one, str))
+    if len(texts) < len(found):
+        raise fields.wrong_type("input", "a text or a list of texts")
+    return texts
+
+
+def _labels(fields: Fields) -> tuple[str, ...]:
+    found = fields.array("labels", MOST_TAGS)
+    if found is None:
+        return ()
+    for index, label in enumerate(found):
+        if not isinstance(label, str) or not label:
+            raise fields.wrong_type(f"labels[{index}]", "a label")
+    if not found:
+        raise fields.wrong_value("labels", "must not be empty: leave it out for all of them")
+    return tuple(found)
 
 
 def _model(fields: Fields) -> str:

@@ -1,4 +1,4 @@
-"""``POST /v1/embeddings`` and ``POST /v1/rerank``: numbers of texts, at once or not at all.
+"""``POST /v1/embeddings``, ``/v1/rerank`` and ``/v1/tag``: what encoders say of texts, at once or not at all.
 
 They have no confidence, are never queued for a target, and nothing of them is stored.
 """
@@ -15,13 +15,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.api.deps import ApiDeps, deps_of
-from agent.api.encoder_request import EmbeddingsCall, EncodingFormat, parse_embeddings, parse_rerank
+from agent.api.encoder_request import (
+    EmbeddingsCall,
+    EncodingFormat,
+    TagCall,
+    parse_embeddings,
+    parse_rerank,
+    parse_tag,
+)
 from agent.api.model_choice import need_model
 from agent.api.sse import while_connected
 from agent.api.wire import json_response, read_json
 from agent.encoder import EncoderTask
 from agent.engine import frames
 from agent.engine.cache_scope import encoder_scope
+from agent.errors import InvalidRequest
 from agent.pipeline import refusal
 
 _BYTES_PER_NUMBER = 4
@@ -63,6 +71,34 @@ async def rerank(request: Request) -> Response:
     results = [_result(index, scores, call.documents if call.return_documents else ()) for index in best]
     usage = {"prompt_tokens": encoded.prompt_tokens, "total_tokens": encoded.prompt_tokens}
     return json_response({"object": "list", "results": results, "model": model, "usage": usage})
+
+
+async def tag(request: Request) -> Response:
+    """``POST /v1/tag``: the pieces of each text to which the model gives a label, in their order."""
+    deps = deps_of(request)
+    call = parse_tag(await read_json(request, deps.settings.server.max_body_bytes), deps.settings.server)
+    model = need_model(deps, call.model, (EncoderTask.TAG,))
+    encoded = await _encoded(request, deps, model, frames.Encode(id=0, texts=call.texts, truncate=call.truncate))
+    traits = deps.engine.encoder(model)
+    known = {label.removeprefix("B-").removeprefix("I-") for label in traits.labels} - {"O"} if traits else set()
+    if unknown := [label for label in call.labels if label not in known]:
+        reason = f"labels: model {model} does not know {unknown[0][:100]!r}; its labels are {', '.join(sorted(known))}"
+        raise InvalidRequest(reason, param="labels", code="invalid_value")
+    data = [
+        {"object": "tags", "index": index, "spans": [_piece(text, span) for span in spans if _is_wanted(span, call)]}
+        for index, (text, spans) in enumerate(zip(call.texts, encoded.spans, strict=True))
+    ]
+    usage = {"prompt_tokens": encoded.prompt_tokens, "total_tokens": encoded.prompt_tokens}
+    return json_response({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def _is_wanted(span: frames.Span, call: TagCall) -> bool:
+    return span.score >= call.least and (not call.labels or span.label in call.labels)
+
+
+def _piece(text: str, span: frames.Span) -> dict[str, Any]:
+    piece = text[span.start : span.end]
+    return {"label": span.label, "text": piece, "start": span.start, "end": span.end, "score": span.score}
 
 
 async def _encoded(request: Request, deps: ApiDeps, model: str, ask: frames.Encode) -> frames.Encoded:
@@ -107,4 +143,5 @@ def _result(index: int, scores: Sequence[float], documents: Sequence[str]) -> di
 ROUTES = [
     Route("/v1/embeddings", embeddings, methods=["POST"]),
     Route("/v1/rerank", rerank, methods=["POST"]),
+    Route("/v1/tag", tag, methods=["POST"]),
 ]

@@ -100,6 +100,7 @@ def _capabilities(card: ModelCard, traits: ModelTraits | None) -> dict[str, bool
         "audio": False,
         "embeddings": EncoderTask.EMBED in tasks,
         "rerank": EncoderTask.RERANK in tasks,
+        "tag": EncoderTask.TAG in tasks,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,16 +59,22 @@ def log_probabilities(logits: Rows, *, several: bool) -> Rows:
 
 
 def spans(logprobs: Rows, tokens: Tokens, labels: Sequence[str]) -> tuple[Span, ...]:
-    """Return the pieces of a text whose tokens, one after the other, have the same label.
+    """Return the pieces of a text whose words, one after the other, have the same label.
 
-    Marks and tokens labelled ``O`` belong to none. ``B-`` begins a piece, ``I-`` goes on with
-    one of the same label; both are cut off the name. ``logprobs``: (tokens, labels).
+    A word has the label of its first token: that is the one that models are trained on. Marks
+    and words labelled ``O`` belong to no piece. ``B-`` begins a piece, ``I-`` goes on with one of
+    the same label; both are cut off the name. ``logprobs``: (tokens, labels).
     """
     found: list[Span] = []
-    scores: list[float] = []  # of the tokens of the last piece; empty when it has ended
+    scores: list[float] = []  # of the words of the last piece; empty when it has ended
     best = logprobs.argmax(axis=-1)
-    for index, (start, end) in enumerate(tokens.offsets):
-        name = labels[int(best[index])]
+    word: int | None = None
+    for index, ((start, end), of) in enumerate(zip(tokens.offsets, tokens.words, strict=True)):
+        if of is not None and of == word:
+            if scores:
+                found[-1] = msgspec.structs.replace(found[-1], end=end)
+            continue
+        word, name = of, labels[int(best[index])]
         if start == end or name == "O":
             scores = []
             continue

@@ -20,6 +20,7 @@ class Tokens(NamedTuple):
     ids: Sequence[int]
     types: Sequence[int]  # 0, and 1 for the second text of a pair
     offsets: Sequence[tuple[int, int]] = ()  # of each token in its text, characters; (0, 0) for a mark
+    words: Sequence[int | None] = ()  # number of the word that each token is a part of; None for a mark
 
 
 class EncoderTokens:
@@ -62,7 +63,8 @@ class EncoderTokens:
                 self._tokenizer.no_truncation()
         if not found.ids:
             raise PromptRejected("has no token")
-        return Tokens(found.ids, found.type_ids, found.offsets)
+        offsets = found.offsets if query is not None else _without_spaces(text, found.offsets)
+        return Tokens(found.ids, found.type_ids, offsets, found.word_ids)
 
     def _encode(self, text: str, query: str | None) -> Encoding:
         try:
@@ -95,3 +97,8 @@ class EncoderTokens:
             if whole[start : start + len(inner)] == inner:
                 return whole[:start], whole[start + len(inner) :]
         return [], []
+
+
+def _without_spaces(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Leave out the space that some tokenizers count to the token behind it."""
+    return [(start + 1, end) if start + 1 < end and text[start].isspace() else (start, end) for start, end in offsets]

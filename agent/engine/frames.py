@@ -234,7 +234,7 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     start: int  # character
     end: int  # the one after the last
     label: str
-    score: float  # mean probability of its tokens, 0..1
+    score: float  # mean probability of its words, 0..1
 
 
 class Encoded(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

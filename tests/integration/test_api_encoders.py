@@ -13,8 +13,17 @@ from agent.engine.supervisor import EnginePool
 from agent.errors import ModelNotFound
 from agent.settings import EngineSettings
 
-MODELS = {"plain": plain.embedder, "labels": plain.classifier, "ranks": plain.reranker, "tags": plain.tagger}
-TASKS = {"plain": ("embed",), "labels": ("classify",), "ranks": ("rerank",), "tags": ("tag",)}
+
+def several(folder):
+    return plain.classifier(folder, problem_type="multi_label_classification")
+
+
+MODELS = {
+    "plain": plain.embedder, "labels": plain.classifier, "several": several, "ranks": plain.reranker, "tags": plain.tagger,
+}  # fmt: skip
+TASKS = {
+    "plain": ("embed",), "labels": ("classify",), "several": ("classify",), "ranks": ("rerank",), "tags": ("tag",),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +215,81 @@ def test_or_of_those_that_are_given(api):
 def test_an_unsure_label_is_no_sure_one(api):
     found = classified(api, input="good bad", outrider={"on_low_confidence": "abstain"}).json()
     assert found["outrider"]["decision"] == "uncertain"
+
+
+def sigmoid(number):
+    return 1 / (1 + math.exp(-number))
+
+
+def test_labels_that_do_not_exclude_each_other_are_each_by_itself(api):
+    found = classified(api, model="several", input="good good").raise_for_status().json()
+    assert found["several"] is True
+    assert (found["label"], found["chosen"]) == ("positive", ["positive"])
+    of = {one["label"]: one["probability"] for one in found["labels"]}
+    assert of == pytest.approx({"positive": sigmoid(2), "negative": sigmoid(-2)}, rel=1e-5)
+    assert found["outrider"]["confidence"] == pytest.approx(sigmoid(2) ** 2, rel=1e-5)
+    assert found["out_of_scope"] == pytest.approx(sigmoid(2) * sigmoid(-2), rel=1e-5)
+    neither = classified(api, model="several", input="bad", labels=["positive", "negative"])
+    assert [one["label"] for one in neither.json()["labels"]] == ["positive", "negative"]
+    assert neither.json()["chosen"] == ["negative"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"labels": ["positive", "neutral"]}, "labels"),
+        ({"outrider": {"route_mode": "cloud_only"}}, "outrider.route_mode"),
+        ({"input": "good " * 100}, "input[0]"),
+    ],
+)
+def test_what_is_wrong_with_several_labels_is_named(api, changes, param):
+    answer = classified(api, model="several", **changes)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param, answer.json()
+
+
+def tagged(api, **body):
+    with api.client() as http:
+        return http.post("/v1/tag", json={"model": "tags", **body})
+
+
+def test_pieces_of_texts_have_labels(api):
+    texts = ["Anna Berta and Paris", "good", "Paris"]
+    found = tagged(api, input=texts).raise_for_status().json()
+    assert [[(one["label"], one["text"]) for one in data["spans"]] for data in found["data"]] == [
+        [("PER", "Anna Berta"), ("LOC", "Paris")], [], [("LOC", "Paris")],
+    ]  # fmt: skip
+    first = found["data"][0]["spans"][0]
+    assert (first["start"], first["end"]) == (0, 10)
+    assert 0.99 < first["score"] <= 1
+    assert found["usage"]["prompt_tokens"] == 6 + 3 + 3
+    only = tagged(api, input=texts[0], labels=["LOC"], min_score=0.5).json()
+    assert [one["label"] for one in only["data"][0]["spans"]] == ["LOC"]
+    assert tagged(api, input=texts[0], min_score=1).json()["data"][0]["spans"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"input": ""}, "input"),
+        ({"input": None}, "input"),
+        ({"input": ["good", ""]}, "input[1]"),
+        ({"input": [3]}, "input"),
+        ({"input": ["good"] * 10_000}, "input"),
+        ({"input": ["good", "good " * 100]}, "input[1]"),
+        ({"labels": []}, "labels"),
+        ({"labels": ["ORG"]}, "labels"),
+        ({"labels": [1]}, "labels[0]"),
+        ({"min_score": 2}, "min_score"),
+        ({"query": "x"}, "query"),
+        ({"model": "plain"}, "model"),
+        ({"model": "small"}, "model"),
+    ],
+)
+def test_what_is_wrong_with_tags_is_named(api, changes, param):
+    answer = tagged(api, **{"input": "good", **changes})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param, answer.json()
 
 
 def test_models_do_what_they_were_made_for(api):

@@ -19,7 +19,7 @@ ROUTES = [
     ("POST", "/v1/queue/x/cancel"), ("POST", "/v1/queue/release"), ("POST", "/v1/queue/purge"),
     ("POST", "/v1/queue/drain"), ("GET", "/v1/egress"), ("GET", "/v1/egress/verify"), ("POST", "/v1/admin/reload"),
     ("GET", "/v1/prefixes"), ("GET", "/v1/prefixes/x"), ("POST", "/v1/prefixes/purge"),
-    ("POST", "/v1/embeddings"), ("POST", "/v1/rerank"),
+    ("POST", "/v1/embeddings"), ("POST", "/v1/rerank"), ("POST", "/v1/tag"),
     ("GET", "/v1/tasks"), ("POST", "/v1/tasks"), ("GET", "/v1/tasks/x"), ("DELETE", "/v1/tasks/x"),
     ("GET", "/v1/tasks/x/head"), ("PUT", "/v1/tasks/x/head"), ("PUT", "/v1/tasks/x/calibration"),
     ("POST", "/v1/tasks/x/signals"),

@@ -9,8 +9,11 @@ import onnx
 import pytest
 from fakes import plain_encoders as plain
 from onnx import TensorProto, numpy_helper
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from agent.encoder import EncoderSpec, EncoderTask, Pooling
+from agent.engine.encoder_rows import spans
+from agent.engine.encoder_tokens import Tokens
 from agent.engine.frames import Span
 from agent.engine.onnx_encoder_runtime import OnnxEncoderRuntime
 from agent.engine.refusals import ModelUnloadable
@@ -89,6 +92,29 @@ def test_tokens_of_one_label_are_one_piece(tmp_path):
     pieces = [(text[span.start : span.end], span.label) for span in found]
     assert pieces == [("Anna Berta", "PER"), ("Berta", "PER"), ("Paris", "LOC"), ("Anna", "PER")]
     assert all(isinstance(span, Span) and 0.99 < span.score <= 1 for span in found)
+
+
+def test_a_word_has_the_label_of_its_first_token(tmp_path):
+    named = ["O", "B-PER", "I-PER"]
+    logprobs = np.log(np.array([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.9, 0.05, 0.05], [0.1, 0.1, 0.8]], np.float32))
+    tokens = Tokens([0] * 4, [0] * 4, [(0, 0), (0, 3), (3, 7), (8, 12)], [None, 0, 0, 1])
+    (found,) = spans(logprobs, tokens, named)
+    assert (found.start, found.end, found.label) == (0, 12, "PER")  # the second token alone would be no name
+    assert found.score == pytest.approx(0.8)
+    assert spans(logprobs, tokens._replace(words=[None, 0, 1, 2]), named)[0].end == 3
+
+
+def test_a_space_before_a_token_is_no_part_of_it(tmp_path):
+    plain.tagger(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\S+"), "isolated")
+    tokenizer.model = models.WordLevel(
+        {word.replace("Paris", " Paris"): number for word, number in plain.ID.items()}, unk_token="[UNK]"
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    runtime = loaded(tmp_path)
+    ((found,),) = runtime.spans([runtime.tokens.read("good Paris", truncate=True)])
+    assert (found.start, found.end) == (5, 10)
 
 
 def test_a_graph_of_one_size_takes_any_number_of_texts(tmp_path):
