@@ -19,7 +19,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.errors import ConfigError
-from agent.settings import AdapterSettings, PrefixSettings, PriceSettings, Settings, TargetSettings
+from agent.settings import (
+    AdapterSettings,
+    ExperimentSettings,
+    PrefixSettings,
+    PriceSettings,
+    Settings,
+    TargetSettings,
+)
 from agent.types import Message, NamedPrefix
 
 ENV_PREFIX = "OUTRIDER_"
@@ -31,6 +38,7 @@ LISTS: Mapping[str, type[msgspec.Struct]] = {
     "prices": PriceSettings,
     "adapters": AdapterSettings,
     "prefixes": PrefixSettings,
+    "experiments": ExperimentSettings,
 }
 DEAREST = 1_000_000  # dollars per million tokens
 LONGEST_PREFIX_BYTES = 1 << 20  # of a system prompt in a file
@@ -227,6 +235,8 @@ def _check(settings: Settings) -> None:
             raise ConfigError(f"prefix {prefix.name}: system and system_file are both set: keep one")
         if not (prefix.system or prefix.system_file or prefix.examples):
             raise ConfigError(f"prefix {prefix.name}: it is empty: set system, system_file or examples")
+    for experiment in settings.experiments:
+        check_experiment(experiment)
     for adapter in settings.adapters:
         if not Path(adapter.path).expanduser().is_absolute():
             raise ConfigError(f"adapter {adapter.name}: path {adapter.path!r} is not absolute: begin it with / or ~")
@@ -286,3 +296,13 @@ def _check_prices(where: str, *prices: Decimal) -> None:
     for price in prices:
         if not price.is_finite() or not 0 <= price <= DEAREST:
             raise ConfigError(f"{where}: {price} is no price: dollars per million tokens, 0 to {DEAREST}")
+
+
+def check_experiment(experiment: ExperimentSettings) -> None:
+    """Raise ConfigError if arms cannot be told apart."""
+    where = f"experiment {experiment.name}"
+    names = [arm.name for arm in experiment.arms]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{where}: two arms have the same name; names are unique")
+    if len({(arm.route_mode, arm.model) for arm in experiment.arms}) < len(names):
+        raise ConfigError(f"{where}: two arms do the same: give each another route_mode or model")

@@ -120,6 +120,7 @@ async def serve(
             now_ms=now_ms,
             random=random.Random(),  # noqa: S311 - jitter, not a secret
             on_battery=device.on_battery,
+            prices=config.prices,
         )
 
         async def reload() -> Settings:

@@ -286,6 +286,33 @@ class AdapterSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields
     ] = ""
 
 
+class ArmSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One way of answering, compared with others."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the arm.")]
+    share: Annotated[float, Meta(gt=0, description="Its part of the requests, beside those of the other arms.")] = 1.0
+    route_mode: Annotated[
+        RouteMode | None,
+        Meta(description="local_only, local_first (hybrid), cloud_first or cloud_only; none: as the request would go."),
+    ] = None
+    model: Annotated[str, Meta(description="The local model; empty: the one that would answer anyway.")] = ""
+
+
+class ExperimentSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ways of answering that are compared on real requests, one [[experiments]] table each. See docs/experiments.md."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the experiment.")]
+    arms: Annotated[tuple[ArmSettings, ...], Meta(min_length=2, description="[[experiments.arms]], two or more.")]
+    task: Annotated[str, Meta(description="Only requests of this task; empty: all.")] = ""
+    key: Annotated[
+        str,
+        Meta(
+            pattern=r"^(user|metadata\.\S{1,64})$",
+            description="What keeps its arm: user, or metadata.NAME. A request without it is in no arm.",
+        ),
+    ] = "user"
+
+
 class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration."""
 
@@ -306,6 +333,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prices: tuple[PriceSettings, ...] = ()
     adapters: tuple[AdapterSettings, ...] = ()
     prefixes: tuple[PrefixSettings, ...] = ()
+    experiments: tuple[ExperimentSettings, ...] = ()
 
     @property
     def data_path(self) -> Path:

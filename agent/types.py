@@ -164,6 +164,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     thinking: Thinking | None = None
     prediction: str = ""  # what the answer is expected to repeat; it makes it faster, never different
     task: str | None = None
+    arm: str | None = None  # of an experiment that it is in: "experiment/arm"
     route_mode: RouteMode = RouteMode.LOCAL_FIRST
     on_low_confidence: OnLowConfidence = OnLowConfidence.DRAFT
     egress: EgressPolicy | None = None  # None: as the target's configuration says

@@ -108,6 +108,13 @@ def prefix_table() -> str:
     return _table(msgspec.structs.fields(settings.PrefixSettings), "")
 
 
+def experiment_table() -> str:
+    """Return the table of an experiment's keys, and those of its arms."""
+    own = _table(msgspec.structs.fields(settings.ExperimentSettings), "")
+    arms = _table(msgspec.structs.fields(settings.ArmSettings), "")
+    return f"{own}\n\nEach `[[experiments.arms]]`:\n\n{arms}"
+
+
 def _table(fields: typing.Iterable[Any], prefix: str) -> str:
     lines = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
     for field in fields:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from agent.api.answer import Given, answer_of, headers_of
 from agent.api.call import Call, Parser, Shape
 from agent.api.deps import ApiDeps, deps_of
+from agent.api.experiment_request import in_experiment
 from agent.api.model_choice import CLASSIFYING, WRITING, need_model
 from agent.api.sse import EventStream, EventWriter, while_connected
 from agent.api.task_request import as_task, task_name, with_model, with_policies
@@ -61,6 +62,7 @@ async def _call(request: Request, parse: Parser) -> Call:
     requests = call.requests
     if spec is not None:
         requests = tuple(as_task(one, spec, names_model=names_model) for one in requests)
+    requests = tuple(in_experiment(deps, one, body, request.headers) for one in requests)
     if deps.tasks.book.needs_no_model(requests[0]):
         model = deps.aliases.target(requests[0].model)
     else:

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
 
+from agent.escalation.charging import charging
 from agent.escalation.connectivity import Circuit
 from agent.escalation.consent import SENT_AT_ONCE
 from agent.escalation.lane import Lane, TargetStatus
 from agent.escalation.netlink import LinkWatcher
+from agent.escalation.prices import PriceBook
 from agent.escalation.target import make_target
 from agent.records import EscalationState
-from agent.settings import ConnectivitySettings, QueueSettings, RedactionSettings, TargetSettings
+from agent.settings import ConnectivitySettings, PriceSettings, QueueSettings, RedactionSettings, TargetSettings
 from agent.storage import Storage
 from agent.telemetry import LOG
 
@@ -40,6 +42,7 @@ class Dispatcher:
         random: Random,
         on_battery: Callable[[], bool],
         grace_s: float = 10.0,
+        prices: Sequence[PriceSettings] = (),
     ) -> None:
         self._storage = storage
         self._connectivity = connectivity
@@ -49,6 +52,7 @@ class Dispatcher:
         self._random = random
         self._on_battery = on_battery
         self._grace_s = grace_s
+        self._prices = prices
         self._wanted = tuple(targets)
         self._lanes: dict[str, Lane] = {}
         self._retiring: dict[asyncio.Task[None], Lane] = {}
@@ -99,6 +103,7 @@ class Dispatcher:
         kept = {lane.settings.name: lane for lane in same if lane.settings in targets}
         made = {one.name: self._lane(one, redaction) for one in targets if one.name not in kept}
         self._redaction = redaction
+        self._storage.outbox.charging = charging(PriceBook(targets, self._prices))
         for lane in made.values():
             await self._hold_pending(lane.settings)
         for name, lane in self._lanes.items():

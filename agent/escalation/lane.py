@@ -282,7 +282,7 @@ class Lane:
         reason, left = outcome.reason, outcome.left
         match outcome:
             case Rejected():
-                await self._outbox.reject(row, reason=reason, left=left, now_ms=now_ms)
+                await self._outbox.reject(row, reason=reason, left=left, now_ms=now_ms, used=outcome.used)
             case Retry():
                 wait_s = full_jitter_s(self._random, row.attempts, base_s=RETRY_BASE_S, cap_s=BACKOFF_CAP_S)
                 at_ms = now_ms + round(wait_s * 1000)

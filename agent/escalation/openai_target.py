@@ -34,6 +34,7 @@ from agent.escalation.resolver import Resolver
 from agent.escalation.target import Blocked, Delivered, Offline, Outcome, ProbeOutcome, Rejected, Retry
 from agent.records import Escalation, RequestRecord
 from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
+from agent.storage.costs import of_answer
 
 PROBE_TIMEOUT_S = 10.0  # from connect to the whole list of models
 ERROR_BODY_BYTES = 64 << 10  # an error's code stands at its beginning
@@ -147,7 +148,9 @@ class OpenAITarget:
                 wrong = await schema_check.fault(outcome.answer, record.request)
         except TimeoutError:
             return Retry("the sends were given up before the answer was checked")
-        return Rejected(f"the answer is not what was asked for: {wrong}") if wrong else outcome
+        if wrong:
+            return Rejected(f"the answer is not what was asked for: {wrong}", used=of_answer(outcome.answer))
+        return outcome
 
     async def probe(self) -> ProbeOutcome:
         """GET the list of models."""

@@ -43,6 +43,7 @@ from agent.escalation.target import (
     Retry,
 )
 from agent.records import CloudAnswer, Escalation, RequestRecord
+from agent.storage.costs import Used
 from agent.structure import FormatKind, OutputFormat, ToolCall, Tools
 from agent.types import Handoff
 
@@ -183,6 +184,19 @@ def _read_answer(reply: HttpReply, record: RequestRecord, row: Escalation) -> Ou
         return Offline("200, but not a chat completion: something else answers", left=True, portal=True)
     if completion.outrider is not None and (other := _read_outrider(completion.outrider)) is not None:
         return other
+    used = Used(
+        _tokens(completion.usage, "prompt_tokens"),
+        _tokens(completion.usage, "completion_tokens"),
+        completion.model or "",
+    )
+    found = _read_choice(completion, reply, record, row, used)
+    # An answer that is of no use was paid for all the same.
+    return msgspec.structs.replace(found, used=used) if isinstance(found, Rejected) else found
+
+
+def _read_choice(
+    completion: _Completion, reply: HttpReply, record: RequestRecord, row: Escalation, used: Used
+) -> Delivered | Rejected:
     choice = completion.choices[0] if completion.choices else None
     if choice is None:
         return Rejected("the answer has no choices")
@@ -220,9 +234,9 @@ def _read_answer(reply: HttpReply, record: RequestRecord, row: Escalation) -> Ou
             text=text,
             tool_calls=calls,
             finish_reason=choice.finish_reason,
-            model=completion.model or "",
-            prompt_tokens=_tokens(completion.usage, "prompt_tokens"),
-            output_tokens=_tokens(completion.usage, "completion_tokens"),
+            model=used.model,
+            prompt_tokens=used.input_tokens,
+            output_tokens=used.output_tokens,
             verdict=verdict,
             raw_sha256=hashlib.sha256(reply.body).hexdigest(),
         )

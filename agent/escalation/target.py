@@ -14,6 +14,7 @@ import msgspec
 
 from agent.records import CloudAnswer, Escalation, RequestRecord
 from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
+from agent.storage.costs import Used
 
 
 class Online(msgspec.Struct, frozen=True):
@@ -70,6 +71,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
     reason: str
     left: bool = True
+    used: Used | None = None  # what the target counted for an answer that is of no use
 
 
 Outcome: TypeAlias = Delivered | Offline | RateLimited | Held | Retry | Blocked | Rejected

@@ -8,7 +8,7 @@ from agent.errors import BodyGone, IdempotencyMismatch, NotFound, QueueFull, Sti
 from agent.identifiers import uuid7
 from agent.records import Accepted, EscalationState, RequestRecord, RequestState
 from agent.settings import QueueSettings
-from agent.storage import rows
+from agent.storage import figures, rows
 from agent.storage import statements as sql
 from agent.storage.changes import Changes
 from agent.storage.connection import Connection
@@ -140,8 +140,10 @@ class Journal:
                     "source": rows.LOCAL,
                     "now_ms": now_ms,
                     "body": rows.pack(generation),
+                    **figures.of_generation(request, generation),
                 },
             )
+            figures.count_label(connection, request, generation.text, decision.action, now_ms)
         if state is RequestState.QUEUED:
             self._enqueue(connection, request.id, decision, now_ms)
         record = rows.read_record(connection, request.id)
@@ -272,6 +274,8 @@ def _insert(connection: Connection, request: InferenceRequest, accepted: Accepte
             "accepted_target": accepted.target,
             "accepted_fingerprint": accepted.target_fingerprint,
             "body": rows.pack(request),
+            "task": request.task,
+            "arm": request.arm,
         },
     )
 

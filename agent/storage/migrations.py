@@ -165,6 +165,17 @@ def m004_feedback(db: sqlite_utils.Database, key: bytes) -> None:
         db.execute(statement)
 
 
+@_migration
+def m005_report(db: sqlite_utils.Database, key: bytes) -> None:
+    """What a report adds up: figures that outlive the texts, money, and how often each label was the answer."""
+    for statement in report_schema.COLUMNS:
+        db.execute(statement)
+    _create(db, "costs", report_schema.COSTS)
+    _create(db, "label_counts", report_schema.LABEL_COUNTS)
+    for statement in report_schema.INDEXES:
+        db.execute(statement)
+
+
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:
     # Not Database.create(): it has no words for CHECK constraints over several columns.
     db.execute(f"CREATE TABLE {table} ({columns}) STRICT")

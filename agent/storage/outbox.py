@@ -11,7 +11,7 @@ import secrets
 
 from agent.errors import WrongState
 from agent.records import CloudAnswer, Escalation, EscalationState, HoldReason, RequestRecord
-from agent.storage import rows
+from agent.storage import costs, figures, rows
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 from agent.storage.outbox_by_hand import OutboxByHand
@@ -98,8 +98,11 @@ class Outbox(OutboxByHand):
                     "source": rows.TARGET,
                     "now_ms": now_ms,
                     "body": rows.pack(answer),
+                    **figures.of_answer(answer),
                 },
             )
+            costs.spend(connection, leased, "succeeded", costs.of_answer(answer), self.charging, now_ms)
+            figures.count_late_label(connection, leased["request_id"], answer, now_ms)
             end(connection, self._retention, leased, EscalationState.SUCCEEDED, now_ms=now_ms)
             record = rows.read_record(connection, leased["request_id"])
             assert record is not None
@@ -151,18 +154,24 @@ class Outbox(OutboxByHand):
         def work(connection: Connection) -> Escalation:
             leased = held(connection, row)
             finish_attempt(connection, leased, "retry", reason, left=left, now_ms=now_ms)
+            if left:
+                costs.spend(connection, leased, "retry", None, self.charging, now_ms)
             return count_attempt(
                 connection, self._retention, leased, available_at_ms=available_at_ms, error=reason, now_ms=now_ms
             )
 
         return await self._changed(work)
 
-    async def reject(self, row: Escalation, *, reason: str, left: bool, now_ms: int) -> Escalation:
-        """End the row as dead: the target will not take it. Raises LeaseLost."""
+    async def reject(
+        self, row: Escalation, *, reason: str, left: bool, now_ms: int, used: costs.Used | None = None
+    ) -> Escalation:
+        """End the row as dead: the target will not take it. ``used``: it was paid for all the same. Raises LeaseLost."""
 
         def work(connection: Connection) -> Escalation:
             leased = held(connection, row)
             finish_attempt(connection, leased, "rejected", reason, left=left, now_ms=now_ms)
+            if used is not None:
+                costs.spend(connection, leased, "rejected", used, self.charging, now_ms)
             return end(
                 connection, self._retention, leased, EscalationState.DEAD, reason=reason, error=reason, now_ms=now_ms
             )
@@ -208,7 +217,8 @@ class Outbox(OutboxByHand):
             rescued = []
             for leased in connection.execute(statement, parameters).fetchall():
                 reason = "the lease ended before the send was settled"
-                finish_attempt(connection, leased, "unknown", reason, left=None, now_ms=now_ms)
+                if finish_attempt(connection, leased, "unknown", reason, left=None, now_ms=now_ms):
+                    costs.spend(connection, leased, "unknown", None, self.charging, now_ms)
                 rescued.append(
                     count_attempt(
                         connection, self._retention, leased, available_at_ms=now_ms, error=reason, now_ms=now_ms

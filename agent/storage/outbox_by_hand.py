@@ -11,7 +11,7 @@ from functools import partial
 from agent.errors import BodyGone, WrongState
 from agent.records import Escalation, EscalationState, HoldReason
 from agent.settings import QueueSettings
-from agent.storage import rows
+from agent.storage import costs, rows
 from agent.storage import statements as sql
 from agent.storage.changes import Changes
 from agent.storage.clock import Clock
@@ -28,6 +28,11 @@ _Ids = list[str]
 _Rows = list[Escalation]
 
 
+def nothing_known(target: str, input_tokens: int, output_tokens: int) -> costs.Charge | None:
+    """Charge as long as nobody has said what a target costs."""
+    return None
+
+
 class OutboxByHand(OutboxReader):
     """A person's verbs. Every method returns after the commit."""
 
@@ -39,6 +44,7 @@ class OutboxByHand(OutboxReader):
         self._queue = queue
         self._retention = retention
         self._clock = clock
+        self.charging: costs.Charging = nothing_known
 
     async def release(
         self,
@@ -129,7 +135,8 @@ class OutboxByHand(OutboxReader):
             row = known(connection, id)
             if row["state"] in ENDED:
                 raise WrongState(f"escalation {row['id']} is {row['state']} already")
-            finish_attempt(connection, row, "unknown", "cancelled while it was sent", left=None, now_ms=now_ms)
+            if finish_attempt(connection, row, "unknown", "cancelled while it was sent", left=None, now_ms=now_ms):
+                costs.spend(connection, row, "unknown", None, self.charging, now_ms)
             return end(connection, self._retention, row, EscalationState.CANCELLED, reason="cancelled", now_ms=now_ms)
 
         return await self._changed(work)

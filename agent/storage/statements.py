@@ -4,9 +4,9 @@
 
 REQUEST_OPEN = """
 INSERT INTO requests (id, state, kind, model, idempotency_key, body_sha256, received_at_ms,
-    accepted_egress, accepted_target, accepted_fingerprint, body)
+    accepted_egress, accepted_target, accepted_fingerprint, body, task, arm)
 VALUES (:id, 'running', :kind, :model, :idempotency_key, :body_sha256, :received_at_ms,
-    :accepted_egress, :accepted_target, :accepted_fingerprint, :body)
+    :accepted_egress, :accepted_target, :accepted_fingerprint, :body, :task, :arm)
 """
 
 REQUEST_OF_KEY = "SELECT id, state, body_sha256, body IS NULL AS gone FROM requests WHERE idempotency_key = :key"
@@ -77,11 +77,29 @@ REQUEST_FORGET = "UPDATE requests SET body = NULL, bodies_until_ms = NULL WHERE 
 # --- results --------------------------------------------------------------------------
 
 RESULT_PUT = """
-INSERT INTO results (request_id, source, created_at_ms, body) VALUES (:request_id, :source, :now_ms, :body)
-ON CONFLICT (request_id, source) DO UPDATE SET created_at_ms = excluded.created_at_ms, body = excluded.body
+INSERT INTO results (request_id, source, created_at_ms, body, model, input_tokens, output_tokens, tokens_estimated,
+    duration_ms)
+VALUES (:request_id, :source, :now_ms, :body, :model, :input_tokens, :output_tokens, :tokens_estimated, :duration_ms)
+ON CONFLICT (request_id, source) DO UPDATE SET created_at_ms = excluded.created_at_ms, body = excluded.body,
+    model = excluded.model, input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
+    tokens_estimated = excluded.tokens_estimated, duration_ms = excluded.duration_ms
+"""
+LABEL_COUNT = """
+INSERT INTO label_counts (day, task, label, answers) VALUES (:day, :task, :label, 1)
+ON CONFLICT (day, task, label) DO UPDATE SET answers = answers + 1
 """
 RESULTS_GET = "SELECT source, body FROM results WHERE request_id = :id"
 RESULTS_FORGET = "UPDATE results SET body = NULL WHERE request_id = :id"
+
+# --- costs ----------------------------------------------------------------------------
+
+COST_ADD = """
+INSERT INTO costs (at_ms, request_id, escalation_id, target, model, task, arm, outcome, input_tokens, output_tokens,
+    nanodollars, price)
+SELECT :now_ms, :request_id, :escalation_id, :target, :model, task, arm, :outcome, :input_tokens, :output_tokens,
+    :nanodollars, :price
+FROM requests WHERE id = :request_id
+"""
 
 # --- escalations ----------------------------------------------------------------------
 

@@ -53,8 +53,8 @@ def held(connection: Connection, row: Escalation) -> Any:
 
 def finish_attempt(
     connection: Connection, row: Any, outcome: str, error: str | None, *, left: bool | None, now_ms: int
-) -> None:
-    """Close the attempt of the row's lease, and log what left the device.
+) -> bool:
+    """Close the attempt of the row's lease, and log what left the device. Returns whether there was one.
 
     ``left`` None: nobody knows, so an attempt that had begun is logged as having left.
     """
@@ -64,7 +64,7 @@ def finish_attempt(
     if attempt is None:
         if left:
             raise WrongState(f"escalation {row['id']}: bytes cannot have left before begin_send")
-        return
+        return False
     connection.execute(
         sql.ATTEMPT_FINISH, {"lease": row["lease"], "now_ms": now_ms, "outcome": outcome, "error": error}
     )
@@ -79,6 +79,7 @@ def finish_attempt(
             body_sha256=attempt["body_sha256"],
             outcome=outcome,
         )
+    return True
 
 
 def again(

@@ -326,6 +326,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         now_ms=now_ms,
         random=random.Random(1),
         on_battery=lambda: False,
+        prices=settings.prices,
     )
 
     async def reload() -> SimpleNamespace:
