@@ -136,10 +136,10 @@ def _type(kind: Any, notes: list[msgspec.Meta]) -> str:
         return " or ".join(f"`{json.dumps(value)}`" for value in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return "list of strings" if typing.get_args(kind)[0] is str else "list of tables"
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return ", ".join(f'`"{value.value}"`' for value in kind)
     if isinstance(kind, types.UnionType):  # of one type and None
         kind = typing.get_args(kind)[0]
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return ", ".join(f'`"{value.value}"`' for value in kind)
     name = {str: "string", int: "integer", float: "number", bool: "boolean", Decimal: "number", date: "date"}[kind]
     bounds = [
         f"{sign} {value:g}" if isinstance(value, float) else f"{sign} {value}"

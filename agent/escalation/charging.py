@@ -11,7 +11,9 @@ def charging(book: PriceBook) -> Charging:
 
     def charge(target: str, input_tokens: int, output_tokens: int) -> Charge | None:
         price = book.target(target)
-        return price and Charge(nanodollars(price.cost(input_tokens, output_tokens)), in_words(price))
+        if price is None:
+            return None
+        return Charge(nanodollars(price.cost(input_tokens, output_tokens)), in_words(price))
 
     return charge
 

@@ -44,9 +44,7 @@ def _tokens(*texts: str) -> int:
     return math.ceil(sum(len(text.encode(errors="replace")) for text in texts) / BYTES_PER_TOKEN)
 
 
-def count_label(
-    connection: Connection, request: InferenceRequest, label: str, action: Action, now_ms: int
-) -> None:
+def count_label(connection: Connection, request: InferenceRequest, label: str, action: Action, now_ms: int) -> None:
     """Count the label of an answer that is served. One that is not sure is in no count."""
     if action is Action.ANSWERED and request.kind is RequestKind.CLASSIFY and request.task and label in request.labels:
         connection.execute(sql.LABEL_COUNT, {"day": _day(now_ms), "task": request.task, "label": label})

@@ -24,7 +24,7 @@ sys.modules.setdefault("pysqlite3.dbapi2", sqlcipher3.dbapi2)
 import sqlite_utils  # noqa: E402 - the alias above must come first
 
 from agent.errors import OutriderError, StorageError  # noqa: E402
-from agent.storage import feedback_schema  # noqa: E402
+from agent.storage import feedback_schema, report_schema  # noqa: E402
 from agent.storage.connection import (  # noqa: E402
     APPLICATION_ID,
     SCHEMA_VERSION,

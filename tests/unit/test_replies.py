@@ -9,6 +9,7 @@ from fakes.escalation_values import record, row
 
 from agent.escalation.replies import LONGEST_RETRY_AFTER_MS, HttpReply, read_probe, read_reply, retry_after
 from agent.escalation.target import Blocked, Delivered, Held, Offline, Online, RateLimited, Rejected, Retry
+from agent.storage.costs import Used
 from agent.structure import FormatKind, OutputFormat, ToolFunction, Tools
 
 TOOLS = Tools(functions=(ToolFunction(name="now"),))
@@ -72,13 +73,14 @@ def test_the_thoughts_of_a_target_are_left_out():
 
 
 def test_an_answer_without_choices_is_rejected():
-    assert read(200, {"choices": []}) == Rejected("the answer has no choices")
+    assert read(200, {"choices": []}) == Rejected("the answer has no choices", used=Used(0, 0))
 
 
 def test_a_refusal_is_rejected():
     body = completion(None)
     body["choices"][0]["message"]["refusal"] = "I will not."
-    assert read(200, body) == Rejected("the target's model refuses")
+    # What is of no use was counted all the same.
+    assert read(200, body) == Rejected("the target's model refuses", used=Used(7, 3, "cloud-model"))
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"status": "log in"}', b"\xff\xfe"])
