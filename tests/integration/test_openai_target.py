@@ -12,6 +12,7 @@ from fakes.target_calls import NOW, probe, send, target_for
 
 from agent.escalation.target import Blocked, Delivered, Held, Offline, Online, RateLimited, Rejected, Retry
 from agent.settings import ConnectivitySettings
+from agent.storage.costs import Used
 from agent.types import Handoff
 
 
@@ -197,7 +198,7 @@ async def test_verify_keeps_the_verdict(cloud, reply, verdict, text):
 async def test_verify_without_a_verdict_is_rejected(cloud):
     cloud.script(fake.ok("Paris, I think"))
     assert await send(target_for(cloud.base_url), handoff=Handoff.VERIFY) == Rejected(
-        "the reply has no readable verdict"
+        "the reply has no readable verdict", used=Used(7, 3, "cloud-model")
     )
 
 
