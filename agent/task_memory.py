@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import StrEnum
 from typing import TypeVar
 
 import msgspec
 
 from agent.confidence.calibration import Calibration
 from agent.confidence.heads import Head
+from agent.errors import StorageError
 from agent.storage.task_store import TaskStore
 from agent.task_book import LabelMeans, TaskBook
 from agent.telemetry import LOG
 
 Value = TypeVar("Value", bound=msgspec.Struct)
+MOST_EARLIER = 20  # calibrations of a task that are looked through for one that fits again
+
+
+class ExampleUse(StrEnum):
+    """What examples of a task did."""
+
+    TEACH = "teach"
+    CALIBRATE = "calibrate"
+
+
+class StoredExample(msgspec.Struct, frozen=True, array_like=True):
+    """An example as it is kept, so that another model can be taught and calibrated with it."""
+
+    input: str
+    answer: str | None = None  # None: nobody said what is right
 
 
 class TaskMemory:
@@ -46,6 +63,36 @@ class TaskMemory:
         body = msgspec.msgpack.encode(calibration)
         await self._store.put_calibration(calibration.task, calibration.id, body, now_ms=calibration.created_at_ms)
         self.book.put(calibrations=[calibration])
+
+    async def keep_examples(self, task: str, use: ExampleUse, found: Sequence[StoredExample]) -> None:
+        """Keep the examples of a task in place of earlier ones of that use; none: drop those."""
+        body = msgspec.msgpack.encode(list(found)) if found else b""
+        await self._store.put_examples(task, use.value, body, now_ms=self._now_ms())
+
+    async def examples(self, task: str, use: ExampleUse) -> tuple[StoredExample, ...]:
+        """Return what is kept; empty for nothing."""
+        body = await self._store.examples(task, use.value)
+        if not body:
+            return ()
+        try:
+            return tuple(msgspec.msgpack.decode(body, type=list[StoredExample]))
+        except msgspec.DecodeError as error:
+            raise StorageError(f"the stored examples of task {task} cannot be read: {error}") from error
+
+    async def calibrate_again(self, task: str, task_digest: str, model_digest: str) -> Calibration | None:
+        """Have the last calibration of a task that was made with this model hold again; None where there is none."""
+        head = self.book.head(task)
+        stored = await self._store.calibrations_of(task, MOST_EARLIER)
+        for one in _decoded(stored, Calibration):
+            of_head = one.key.estimator.partition(":")[2]
+            if (one.key.task_digest, one.key.model_digest, of_head) == (
+                task_digest,
+                model_digest,
+                head.id if head else "",
+            ):
+                await self.certify(one)
+                return one
+        return None
 
     async def forget(self, task: str) -> None:
         """Drop all that was learned of a task."""

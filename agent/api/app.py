@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agent.api import (
     classify_routes,
     encoder_routes,
+    example_routes,
     model_routes,
     openai_routes,
     ops_routes,
@@ -53,6 +54,7 @@ def create_app(deps: ApiDeps) -> Starlette:
             *request_routes.ROUTES,
             *prefix_routes.ROUTES,
             *task_routes.ROUTES,
+            *example_routes.ROUTES,
             *queue_routes.ROUTES,
             *ops_routes.ROUTES,
         ],

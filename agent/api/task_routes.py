@@ -75,13 +75,13 @@ def task_object(deps: ApiDeps, name: str) -> dict[str, Any]:
     if calibration is not None:
         told = msgspec.to_builtins(calibration)
         told.pop("earlier")
-        changed = _changed(deps, spec, calibration)
+        changed = changes(deps, spec, calibration)
         found["calibration"] = {**told, "current": not changed, "changed": changed}
     found["inputs_seen"] = means.inputs if means else 0
     return found
 
 
-def _changed(deps: ApiDeps, spec: TaskSpec, calibration: Calibration) -> list[str]:
+def changes(deps: ApiDeps, spec: TaskSpec, calibration: Calibration) -> list[str]:
     """Return what is known to differ from what was calibrated; each answer says it for itself."""
     key = calibration.key
     loaded = deps.engine.status().get(key.model)
@@ -144,6 +144,7 @@ async def signals(request: Request) -> Response:
     fields = Fields(await read_json(request, deps.settings.server.max_body_bytes))
     signal = fields.choice("signal", Signal)
     inputs = fields.array("inputs", MOST_INPUTS)
+    model = fields.text("model", 256)  # another one than the task's: what it would do with that
     fields.finish()
     if signal is None:
         raise fields.missing("signal")
@@ -155,7 +156,7 @@ async def signals(request: Request) -> Response:
         raise fields.wrong_value("signal", f'of a task of kind {spec.kind} is "answer"')
     if signal is Signal.EMBEDDING:
         return json_response(await _vectors(deps, inputs))
-    requests = [_request(deps, spec, one) for one in inputs]
+    requests = [_request(deps, spec, one, model) for one in inputs]
     if not deps.tasks.book.needs_no_model(requests[0]) or signal is Signal.SCORES:
         need_model(deps, requests[0].model, CLASSIFYING if spec.kind is TaskKind.LABELS else WRITING)
     places = asyncio.Semaphore(deps.settings.engine.parallel)
@@ -174,18 +175,18 @@ async def signals(request: Request) -> Response:
     return json_response({"signal": signal, "task_digest": spec.digest, "rows": rows})
 
 
-def _request(deps: ApiDeps, spec: TaskSpec, text: str) -> InferenceRequest:
+def _request(deps: ApiDeps, spec: TaskSpec, text: str, model: str | None) -> InferenceRequest:
     now_ms = deps.now_ms()
     kind = RequestKind.CLASSIFY if spec.kind is TaskKind.LABELS else RequestKind.CHAT
     asked = InferenceRequest(
         id=uuid7(now_ms),
         kind=kind,
-        model=DEFAULT,
+        model=model or DEFAULT,
         messages=(Message("user", text),),
         received_at_ms=now_ms,
         deadline_at_ms=now_ms + int(deps.settings.server.request_timeout_s * 1000),
     )
-    found = as_task(asked, spec, names_model=False)
+    found = as_task(asked, spec, names_model=model is not None)
     return msgspec.structs.replace(found, model=deps.aliases.target(found.model))
 
 
@@ -248,15 +249,8 @@ async def put_head(request: Request) -> Response:
     need_admin(request)
     deps = deps_of(request)
     spec = deps.tasks.book.spec(request.path_params["name"])
-    head = _decoded(await read_json(request, MOST_BODY_BYTES), Head)
-    if spec.kind is not TaskKind.LABELS:
-        raise InvalidRequest(f"task {spec.name} is of kind {spec.kind}: only labels are taught", param="task")
-    if (head.task, head.task_digest, head.labels) != (spec.name, spec.digest, spec.names):
-        raise WrongState(f"task {spec.name} has changed since this head was taught: teach it again")
-    try:
-        AppliedHead(head)
-    except ValueError as error:
-        raise InvalidRequest(f"the head cannot be applied: {error}", param="head", code="invalid_value") from error
+    head = decoded(await read_json(request, MOST_BODY_BYTES), Head)
+    check_head(spec, head)
     await deps.tasks.teach(head)
     return json_response(task_object(deps, spec.name))
 
@@ -266,21 +260,38 @@ async def put_calibration(request: Request) -> Response:
     need_admin(request)
     deps = deps_of(request)
     spec = deps.tasks.book.spec(request.path_params["name"])
-    calibration = _decoded(await read_json(request, MOST_BODY_BYTES), Calibration)
+    calibration = decoded(await read_json(request, MOST_BODY_BYTES), Calibration)
     head = deps.tasks.book.head(spec.name)
-    of_head = calibration.key.estimator.partition(":")[2]
-    if calibration.task != spec.name or calibration.key.task_digest != spec.digest:
-        raise WrongState(f"the calibration is not of task {spec.name} as it is now: calibrate again")
-    if of_head != (head.id if head else ""):
-        raise WrongState(f"the head of task {spec.name} is not the one that was calibrated: calibrate again")
-    threshold = calibration.threshold
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise InvalidRequest("the threshold is not in 0..1", param="threshold", code="invalid_value")
+    check_calibration(spec, head.id if head else "", calibration)
     await deps.tasks.certify(calibration)
     return json_response(task_object(deps, spec.name))
 
 
-def _decoded(body: dict[str, Any], kind: type[Any]) -> Any:
+def check_head(spec: TaskSpec, head: Head) -> None:
+    """Raise InvalidRequest, or WrongState for a head of the task as it was."""
+    if spec.kind is not TaskKind.LABELS:
+        raise InvalidRequest(f"task {spec.name} is of kind {spec.kind}: only labels are taught", param="task")
+    if (head.task, head.task_digest, head.labels) != (spec.name, spec.digest, spec.names):
+        raise WrongState(f"task {spec.name} has changed since this head was taught: teach it again")
+    try:
+        AppliedHead(head)
+    except ValueError as error:
+        raise InvalidRequest(f"the head cannot be applied: {error}", param="head", code="invalid_value") from error
+
+
+def check_calibration(spec: TaskSpec, head_id: str, calibration: Calibration) -> None:
+    """Raise InvalidRequest, or WrongState for one of the task or the head as they were; ``head_id`` is "" for none."""
+    if calibration.task != spec.name or calibration.key.task_digest != spec.digest:
+        raise WrongState(f"the calibration is not of task {spec.name} as it is now: calibrate again")
+    if calibration.key.estimator.partition(":")[2] != head_id:
+        raise WrongState(f"the head of task {spec.name} is not the one that was calibrated: calibrate again")
+    threshold = calibration.threshold
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InvalidRequest("the threshold is not in 0..1", param="threshold", code="invalid_value")
+
+
+def decoded(body: dict[str, Any], kind: type[Any]) -> Any:
+    """Return a body as a value of ours. Raises InvalidRequest."""
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:

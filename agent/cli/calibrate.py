@@ -11,6 +11,7 @@ import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import emit_json, notice
+from agent.cli.teach import keep_examples_option
 from agent.errors import BadExamples, InvalidRequest, NotCertified, WrongState
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("--price", type=click.FloatRange(0, min_open=True), help="Of one escalation, for --budget.")
 @click.option("--requests", "requests_per_day", type=click.FloatRange(0, min_open=True), help="A day, for --budget.")
 @click.option("--dry-run", is_flag=True, help="Print it, and store nothing.")
+@keep_examples_option
 @click.option("--svg", type=click.Path(file_okay=False, path_type=Path), help="Write both pictures into this folder.")
 @json_option
 @pass_invocation
@@ -60,6 +62,7 @@ def calibrate(
     price: float | None,
     requests_per_day: float | None,
     dry_run: bool,
+    keep_examples: bool,
     svg: Path | None,
     as_json: bool,
 ) -> int:
@@ -72,6 +75,7 @@ def calibrate(
 
     Example:  outrider calibrate mail examples.jsonl --accuracy 0.95
     """
+    from agent.cli import task_signals
     from agent.cli.client import DaemonClient
     from agent.evaluation import certifying, pictures
     from agent.evaluation.examples import check_several_labels, read_examples
@@ -89,11 +93,14 @@ def calibrate(
         left = _without_taught(read.found, head, task)
         if answered and spec.kind is TaskKind.LABELS:
             check_several_labels(left, str(examples))
-        found = _calibrated(client, spec, left, wish, head)
+        found = calibrated(client, spec, left, wish, head)
         if not dry_run:
             import msgspec
 
             client.put(f"/v1/tasks/{task}/calibration", msgspec.to_builtins(found))
+            # A head that reads vectors only is the encoder's, whatever model comes next.
+            of_model = head is None or bool(head.model)
+            task_signals.keep_examples(client, task, "calibrate", left if keep_examples and of_model else ())
     written = []
     if svg is not None and found.report.curve:
         svg.mkdir(parents=True, exist_ok=True)
@@ -183,9 +190,15 @@ def _without_taught(found: Sequence[Example], head: Head | None, task: str) -> l
     return left
 
 
-def _calibrated(
-    client: DaemonClient, spec: TaskSpec, left: Sequence[Example], wish: Wish, head: Head | None
+def calibrated(
+    client: DaemonClient,
+    spec: TaskSpec,
+    left: Sequence[Example],
+    wish: Wish,
+    head: Head | None,
+    model: str | None = None,
 ) -> Calibration:
+    """Return the calibration by examples, of the task's model or another one; a head is asked as it is."""
     import msgspec
 
     from agent.cli import task_signals
@@ -196,10 +209,10 @@ def _calibrated(
     from agent.tasks import TaskKind
 
     earlier: tuple[float, ...] = ()
-    if spec.kind is TaskKind.LABELS and head is None and not _is_trained(client, spec, left):
-        judged, key, earlier = _by_label_scores(client, spec, left)
+    if spec.kind is TaskKind.LABELS and head is None and not _is_trained(client, spec, left, model):
+        judged, key, earlier = _by_label_scores(client, spec, left, model)
     else:
-        rows = task_signals.rows(client, spec.name, "answer", [one.input for one in left], spec.digest)
+        rows = task_signals.rows(client, spec.name, "answer", [one.input for one in left], spec.digest, model)
         keys = {msgspec.json.encode(row["key"]) for row in rows}
         if len(keys) > 1:
             raise WrongState("the model or the task was replaced meanwhile: begin again")
@@ -216,15 +229,16 @@ def _calibrated(
     return certify(judged, wish, task=spec.name, key=key, pilot=pilot, earlier=earlier, by_head=head is not None)
 
 
-def _is_trained(client: DaemonClient, spec: TaskSpec, left: Sequence[Example]) -> bool:
+def _is_trained(client: DaemonClient, spec: TaskSpec, left: Sequence[Example], model: str | None) -> bool:
     """Whether the task's model was made for its labels: then there is nothing to correct."""
     from agent.cli import task_signals
 
-    return bool(task_signals.rows(client, spec.name, "scores", [left[0].input], spec.digest)[0]["trained"])
+    rows = task_signals.rows(client, spec.name, "scores", [left[0].input], spec.digest, model)
+    return bool(rows[0]["trained"])
 
 
 def _by_label_scores(
-    client: DaemonClient, spec: TaskSpec, left: Sequence[Example]
+    client: DaemonClient, spec: TaskSpec, left: Sequence[Example], model: str | None
 ) -> tuple[list[Any], Any, tuple[float, ...]]:
     """Judge a task without a head: a part of the inputs says what the labels' scores are on average, the rest counts."""
     from agent.cli import task_signals
@@ -242,7 +256,7 @@ def _by_label_scores(
             f"{len(ordered)} examples cannot carry a promise: {aside} of them are needed to correct the labels' scores "
             "(a taught task needs none of that: outrider tasks teach)"
         )
-    rows = task_signals.rows(client, spec.name, "scores", [one.input for one in ordered], spec.digest)
+    rows = task_signals.rows(client, spec.name, "scores", [one.input for one in ordered], spec.digest, model)
     known = [row["logprobs"] for row in rows if None not in row["logprobs"]]
     earlier = tuple(sum(column) / len(column) for column in zip(*known[:aside], strict=True))
     judged = []

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli.output import notice
 from agent.errors import WrongState
 
 if TYPE_CHECKING:
     from agent.cli.client import DaemonClient
+    from agent.evaluation.examples import Example
 
 PIECE = 64  # inputs in one call
 LONGEST_PIECE = 1 << 20  # characters in one call
+MOST_KEPT = 5 << 20  # characters of examples that the daemon keeps
 PATIENCE_S = 600.0
 TELL_EVERY_S = 5.0
 
@@ -53,11 +56,16 @@ def vectors(client: DaemonClient, task: str, inputs: Sequence[str]) -> Vectors:
     return found
 
 
-def rows(client: DaemonClient, task: str, signal: str, inputs: Sequence[str], digest: str) -> list[dict[str, Any]]:
-    """Return a row for each input: signal "scores" or "answer". Raises WrongState when the task or its model changes."""
+def rows(
+    client: DaemonClient, task: str, signal: str, inputs: Sequence[str], digest: str, model: str | None = None
+) -> list[dict[str, Any]]:
+    """Return a row for each input: signal "scores" or "answer", of the task's model or of another one.
+
+    Raises WrongState when the task or its model changes.
+    """
     found: list[dict[str, Any]] = []
     for piece in _told(pieces(inputs, PIECE // 4), len(inputs), "answers"):
-        body = {"signal": signal, "inputs": list(piece)}
+        body = {"signal": signal, "inputs": list(piece), "model": model}
         told = client.post(f"/v1/tasks/{task}/signals", body, timeout_s=PATIENCE_S)
         if told["task_digest"] != digest:
             raise WrongState(
@@ -68,6 +76,15 @@ def rows(client: DaemonClient, task: str, signal: str, inputs: Sequence[str], di
     if len(digests) > 1:
         raise WrongState("the model was replaced meanwhile: begin again")
     return found
+
+
+def keep_examples(client: DaemonClient, task: str, use: str, examples: Sequence[Example]) -> None:
+    """Have the daemon keep examples, encrypted, for another model than today's; none drops those of before."""
+    rows = [{"input": one.input, "answer": one.answer} for one in examples]
+    if sum(len(one.input) for one in examples) > MOST_KEPT:
+        notice(f"the examples are too large to be kept: for another model, {use} with them again")
+        rows = []
+    client.put(f"/v1/tasks/{task}/examples", {"use": use, "examples": rows})
 
 
 def _check_same(before: str, now: str) -> None:

@@ -28,6 +28,13 @@ LONGEST_SCORING_S = 120.0
 FEWEST, FEWEST_A_LABEL = 10, 2
 PROBED = 8  # inputs by which the time of all is estimated
 
+keep_examples_option = click.option(
+    "--keep-examples/--no-keep-examples",
+    default=True,
+    show_default=True,
+    help="Keep them in the encrypted database, where another model would have to be calibrated with them.",
+)
+
 
 @click.command()
 @click.argument("name")
@@ -46,9 +53,18 @@ PROBED = 8  # inputs by which the time of all is estimated
     show_default=True,
     help="What to compare: the encoder's vectors, the language model's label scores. auto: what is quick.",
 )
+@keep_examples_option
 @json_option
 @pass_invocation
-def teach(invocation: Invocation, name: str, examples: Path, hold_back: float, features: str, as_json: bool) -> None:
+def teach(
+    invocation: Invocation,
+    name: str,
+    examples: Path,
+    hold_back: float,
+    features: str,
+    keep_examples: bool,
+    as_json: bool,
+) -> None:
     """Teach the task NAME (kind labels) from EXAMPLES, one JSON object a line.
 
     {"input": "where is my card?", "label": "card lost"}
@@ -59,6 +75,7 @@ def teach(invocation: Invocation, name: str, examples: Path, hold_back: float, f
 
     Example:  outrider tasks teach mail examples.jsonl --hold-back 0.5
     """
+    from agent.cli import task_signals
     from agent.cli.client import DaemonClient
     from agent.confidence.heads import text_digest
     from agent.evaluation.examples import check_several_labels, read_examples
@@ -76,10 +93,12 @@ def teach(invocation: Invocation, name: str, examples: Path, hold_back: float, f
         check_several_labels(chosen, str(examples))
     _check_enough(chosen, spec, str(examples))
     with DaemonClient(invocation.settings) as client:
-        head = _taught(client, spec, chosen, features)
+        head = taught(client, spec, chosen, features)
         import msgspec
 
         client.put(f"/v1/tasks/{name}/head", msgspec.to_builtins(head))
+        # Vectors are the encoder's, whatever model comes next.
+        task_signals.keep_examples(client, name, "teach", chosen if keep_examples and head.model else ())
     if as_json:
         emit_json({"task": name, "head": head.id, "held_back": len(read.found) - len(chosen), **_figures(head)})
         return
@@ -117,7 +136,10 @@ def _check_enough(chosen: Sequence[Example], spec: TaskSpec, where: str) -> None
         raise BadExamples(f"{where}: {len(chosen)} examples to teach by, at least {FEWEST} are needed")
 
 
-def _taught(client: DaemonClient, spec: TaskSpec, chosen: Sequence[Example], features: str) -> Head:
+def taught(
+    client: DaemonClient, spec: TaskSpec, chosen: Sequence[Example], features: str, model: str | None = None
+) -> Head:
+    """Return a head fitted to examples; with the label scores of another model than the task's, where one is named."""
     from agent.cli import task_signals
     from agent.confidence.fit_order import Order
     from agent.confidence.heads import Feature, Head, centred, text_digest
@@ -134,7 +156,7 @@ def _taught(client: DaemonClient, spec: TaskSpec, chosen: Sequence[Example], fea
             notice(f"no vectors: {error}")
     rows: list[dict[str, Any]] = []
     if features in {"scores", "both"} or (features == "auto" and _is_quick(client, spec, inputs, bool(vectors.raw))):
-        rows = task_signals.rows(client, spec.name, "scores", inputs, spec.digest)
+        rows = task_signals.rows(client, spec.name, "scores", inputs, spec.digest, model)
     scores = array("f")
     for one, row in zip(chosen, rows, strict=False):
         if None in row["logprobs"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import InvalidRequest, StorageError, WrongState
-from agent.models.artifact import ModelName
+from agent.models.artifact import ModelName, checked_name
 from agent.models.blobs import write_durably
 
 DEFAULT = "default"
@@ -52,6 +52,7 @@ class Aliases:
 
         Raises InvalidRequest for what cannot be a name.
         """
+        checked_name(model)
         if not _NAME.fullmatch(name):
             raise InvalidRequest(f"{name[:64]!r} is no name: lower-case letters, digits, '.', '_' and '-'", param="as")
         known = self._read()

@@ -176,6 +176,12 @@ def m005_report(db: sqlite_utils.Database, key: bytes) -> None:
         db.execute(statement)
 
 
+@_migration
+def m006_task_examples(db: sqlite_utils.Database, key: bytes) -> None:
+    """The examples that taught and calibrated a task, so that both can be done again for another model."""
+    _create(db, "task_examples", TASK_EXAMPLES)
+
+
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:
     # Not Database.create(): it has no words for CHECK constraints over several columns.
     db.execute(f"CREATE TABLE {table} ({columns}) STRICT")
@@ -298,6 +304,14 @@ CALIBRATIONS = """
 LABEL_MEANS = """
     task TEXT PRIMARY KEY,
     body BLOB NOT NULL
+"""
+
+TASK_EXAMPLES = """
+    task TEXT NOT NULL,
+    use TEXT NOT NULL CHECK (use IN ('teach', 'calibrate')),
+    created_at_ms INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (task, use)
 """
 
 COUNTS = {

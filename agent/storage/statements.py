@@ -278,6 +278,15 @@ HEAD_DELETE = "DELETE FROM task_heads WHERE task = :task"
 CALIBRATION_END = "UPDATE calibrations SET ended_at_ms = :now_ms WHERE task = :task AND ended_at_ms IS NULL"
 CALIBRATION_PUT = "INSERT INTO calibrations (id, task, created_at_ms, body) VALUES (:id, :task, :now_ms, :body)"
 CALIBRATIONS = "SELECT body FROM calibrations WHERE ended_at_ms IS NULL ORDER BY number"
+CALIBRATIONS_OF = "SELECT body FROM calibrations WHERE task = :task ORDER BY number DESC LIMIT :most"
+
+EXAMPLES_PUT = """
+INSERT INTO task_examples (task, use, created_at_ms, body) VALUES (:task, :use, :now_ms, :body)
+ON CONFLICT (task, use) DO UPDATE SET created_at_ms = excluded.created_at_ms, body = excluded.body
+"""
+EXAMPLES = "SELECT body FROM task_examples WHERE task = :task AND use = :use"
+EXAMPLES_DELETE = "DELETE FROM task_examples WHERE task = :task"
+EXAMPLES_DROP = "DELETE FROM task_examples WHERE task = :task AND use = :use"
 
 MEANS_PUT = """
 INSERT INTO label_means (task, body) VALUES (:task, :body) ON CONFLICT (task) DO UPDATE SET body = excluded.body

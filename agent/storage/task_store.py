@@ -68,11 +68,41 @@ class TaskStore:
             await self._db.write(work)
 
     async def forget(self, task: str, *, now_ms: int) -> None:
-        """Delete head and means of a task and end its calibration."""
+        """Delete head, means and examples of a task and end its calibration."""
 
         def work(connection: Connection) -> None:
             connection.execute(sql.HEAD_DELETE, {"task": task})
             connection.execute(sql.MEANS_DELETE, {"task": task})
             connection.execute(sql.CALIBRATION_END, {"task": task, "now_ms": now_ms})
+            connection.execute(sql.EXAMPLES_DELETE, {"task": task})
 
         await self._db.write(work)
+
+    async def calibrations_of(self, task: str, most: int) -> tuple[bytes, ...]:
+        """Return the last calibrations of a task, those that ended too, newest first."""
+
+        def work(connection: Connection) -> tuple[bytes, ...]:
+            found = connection.execute(sql.CALIBRATIONS_OF, {"task": task, "most": most})
+            return tuple(row["body"] for row in found.fetchall())
+
+        return await self._db.read(work)
+
+    async def put_examples(self, task: str, use: str, body: bytes, *, now_ms: int) -> None:
+        """Store what a task was taught or calibrated with, in place of earlier ones; an empty body drops those."""
+
+        def work(connection: Connection) -> None:
+            if body:
+                connection.execute(sql.EXAMPLES_PUT, {"task": task, "use": use, "now_ms": now_ms, "body": body})
+            else:
+                connection.execute(sql.EXAMPLES_DROP, {"task": task, "use": use})
+
+        await self._db.write(work, grows=bool(body))
+
+    async def examples(self, task: str, use: str) -> bytes:
+        """Return what was stored; empty for nothing."""
+
+        def work(connection: Connection) -> bytes:
+            row = connection.execute(sql.EXAMPLES, {"task": task, "use": use}).fetchone()
+            return bytes(row["body"]) if row else b""
+
+        return await self._db.read(work)
