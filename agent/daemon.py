@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from agent import __version__, configuration, device, executable
+from agent import __version__, configuration, device, executable, service_manager
 from agent.api.app import ApiDeps, ApiServer, check_tls, create_app, uvicorn_config
 from agent.api.auth import load_tokens
 from agent.api.connections import BoundedListener, allow_many_files
@@ -176,6 +176,9 @@ async def serve(
         await stack.enter_async_context(_task(asyncio.to_thread(catalog.check)))
         await stack.enter_async_context(_task(engine.start([aliases.target(DEFAULT)])))
         stack.enter_context(_announced(config.data_path, listener, tls=bool(config.server.tls_cert)))
+        await stack.enter_async_context(
+            service_manager.announced(f"listening on {_url(listener, tls=bool(config.server.tls_cert))}")
+        )
         _on_signals(server, reload)
         _warn_about_egress(config)
         # What was built until now lives as long as the daemon: keep it out of every later collection.

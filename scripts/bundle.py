@@ -101,7 +101,9 @@ def slimmed(folder: Path) -> None:
         raise CannotBuildError("strip is missing; run: sudo apt-get install -y binutils")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     native = [path for path in files if ".so" in path.name and _starts_with(path, _ELF)]
-    run([strip, "--strip-unneeded", "--preserve-dates", *map(str, native)])
+    # Libraries in a *.libs folder were edited to be in a wheel: strip breaks their alignment, and they do not load.
+    whole = [path for path in native if path.parent.suffix == ".libs"]
+    run([strip, "--strip-unneeded", "--preserve-dates", *(str(path) for path in native if path not in whole)])
     same: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         if path.stat().st_size > 1 << 16:

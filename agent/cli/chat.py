@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -71,7 +72,8 @@ def _turns() -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin if line.strip())
         return
-    import readline  # noqa: F401  # gives input() editing and history
+    with contextlib.suppress(ImportError):  # the package leaves it out: it is under the GPL
+        import readline  # noqa: F401  # gives input() editing and history
 
     while True:
         try:
