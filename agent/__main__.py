@@ -44,6 +44,10 @@ def main() -> int:
             from agent.models.download import main as download
 
             return download(sys.argv[2:])
+        case ["windows-service"]:
+            from agent.service.windows import main as windows_service
+
+            return windows_service()
     from agent.cli.main import cli
 
     cli(prog_name="outrider")

@@ -41,6 +41,7 @@ LISTS: Mapping[str, type[msgspec.Struct]] = {
     "experiments": ExperimentSettings,
 }
 DEAREST = 1_000_000  # dollars per million tokens
+SYSTEM_CONFIG = Path("/etc/outrider/outrider.toml")  # of the installed package
 LONGEST_PREFIX_BYTES = 1 << 20  # of a system prompt in a file
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 LOOPBACK_IP = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
@@ -61,11 +62,17 @@ def sections() -> dict[str, type[msgspec.Struct]]:
 
 
 def default_config_path(environ: Mapping[str, str]) -> Path:
-    """``$OUTRIDER_CONFIG``, else ``$XDG_CONFIG_HOME/outrider/outrider.toml``."""
+    """``$OUTRIDER_CONFIG``, else ``$XDG_CONFIG_HOME/outrider/outrider.toml``.
+
+    A user with neither that file nor data of his own is served by the machine's daemon, where one is
+    installed: then it is SYSTEM_CONFIG.
+    """
     if named := environ.get("OUTRIDER_CONFIG"):
         return Path(named)
     base = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "/")) / ".config"
-    return Path(base) / "outrider" / "outrider.toml"
+    own = Path(base) / "outrider" / "outrider.toml"
+    served = not own.exists() and not Path(default_data_dir(environ)).exists() and SYSTEM_CONFIG.exists()
+    return SYSTEM_CONFIG if served else own
 
 
 def default_data_dir(environ: Mapping[str, str]) -> str:

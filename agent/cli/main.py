@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prefixes": ("agent.cli.prefixes:prefixes", "See and erase the saved beginnings of prompts."),
     "key": ("agent.cli.key:key", "See, replace and recover the database key."),
     "backup": ("agent.cli.backup:backup", "Write a consistent copy of the database."),
+    "service": ("agent.cli.service:service", "Have the machine start the daemon, and see how it is."),
     "config": ("agent.cli.config:config", "See the configuration and where each value comes from."),
     "doctor": ("agent.cli.doctor:doctor", "Examine this machine and name each problem with its remedy."),
     "tune": ("agent.cli.tune:tune", "Measure threads and cache types on this device and say what suits it."),

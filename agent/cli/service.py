@@ -21,7 +21,10 @@ MANAGERS = {
     "win32": "agent.service.windows:WindowsServices",
 }
 _scope_option = click.option(
-    "--system/--user", "system", default=None, help="The machine's service, or yours. Default: the machine's as root, else yours."
+    "--system/--user",
+    "system",
+    default=None,
+    help="The machine's service, or yours. Default: the machine's as root, else yours.",
 )
 
 
@@ -90,7 +93,9 @@ def status(*, system: bool | None, as_json: bool) -> int:
     scope = _scope(system)
     state = manager().state(scope)
     if as_json:
-        emit_json({"scope": scope.value, "installed": state.installed, "running": state.running, "detail": state.detail})
+        emit_json(
+            {"scope": scope.value, "installed": state.installed, "running": state.running, "detail": state.detail}
+        )
     else:
         click.echo(f"{scope.value} service: {'installed' if state.installed else 'not installed'}, {state.detail}")
     return 0 if state.running else 1
