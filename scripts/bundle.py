@@ -1,6 +1,6 @@
 """Make the package that users install: a folder with everything in it, no Python needed beside it.
 
-    python scripts/bundle.py [--with-demo-model] [--kernels native] [--output dist]
+    python scripts/bundle.py [--kernels native] [--output dist]
 
 1. an environment of its own: the versions of packaging/requirements.lock, by digest, and llama.cpp
    built for all processors (scripts/llama_wheel.py --portable)
@@ -9,7 +9,7 @@
 4. licences, bill of materials, sizes (scripts/bill_of_materials.py): a file whose origin is not known,
    or a licence that is not allowed, ends the build
 
-Two variants: the embedded encoder only, and with the demo language model too.
+Two variants: dist/plain/outrider has the embedded encoder only, dist/demo/outrider the demo language model too.
 Linux. Exit code 1 with one clear line when something is missing.
 """
 
@@ -40,22 +40,38 @@ _ELF = b"\x7fELF"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make the package that users install.")
-    parser.add_argument("--with-demo-model", action="store_true", help="lay the demo language model in as well")
-    parser.add_argument("--kernels", choices=("portable", "native"), default="portable",
-                        help="native: for a try on this very machine, quicker to build")  # fmt: skip
+    parser.add_argument(
+        "--kernels",
+        choices=("portable", "native"),
+        default="portable",
+        help="native: for a try on this very machine, quicker to build",
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "dist")
     chosen = parser.parse_args()
     try:
         python = environment(chosen.kernels)
-        folder = laid_out(python, chosen.output)
-        slimmed(folder)
-        take_models(python, folder, demo=chosen.with_demo_model)
-        described(python, folder)
+        plain = laid_out(python, chosen.output / "plain")
+        slimmed(plain)
+        take_models(python, plain, demo=False)
+        described(python, plain)
+        tell(plain, demo=False)
+        demo = with_demo_model(python, plain, chosen.output / "demo" / plain.name)
+        tell(demo, demo=True)
     except CannotBuildError as error:
         say(str(error))
         return 1
-    tell(folder, demo=chosen.with_demo_model)
     return 0
+
+
+def with_demo_model(python: Path, plain: Path, target: Path) -> Path:
+    """Return the second variant: the files of the first, linked, and the demo language model."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(plain, target, symlinks=True, copy_function=os.link)
+    for name in ("sbom.cdx.json", "LICENSES.txt"):
+        (target / name).unlink()  # written anew; the first variant keeps its own
+    take_models(python, target, demo=True)
+    described(python, target)
+    return target
 
 
 def environment(kernels: str) -> Path:
@@ -151,6 +167,7 @@ def take_models(python: Path, folder: Path, *, demo: bool) -> None:
                 stem = f"{part['distribution'].replace('-', '_')}-{part['version']}.dist-info"
                 for inside in (part["path"], f"{stem}/METADATA"):
                     target = folder / "_internal" / inside
+                    target.unlink(missing_ok=True)  # not written through a link
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(source / inside, target)
                     target.chmod(0o644)

@@ -1,16 +1,13 @@
 """The cable is pulled and plugged in again. Local answers go on, the queue drains on return."""
 
 import asyncio
-import contextlib
-import ssl
-import threading
 import time
 
 import pytest
 import trustme
 from fakes import namespaces
-from fakes.cloud import Cloud
 from fakes.daemon_process import DaemonProcess
+from fakes.far_cloud import tls_cloud
 
 CONFIG = """
 [[targets]]
@@ -26,31 +23,6 @@ probe_cap_s = {cap}
 """
 why_not = namespaces.available()
 in_namespaces = pytest.mark.skipif(bool(why_not), reason=f"NO CLOSED NETWORK TESTED: {why_not}")
-
-
-@contextlib.contextmanager
-def tls_cloud(namespace, host, ca):
-    """A target with TLS on an address of its namespace."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    ca.issue_cert(host).configure_cert(context)
-    loop = asyncio.new_event_loop()
-    cloud = Cloud(tls=context, host=host, port=8443)
-    started = threading.Event()
-
-    def live():
-        loop.run_until_complete(cloud.up())
-        started.set()
-        loop.run_forever()
-        loop.run_until_complete(cloud.down())
-        loop.close()
-
-    future = namespace.pool.submit(live)
-    started.wait(10)
-    try:
-        yield cloud
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        future.result()
 
 
 def queue(daemon):
