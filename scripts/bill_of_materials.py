@@ -86,6 +86,7 @@ SYSTEM = {
     "libuuid": ("libuuid", "BSD-3-Clause"),
     "libz": ("zlib", "Zlib"),
 }
+OWN = {Path("sbom.cdx.json"), Path("LICENSES.txt")}
 PYTHON = "CPython"
 BOOTLOADER = "PyInstaller"
 
@@ -136,7 +137,7 @@ def parts_of(folder: Path, work: Path) -> list[Part]:
             part(owner)  # its modules are inside the program file
     part(BOOTLOADER)
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.is_symlink() or path.name in {"sbom.cdx.json", "LICENSES.txt"}:
+        if not path.is_file() or path.is_symlink() or path.relative_to(folder) in OWN:
             continue
         inside = path.relative_to(folder)
         owner = owner_of(inside, sources, owners, known)

@@ -44,42 +44,50 @@ def service() -> None:
 
 @service.command()
 @_scope_option
-def install(*, system: bool | None) -> None:
+@json_option
+def install(*, system: bool | None, as_json: bool) -> None:
     """Start the daemon now, and with every login or boot.
 
     Example:  outrider service install
     """
-    click.echo(manager().install(executable.command(), _scope(system)))
+    _told(manager().install(executable.command(), _scope(system)), as_json=as_json)
 
 
 @service.command()
 @_scope_option
-def uninstall(*, system: bool | None) -> None:
+@json_option
+def uninstall(*, system: bool | None, as_json: bool) -> None:
     """Stop the daemon and start it no more; data and configuration stay.
 
     Example:  outrider service uninstall
     """
-    click.echo(manager().uninstall(_scope(system)))
+    _told(manager().uninstall(_scope(system)), as_json=as_json)
 
 
 @service.command()
 @_scope_option
-def start(*, system: bool | None) -> None:
+@json_option
+def start(*, system: bool | None, as_json: bool) -> None:
     """Start the installed service.
 
     Example:  outrider service start
     """
-    manager().start(_scope(system))
+    scope = _scope(system)
+    manager().start(scope)
+    _told(f"the {scope.value} service is started", as_json=as_json)
 
 
 @service.command()
 @_scope_option
-def stop(*, system: bool | None) -> None:
+@json_option
+def stop(*, system: bool | None, as_json: bool) -> None:
     """Stop the service until the next boot or login.
 
     Example:  outrider service stop
     """
-    manager().stop(_scope(system))
+    scope = _scope(system)
+    manager().stop(scope)
+    _told(f"the {scope.value} service is stopped", as_json=as_json)
 
 
 @service.command()
@@ -105,16 +113,27 @@ def status(*, system: bool | None, as_json: bool) -> int:
 @_scope_option
 @click.option("--lines", default=100, show_default=True, type=click.IntRange(1, 100_000), help="How many of the last.")
 @click.option("--follow", is_flag=True, help="Go on until Ctrl-C.")
-def logs(*, system: bool | None, lines: int, follow: bool) -> int:
-    """Show the daemon's log.
+@json_option
+def logs(*, system: bool | None, lines: int, follow: bool, as_json: bool) -> int:
+    """Show the daemon's log. With --json: the command that shows it.
 
     Example:  outrider service logs --follow
     """
     command = manager().logs(_scope(system), lines, follow=follow)
+    if as_json:
+        emit_json({"command": command})
+        return 0
     try:
         return subprocess.run(command, check=False).returncode
     except OSError as error:
         raise ConfigError(f"{command[0]} cannot be run: {error}") from error
+
+
+def _told(text: str, *, as_json: bool) -> None:
+    if as_json:
+        emit_json({"done": text})
+    else:
+        click.echo(text)
 
 
 def _scope(system: bool | None) -> Scope:
