@@ -26,10 +26,12 @@ from agent import __version__, configuration, device, executable, service_manage
 from agent.api.app import ApiDeps, ApiServer, check_tls, create_app, uvicorn_config
 from agent.api.auth import load_tokens
 from agent.api.connections import BoundedListener, allow_many_files
+from agent.background import Background
 from agent.confidence.estimators import estimator
 from agent.confidence.fields import field_judge
 from agent.configuration import LoadedSettings
 from agent.engine.device_verdicts import DeviceVerdicts
+from agent.engine.places import Places
 from agent.engine.supervisor import EnginePool
 from agent.errors import AddressInUse, OutriderError
 from agent.escalation.dispatcher import Dispatcher
@@ -136,7 +138,7 @@ async def serve(
         stack.push_async_callback(tasks.save_means)
         _warn_about_tasks(tasks.book)
         pipeline = Pipeline(
-            engine,
+            Places(engine, config.engine.parallel, now_ms),
             storage.journal,
             judge,
             live.policy,
@@ -146,11 +148,13 @@ async def serve(
             tasks.book,
         )
         stack.push_async_callback(pipeline.flush)
+        background = Background(pipeline, storage.journal)
         if recovered := await storage.recover(now_ms(), pipeline.decide_cut_short):
             LOG.info("%d requests were running when the daemon last stopped; settled", recovered)
         app = create_app(
             ApiDeps(
                 pipeline=pipeline,
+                background=background,
                 storage=storage,
                 engine=engine,
                 prefixes=prefixes,
@@ -172,6 +176,9 @@ async def serve(
         stack.push_async_callback(engine.stop, config.server.grace_s)
         stack.push_async_callback(dispatcher.stop)
         await dispatcher.start()
+        stack.push_async_callback(background.stop)
+        if resumed := await background.start():
+            LOG.info("%d requests in the background are taken up again", resumed)
         await stack.enter_async_context(_task(_maintain(storage, tasks)))
         await stack.enter_async_context(_task(asyncio.to_thread(catalog.check)))
         await stack.enter_async_context(_task(engine.start([aliases.target(DEFAULT)])))

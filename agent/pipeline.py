@@ -147,17 +147,22 @@ class Pipeline:
         self._classifier = Classifier(engine, tasks)
         self._records: set[asyncio.Future[RequestRecord]] = set()
 
-    async def run(self, request: InferenceRequest) -> AsyncGenerator[Delta | Verdict]:
-        """Yield deltas while text is made, then one Verdict.
+    async def accept(self, request: InferenceRequest) -> tuple[RequestRecord | None, Accepted]:
+        """Make a request durable that ``run`` is to take up later. Returns the record of its Idempotency-Key, or None."""
+        route = routing.before(request, self._policy())
+        return await self._open(request, route), route.accepted
+
+    async def run(self, request: InferenceRequest, opened: Accepted | None = None) -> AsyncGenerator[Delta | Verdict]:
+        """Yield deltas while text is made, then one Verdict. ``opened``: it is durable, and came in by this route.
 
         Raises an OutriderError when there is neither a local answer nor a row that waits:
         the request is then stored as failed.
         """
         policy = self._policy()
-        route = routing.before(request, policy)
-        durable_first = _is_durable_first(request, route)
+        route = routing.before(request, policy) if opened is None else routing.resumed(request, opened, policy)
+        durable_first = opened is not None or _is_durable_first(request, route)
         unopened = None if durable_first else route.accepted
-        if durable_first and (known := await self._open(request, route)):
+        if opened is None and durable_first and (known := await self._open(request, route)):
             yield Verdict(await self._held(request, known), replayed=True)
             return
         generation: Generation | None = None
@@ -177,13 +182,14 @@ class Pipeline:
             decision = routing.after(request, route, generation, confidence, policy)
         except (GeneratorExit, asyncio.CancelledError):
             # The caller left. Nothing was promised to it: the request ends here, on disk too.
-            gone = self._give_up(request, FailureKind.CANCELLED, "the caller went away", unopened=unopened)
-            await asyncio.shield(gone)
+            if opened is None:
+                gone = self.give_up(request, FailureKind.CANCELLED, "the caller went away", unopened=unopened)
+                await asyncio.shield(gone)
             raise
         except Exception as error:
             # A fault of this program: the request must not stay "running", and the fault must show.
             message = f"internal error: {type(error).__name__}"
-            await self._give_up(request, FailureKind.CRASH, message, unopened=unopened)
+            await self.give_up(request, FailureKind.CRASH, message, unopened=unopened)
             raise
         if durable_first or decision.action is Action.QUEUED:
             record = await self._settle_surely(request, generation, confidence, decision, unopened=unopened)
@@ -224,7 +230,7 @@ class Pipeline:
         except asyncio.CancelledError:
             # The caller left while the row was written: it must not stay "running".
             if await opening is None:
-                await self._give_up(request, FailureKind.CANCELLED, "the caller went away")
+                await self.give_up(request, FailureKind.CANCELLED, "the caller went away")
             raise
 
     async def _settle_surely(
@@ -271,7 +277,8 @@ class Pipeline:
 
     async def _held(self, request: InferenceRequest, record: RequestRecord) -> RequestRecord:
         """Hold a caller who asked to wait until its row settles or its deadline passes."""
-        if request.on_low_confidence is not OnLowConfidence.WAIT or record.state is not RequestState.QUEUED:
+        waits = request.on_low_confidence is OnLowConfidence.WAIT and not request.background
+        if not waits or record.state is not RequestState.QUEUED:
             return record
         left_s = None
         if request.deadline_at_ms is not None:
@@ -339,9 +346,10 @@ class Pipeline:
         if self._records:
             await asyncio.wait(self._records)
 
-    async def _give_up(
+    async def give_up(
         self, request: InferenceRequest, kind: FailureKind, message: str, *, unopened: Accepted | None = None
     ) -> None:
+        """End a request without an answer, on disk."""
         decision = Decision(
             action=Action.REFUSED, reason=Reason(kind.value), rule_id="failure", trace=(f"failure: {message}",)
         )

@@ -13,6 +13,7 @@ import msgspec
 
 from agent.encoder import EncoderSpec
 from agent.likelihoods import LabelScores
+from agent.response_call import ResponseCall
 from agent.structure import CallPiece, OutputFormat, ToolCall, Tools
 
 Prompt = str | tuple[int, ...]
@@ -176,6 +177,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     received_at_ms: int
     deadline_at_ms: int | None = None
     hops: int = 0  # how many Outriders this request has come through
+    background: bool = False  # nobody waits: it is run after those that somebody waits for, and again after a restart
+    response: ResponseCall | None = None  # of the Responses API
 
     @property
     def has_media(self) -> bool:

@@ -69,17 +69,18 @@ def answer_of(record: RequestRecord, on_low_confidence: OnLowConfidence) -> Answ
         case RequestState.QUEUED if on_low_confidence is OnLowConfidence.DEFER:
             return Answer(status=202, text=None, model=record.model)
         case RequestState.QUEUED if on_low_confidence is OnLowConfidence.WAIT:
-            return msgspec.structs.replace(_draft(record) or Answer(text=None, model=record.model), status=202)
+            return msgspec.structs.replace(draft_of(record) or Answer(text=None, model=record.model), status=202)
         case RequestState.QUEUED:
-            return _draft(record) or Answer(status=202, text=None, model=record.model)
+            return draft_of(record) or Answer(status=202, text=None, model=record.model)
         case RequestState.RUNNING:
             raise StillRunning(f"request {record.id} is still running; ask again later")
-    if draft := _draft(record):
+    if draft := draft_of(record):
         return draft
-    raise _failure_of(record)
+    raise failure_of(record)
 
 
-def _draft(record: RequestRecord) -> Answer | None:
+def draft_of(record: RequestRecord) -> Answer | None:
+    """Return the local answer, if there is a whole one."""
     generation = record.generation
     if generation is None or generation.failure is not None:
         return None
@@ -120,7 +121,8 @@ def _abstention(record: RequestRecord) -> str:
     )
 
 
-def _failure_of(record: RequestRecord) -> OutriderError:
+def failure_of(record: RequestRecord) -> OutriderError:
+    """Return the error that a record without an answer stands for."""
     if record.state in {RequestState.UNRESOLVED, RequestState.CANCELLED} and record.escalation is not None:
         row = record.escalation
         why = row.last_error or row.reason

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -19,7 +20,7 @@ from agent.api.experiment_request import in_experiment
 from agent.api.model_choice import CLASSIFYING, WRITING, need_model
 from agent.api.sse import EventStream, EventWriter, while_connected
 from agent.api.task_request import as_task, task_name, with_model, with_policies
-from agent.api.wire import json_response, read_json
+from agent.api.wire import error_object, json_response, read_json
 from agent.errors import AnswerCut, OutriderError, StillRunning
 from agent.pipeline import Verdict
 from agent.records import RequestRecord
@@ -35,7 +36,7 @@ async def answer_call(request: Request, parse: Parser, shape: Callable[[Call], S
     """Answer a call whole or as a stream, as it asks."""
     call = await _call(request, parse)
     if call.stream:
-        return _stream(deps_of(request), call, shape(call))
+        return answer_stream(deps_of(request), call, shape(call))
     return await _whole(request, call, shape(call).whole)
 
 
@@ -51,14 +52,18 @@ async def answer_whole(request: Request, parse: Parser, whole: Whole, complete: 
 
 async def _call(request: Request, parse: Parser) -> Call:
     deps = deps_of(request)
+    return make_call(deps, await read_json(request, deps.settings.server.max_body_bytes), request.headers, parse)
+
+
+def make_call(deps: ApiDeps, body: Mapping[str, Any], headers: Headers, parse: Parser) -> Call:
+    """Return the call of a body, completed by the task and the alias that it names. Raises as the parser does."""
     settings = deps.settings
-    body: Mapping[str, Any] = await read_json(request, settings.server.max_body_bytes)
     routing, names_model = settings.routing, bool(body.get("model"))
     task = task_name(body)
     spec = deps.tasks.book.spec(task) if task is not None else None
     if spec is not None:
         body, routing = with_model(body), with_policies(routing, spec)
-    call = parse(body, request.headers, server=settings.server, routing=routing, now_ms=deps.now_ms())
+    call = parse(body, headers, server=settings.server, routing=routing, now_ms=deps.now_ms())
     requests = call.requests
     if spec is not None:
         requests = tuple(as_task(one, spec, names_model=names_model) for one in requests)
@@ -85,13 +90,13 @@ async def _run_all(deps: ApiDeps, requests: Sequence[InferenceRequest]) -> list[
     The first that fails ends the others, and is named.
     """
     if len(requests) == 1:
-        return [await _run(deps, requests[0])]
+        return [await run_one(deps, requests[0])]
     places = asyncio.Semaphore(deps.settings.engine.parallel)
 
     async def run(index: int, request: InferenceRequest) -> Given:
         async with places:
             try:
-                return await _run(deps, request)
+                return await run_one(deps, request)
             except OutriderError as error:
                 error.param = f"{error.param}[{index}]" if error.param == "prompt" else error.param
                 error.args = (f"of prompt {index}: {error}",)
@@ -106,7 +111,8 @@ async def _run_all(deps: ApiDeps, requests: Sequence[InferenceRequest]) -> list[
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _run(deps: ApiDeps, request: InferenceRequest) -> Given:
+async def run_one(deps: ApiDeps, request: InferenceRequest) -> Given:
+    """Run a request to its verdict."""
     async with aclosing(deps.pipeline.run(request)) as events:
         async for event in events:
             if isinstance(event, Verdict):
@@ -126,8 +132,10 @@ async def _given(deps: ApiDeps, request: InferenceRequest, verdict: Verdict) -> 
     return Given(record, answer, verdict.replayed)
 
 
-def _stream(deps: ApiDeps, call: Call, shape: Shape) -> EventStream:
-    """Stream an answer.
+def answer_stream(
+    deps: ApiDeps, call: Call, shape: Shape, fault: Callable[[OutriderError], object] = error_object
+) -> EventStream:
+    """Stream an answer. ``fault`` makes the event that tells an error.
 
     Text is written as it comes where the caller gets the draft whatever the verdict;
     otherwise it is held until the verdict. Text that was written is never replaced.
@@ -157,7 +165,7 @@ def _stream(deps: ApiDeps, call: Call, shape: Shape) -> EventStream:
                         begun = True
                     await writer.event(chunk)
 
-    return EventStream(produce, heartbeat_s=deps.heartbeat_s)
+    return EventStream(produce, heartbeat_s=deps.heartbeat_s, fault=fault)
 
 
 def _refuse_a_cut(record: RequestRecord) -> None:

@@ -26,6 +26,7 @@ from agent.api import (
     promotion_routes,
     queue_routes,
     request_routes,
+    response_routes,
     task_routes,
 )
 from agent.api.auth import check_caller, role_of
@@ -51,6 +52,7 @@ def create_app(deps: ApiDeps) -> Starlette:
             *promotion_routes.ROUTES,
             *classify_routes.ROUTES,
             *encoder_routes.ROUTES,
+            *response_routes.ROUTES,
             *request_routes.ROUTES,
             *prefix_routes.ROUTES,
             *task_routes.ROUTES,

@@ -111,7 +111,7 @@ class ChatShape:
         delta: dict[str, Any] = {"content": text} if text else {}
         if calls:
             delta["tool_calls"] = [_call_delta(piece) for piece in calls]
-        return self._chunk(delta, _logprob_content(tokens) if self._wants_logprobs else None, index=index)
+        return self._chunk(delta, logprob_content(tokens) if self._wants_logprobs else None, index=index)
 
     def _chunk(
         self,
@@ -137,7 +137,7 @@ def _choice(index: int, said: Answer | Choice, refusal: str | None, *, logprobs:
     return {
         "index": index,
         "message": message,
-        "logprobs": _logprob_content(said.tokens) if logprobs else None,
+        "logprobs": logprob_content(said.tokens) if logprobs else None,
         "finish_reason": said.finish_reason,
     }
 
@@ -149,7 +149,8 @@ def _call_delta(piece: CallPiece) -> dict[str, Any]:
     return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
 
 
-def _logprob_content(tokens: Sequence[Token]) -> dict[str, Any]:
+def logprob_content(tokens: Sequence[Token]) -> dict[str, Any]:
+    """Return the ``logprobs`` object of some tokens."""
     return {
         "content": [
             {

@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 
 from agent.api.auth import Role, Tokens
+from agent.background import Background
 from agent.engine.supervisor import EnginePool
 from agent.errors import Forbidden
 from agent.escalation.dispatcher import Dispatcher
@@ -55,6 +56,7 @@ class ApiDeps(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the API is given. It owns nothing of it."""
 
     pipeline: Pipeline
+    background: Background
     storage: Storage
     engine: EnginePool
     prefixes: PrefixStore

@@ -58,6 +58,11 @@ class Envelope:
         self._hops = _hops(headers)
         self._sha256 = _digest(body, headers)
 
+    @property
+    def names_deadline(self) -> bool:
+        """Whether the caller said by when it wants the answer."""
+        return self._span_ms is not None
+
     def request(
         self, asked: InferenceRequest, *, server: ServerSettings, routing: RoutingSettings, now_ms: int
     ) -> InferenceRequest:

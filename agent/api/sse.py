@@ -62,8 +62,10 @@ class EventWriter:
         self._headers[name] = value
 
     async def event(self, data: object) -> None:
-        """Write one ``data:`` event."""
-        await self.write(b"data: " + JSON.encode(data) + b"\n\n")
+        """Write one ``data:`` event, under the name of its type where it has one."""
+        name = data.get("type") if isinstance(data, dict) else None
+        head = b"event: " + str(name).encode() + b"\n" if name else b""
+        await self.write(head + b"data: " + JSON.encode(data) + b"\n\n")
 
     async def write(self, raw: bytes, *, last: bool = False) -> None:
         """Write bytes that form whole events."""
@@ -109,10 +111,13 @@ class EventStream:
         *,
         heartbeat_s: float,
         headers: Mapping[str, str] | None = None,
+        fault: Callable[[OutriderError], object] = error_object,
     ) -> None:
+        """``fault`` makes the event that tells an error."""
         self._produce = produce
         self._heartbeat_s = heartbeat_s
         self._headers = headers or {}
+        self._fault = fault
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
@@ -158,7 +163,6 @@ class EventStream:
         else:
             await writer.write(DONE, last=True)
 
-    @staticmethod
-    async def _fail(writer: EventWriter, error: OutriderError) -> None:
-        await writer.event(error_object(error))
+    async def _fail(self, writer: EventWriter, error: OutriderError) -> None:
+        await writer.event(self._fault(error))
         await writer.write(DONE, last=True)

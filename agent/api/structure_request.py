@@ -43,15 +43,40 @@ class _FormatType(StrEnum):
 
 def parse_structure(fields: Fields) -> tuple[OutputFormat | None, Tools | None]:
     """Take the parameters that say what the answer must look like. Raises InvalidRequest."""
-    output = _response_format(fields)
-    tools = _tools(fields)
-    if tools and tools.callable and output and output.kind not in {FormatKind.JSON_OBJECT, FormatKind.JSON_SCHEMA}:
-        raise fields.wrong_value("response_format", f"of type {output.kind} cannot be combined with tools")
+    output, tools = _format(fields.nested("response_format")), _tools(fields)
+    _check_together(fields, "response_format", output, tools)
     return output, tools
 
 
-def _response_format(fields: Fields) -> OutputFormat | None:
-    given = fields.nested("response_format")
+def parse_flat_structure(fields: Fields) -> tuple[OutputFormat | None, Tools | None]:
+    """Take the same as the Responses API has it: ``text.format``, and functions without a level of their own."""
+    text = fields.nested("text")
+    output = None
+    if text is not None:
+        output = _format(text.nested("format"), flat=True)
+        text.only("verbosity", "medium")
+        text.finish()
+    tools = _tools(fields, flat=True)
+    _check_together(fields, "text.format", output, tools)
+    return output, tools
+
+
+def _check_together(fields: Fields, name: str, output: OutputFormat | None, tools: Tools | None) -> None:
+    if tools and tools.callable and output and output.kind not in {FormatKind.JSON_OBJECT, FormatKind.JSON_SCHEMA}:
+        raise fields.wrong_value(name, f"of type {output.kind} cannot be combined with tools")
+
+
+def _inner(given: Fields, name: str, *, flat: bool) -> Fields:
+    """Return the object that says more, which the Responses API writes without a level of its own."""
+    if flat:
+        return given
+    inner = given.nested(name)
+    if inner is None:
+        raise given.missing(name)
+    return inner
+
+
+def _format(given: Fields | None, *, flat: bool = False) -> OutputFormat | None:
     if given is None:
         return None
     kind = given.choice("type", _FormatType)
@@ -64,7 +89,9 @@ def _response_format(fields: Fields) -> OutputFormat | None:
         case _FormatType.JSON_OBJECT:
             found = OutputFormat(kind=FormatKind.JSON_OBJECT)
         case _FormatType.JSON_SCHEMA:
-            found = _json_schema(given)
+            inner = _inner(given, "json_schema", flat=flat)
+            found = _json_schema(inner)
+            inner.finish()
         case _FormatType.ENUM:
             found = OutputFormat(kind=FormatKind.ENUM, source=json.dumps(_values(given), ensure_ascii=False))
         case _FormatType.REGEX:
@@ -75,15 +102,11 @@ def _response_format(fields: Fields) -> OutputFormat | None:
     return found
 
 
-def _json_schema(given: Fields) -> OutputFormat:
-    inner = given.nested("json_schema")
-    if inner is None:
-        raise given.missing("json_schema")
+def _json_schema(inner: Fields) -> OutputFormat:
     name = _name(inner)
     description = inner.text("description", LONGEST_VALUE) or ""
     strict = inner.flag("strict")
     source = _schema(inner, "schema") or '{"type": "object"}'
-    inner.finish()
     return OutputFormat(kind=FormatKind.JSON_SCHEMA, source=source, name=name, description=description, strict=strict)
 
 
@@ -145,15 +168,15 @@ def _digits(number: float) -> int:
     return int("".join(map(str, Decimal(repr(number)).normalize().as_tuple().digits)))
 
 
-def _tools(fields: Fields) -> Tools | None:
+def _tools(fields: Fields, *, flat: bool = False) -> Tools | None:
     items = fields.array("tools", MOST_TOOLS) or []
-    functions = tuple(_function(fields, index, item) for index, item in enumerate(items))
+    functions = tuple(_function(fields, index, item, flat=flat) for index, item in enumerate(items))
     names = [function.name for function in functions]
     if len(set(names)) != len(names):
         raise fields.wrong_value("tools", "must have a different name for each function")
     if sum(len(function.parameters) + len(function.description) for function in functions) > LONGEST_SCHEMA:
         raise fields.wrong_value("tools", f"must have at most {LONGEST_SCHEMA} characters together")
-    choice, only = _tool_choice(fields)
+    choice, only = _tool_choice(fields, flat=flat)
     parallel = fields.flag("parallel_tool_calls")
     if only is not None and only not in names:
         raise fields.wrong_value("tool_choice", "names a function that is not among the tools")
@@ -164,7 +187,7 @@ def _tools(fields: Fields) -> Tools | None:
     return Tools(functions=functions, choice=choice, only=only, parallel=parallel is not False)
 
 
-def _function(fields: Fields, index: int, item: object) -> ToolFunction:
+def _function(fields: Fields, index: int, item: object, *, flat: bool) -> ToolFunction:
     where = f"tools[{index}]"
     if not isinstance(item, dict):
         raise fields.wrong_type(where, "an object")
@@ -172,9 +195,7 @@ def _function(fields: Fields, index: int, item: object) -> ToolFunction:
     kind = tool.text("type", 64)
     if kind != "function":
         raise InvalidRequest(f"{where}.type must be function", param=f"{where}.type", code="unsupported_parameter")
-    given = tool.nested("function")
-    if given is None:
-        raise tool.missing("function")
+    given = _inner(tool, "function", flat=flat)
     found = ToolFunction(
         name=_name(given),
         description=given.text("description", LONGEST_SCHEMA) or "",
@@ -186,20 +207,27 @@ def _function(fields: Fields, index: int, item: object) -> ToolFunction:
     return found
 
 
-def _tool_choice(fields: Fields) -> tuple[ToolChoice, str | None]:
+def _tool_choice(fields: Fields, *, flat: bool) -> tuple[ToolChoice, str | None]:
     value = fields.take("tool_choice")
     if isinstance(value, dict):
         given = Fields(value, "tool_choice")
         if given.text("type", 64) != "function":
             raise given.wrong_value("type", "must be function")
-        function = given.nested("function")
-        if function is None:
-            raise given.missing("function")
+        function = _inner(given, "function", flat=flat)
         name = _name(function)
         function.finish()
         given.finish()
         return ToolChoice.REQUIRED, name
     return fields.choice("tool_choice", ToolChoice) or ToolChoice.AUTO, None
+
+
+def parse_flat_call(fields: Fields) -> ToolCall:
+    """Take a ``function_call`` item of the Responses API."""
+    name = _name(fields)
+    arguments = fields.text("arguments", LONGEST_ARGUMENTS) or "{}"
+    if not _is_object(arguments):
+        raise fields.wrong_value("arguments", "must be the text of a JSON object")
+    return ToolCall(id=_required(fields, "call_id", 256), name=name, arguments=arguments)
 
 
 def parse_calls(fields: Fields) -> tuple[ToolCall, ...]:

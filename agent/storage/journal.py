@@ -28,8 +28,10 @@ from agent.types import (
 
 TERMINAL = frozenset(RequestState) - {RequestState.RUNNING, RequestState.QUEUED}
 NOWHERE = Accepted()
+MOST_LIVES = 20  # of the daemon, in which a request in the background is begun: it may be what ends them
 _LAST_ID = "~"  # sorts after every UUID
 _Records = list[RequestRecord]  # inside the class, `list` is the method
+_Opened = Sequence[tuple[InferenceRequest, Accepted]]
 
 
 class Journal:
@@ -47,7 +49,7 @@ class Journal:
         """Store a new request with its route and return None, or return the record of its Idempotency-Key.
 
         The key of a request that failed, or that its caller left, is free again. Raises
-        IdempotencyMismatch (another body), StillRunning, BodyGone, or DiskFull.
+        IdempotencyMismatch (another body), StillRunning (not in the background), BodyGone, or DiskFull.
         """
 
         def work(connection: Connection) -> RequestRecord | None:
@@ -196,6 +198,10 @@ class Journal:
 
         return await self._db.write(work)
 
+    async def forget(self, request_id: str) -> None:
+        """Remove the texts of a settled request: its caller wants none kept."""
+        await self._db.write(lambda connection: forget(connection, request_id))
+
     async def list(self, state: RequestState | None = None, limit: int = 50, before_id: str | None = None) -> _Records:
         """Return requests without bodies, newest first; ``before_id`` goes on after an earlier page."""
 
@@ -236,14 +242,34 @@ class Journal:
 
         return await self._db.read(work)
 
-    async def running(self, limit: int = 1000) -> Sequence[tuple[InferenceRequest, Accepted]]:
-        """Return requests that are not settled, each with its route, oldest first. At start they are of an earlier life."""
+    async def running(self, limit: int = 1000) -> _Opened:
+        """Return requests that are not settled, each with its route, oldest first. At start they are of an earlier life.
 
-        def work(connection: Connection) -> Sequence[tuple[InferenceRequest, Accepted]]:
-            found = connection.execute(sql.REQUEST_RUNNING, {"limit": limit}).fetchall()
-            return [(rows.unpack_request(row["body"]), rows.accepted(row)) for row in found]
+        Without those in the background: they are taken up again.
+        """
+        return await self._db.read(lambda connection: _opened(connection, sql.REQUEST_RUNNING, limit))
 
-        return await self._db.read(work)
+    async def take_up(self) -> _Opened:
+        """Return the requests in the background that are not settled, for this life of the daemon. Once at its start."""
+
+        def work(connection: Connection) -> _Opened:
+            connection.execute(sql.REQUEST_LIVES, {"most_lives": MOST_LIVES})
+            return _opened(connection, sql.REQUEST_BACKGROUND, -1)
+
+        return await self._db.write(work)
+
+    async def delete(self, request_id: str) -> None:
+        """Remove a settled request with its texts. Raises NotFound, or WrongState for an open one."""
+
+        def work(connection: Connection) -> None:
+            if not connection.execute(sql.REQUEST_DELETE_ENDED, {"id": request_id}).rowcount:
+                row = connection.execute(sql.REQUEST_GET, {"id": request_id}).fetchone()
+                if row is None:
+                    raise NotFound(f"there is no request {request_id}")
+                raise WrongState(f"request {request_id} is {row['state']}: cancel it first")
+
+        await self._db.write(work)
+        self._changes.publish(request_id)
 
 
 def check_ceiling(connection: Connection, queue: QueueSettings, body_bytes: int) -> None:
@@ -273,11 +299,17 @@ def _insert(connection: Connection, request: InferenceRequest, accepted: Accepte
             "accepted_egress": accepted.egress.value,
             "accepted_target": accepted.target,
             "accepted_fingerprint": accepted.target_fingerprint,
+            "lives": 1 if request.background else None,
             "body": rows.pack(request),
             "task": request.task,
             "arm": request.arm,
         },
     )
+
+
+def _opened(connection: Connection, statement: str, limit: int) -> _Opened:
+    found = connection.execute(statement, {"limit": limit}).fetchall()
+    return [(rows.unpack_request(row["body"]), rows.accepted(row)) for row in found]
 
 
 def _known(connection: Connection, request: InferenceRequest) -> RequestRecord | None:
@@ -289,7 +321,7 @@ def _known(connection: Connection, request: InferenceRequest) -> RequestRecord |
         raise IdempotencyMismatch(
             "this Idempotency-Key came with another body before; use a new key", param="Idempotency-Key"
         )
-    if row["state"] == RequestState.RUNNING:
+    if row["state"] == RequestState.RUNNING and not request.background:
         raise StillRunning(f"request {row['id']} of this Idempotency-Key is still running; ask again later")
     record = rows.read_record(connection, row["id"])
     assert record is not None

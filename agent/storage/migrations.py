@@ -182,6 +182,12 @@ def m006_task_examples(db: sqlite_utils.Database, key: bytes) -> None:
     _create(db, "task_examples", TASK_EXAMPLES)
 
 
+@_migration
+def m007_background(db: sqlite_utils.Database, key: bytes) -> None:
+    """``lives``: in how many lives of the daemon a request in the background was begun; NULL: somebody waits for it."""
+    db.execute("ALTER TABLE requests ADD COLUMN lives INTEGER")
+
+
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:
     # Not Database.create(): it has no words for CHECK constraints over several columns.
     db.execute(f"CREATE TABLE {table} ({columns}) STRICT")

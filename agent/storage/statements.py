@@ -4,9 +4,9 @@
 
 REQUEST_OPEN = """
 INSERT INTO requests (id, state, kind, model, idempotency_key, body_sha256, received_at_ms,
-    accepted_egress, accepted_target, accepted_fingerprint, body, task, arm)
+    accepted_egress, accepted_target, accepted_fingerprint, lives, body, task, arm)
 VALUES (:id, 'running', :kind, :model, :idempotency_key, :body_sha256, :received_at_ms,
-    :accepted_egress, :accepted_target, :accepted_fingerprint, :body, :task, :arm)
+    :accepted_egress, :accepted_target, :accepted_fingerprint, :lives, :body, :task, :arm)
 """
 
 REQUEST_OF_KEY = "SELECT id, state, body_sha256, body IS NULL AS gone FROM requests WHERE idempotency_key = :key"
@@ -41,7 +41,15 @@ REQUEST_LIST = _REQUEST_HEAD + " WHERE id < :before_id ORDER BY id DESC LIMIT :l
 REQUEST_LIST_STATE = _REQUEST_HEAD + " WHERE state = :state AND id < :before_id ORDER BY id DESC LIMIT :limit"
 REQUEST_RUNNING = """
 SELECT body, accepted_egress, accepted_target, accepted_fingerprint FROM requests
-WHERE state = 'running' ORDER BY id LIMIT :limit
+WHERE state = 'running' AND lives IS NULL ORDER BY id LIMIT :limit
+"""
+# A request that was begun in too many lives counts as one that nobody takes up.
+REQUEST_LIVES = """
+UPDATE requests SET lives = CASE WHEN lives < :most_lives THEN lives + 1 END WHERE state = 'running' AND lives IS NOT NULL
+"""
+REQUEST_BACKGROUND = """
+SELECT body, accepted_egress, accepted_target, accepted_fingerprint FROM requests
+WHERE state = 'running' AND lives IS NOT NULL ORDER BY id LIMIT :limit
 """
 REQUEST_COUNTS = "SELECT state, n_rows FROM request_counts"
 # Without a target it will wait for a person, if it may leave at all.
@@ -51,6 +59,7 @@ UPDATE requests SET accepted_target = NULL, accepted_fingerprint = NULL,
 WHERE state = 'running'
 """
 REQUEST_DELETE = "DELETE FROM requests WHERE id = :id"
+REQUEST_DELETE_ENDED = "DELETE FROM requests WHERE id = :id AND state NOT IN ('running', 'queued')"
 
 REQUEST_TO_PURGE = """
 SELECT id, ifnull(length(body), 0)

@@ -30,8 +30,10 @@ import msgspec
 from agent.api.app import ApiDeps, ApiServer, create_app, uvicorn_config
 from agent.api.auth import Tokens
 from agent.api.task_routes import ENCODER
+from agent.background import Background
 from agent.confidence.estimators import estimator
 from agent.confidence.fields import field_judge
+from agent.engine.places import Places
 from agent.engine.prefix_keeper import PrefixStatus
 from agent.engine.supervisor import WorkerState, WorkerStatus
 from agent.engine.worker_status import ModelTraits
@@ -336,7 +338,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
     api.tasks = TaskMemory(TaskBook(TaskFolder(settings.data_path.parent / "tasks")), storage.tasks, now_ms)
     await api.tasks.load()
     pipeline = Pipeline(
-        api.engine,
+        Places(api.engine, settings.engine.parallel, now_ms),
         storage.journal,
         estimator("lowest_tenth"),
         lambda: Policy(
@@ -347,9 +349,11 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         field_judge("lowest_tenth"),
         api.tasks.book,
     )
+    background = Background(pipeline, storage.journal)
     app = create_app(
         ApiDeps(
             pipeline=pipeline,
+            background=background,
             storage=storage,
             engine=api.engine,
             prefixes=storage.prefix_store(settings.engine.prefix_disk_bytes),
@@ -375,6 +379,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
     api.url = f"http://127.0.0.1:{api.port}"
     api.server = ApiServer(uvicorn_config(app, settings.server), pipeline.holds.end)
     await dispatcher.start()
+    await background.start()
     serving = asyncio.create_task(api.server.serve(sockets=[listener]))
     try:
         while not api.server.started:
@@ -382,6 +387,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         ready.set()
         await serving
     finally:
+        await background.stop()
         await dispatcher.stop()
         await api.tasks.save_means()
         await api.engine.stop(0)
