@@ -67,7 +67,7 @@ def make_call(deps: ApiDeps, body: Mapping[str, Any], headers: Headers, parse: P
     requests = call.requests
     if spec is not None:
         requests = tuple(as_task(one, spec, names_model=names_model) for one in requests)
-    requests = tuple(in_experiment(deps, one, body, request.headers) for one in requests)
+    requests = tuple(in_experiment(deps, one, body, headers) for one in requests)
     if deps.tasks.book.needs_no_model(requests[0]):
         model = deps.aliases.target(requests[0].model)
     else:

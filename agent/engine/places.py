@@ -30,7 +30,6 @@ class PlacedEngine(Protocol):
         labels: Sequence[str],
         *,
         messages: Sequence[Message] | None = None,
-        **more: Any,
     ) -> Scores: ...
 
     async def embed(self, model: str, texts: Sequence[str], *, deadline_at_ms: int | None = None) -> Vectors: ...
@@ -138,7 +137,6 @@ class Places:
         labels: Sequence[str],
         *,
         messages: Sequence[Message] | None = None,
-        **more: Any,
     ) -> Scores:
         """Return the scores of the engine."""
         if not request.background:
