@@ -21,6 +21,7 @@ import msgspec
 from agent.errors import ConfigError
 from agent.settings import (
     AdapterSettings,
+    BudgetSettings,
     ExperimentSettings,
     PrefixSettings,
     PriceSettings,
@@ -36,6 +37,7 @@ ENV_RESERVED = frozenset({"OUTRIDER_CONFIG", "OUTRIDER_API_KEY", "OUTRIDER_ADMIN
 LISTS: Mapping[str, type[msgspec.Struct]] = {
     "targets": TargetSettings,
     "prices": PriceSettings,
+    "budgets": BudgetSettings,
     "adapters": AdapterSettings,
     "prefixes": PrefixSettings,
     "experiments": ExperimentSettings,
@@ -237,6 +239,8 @@ def _check(settings: Settings) -> None:
         check_target(target)
     for price in settings.prices:
         _check_prices(f"prices {price.name}", price.input, price.output)
+    for budget in settings.budgets:
+        _check_budget(budget, settings.targets)
     for prefix in settings.prefixes:
         if prefix.system and prefix.system_file:
             raise ConfigError(f"prefix {prefix.name}: system and system_file are both set: keep one")
@@ -297,6 +301,23 @@ def check_target(target: TargetSettings) -> None:
         raise ConfigError(f"{where}: input_price and output_price go together: set both or none")
     if target.input_price is not None and target.output_price is not None:
         _check_prices(where, target.input_price, target.output_price)
+
+
+def _check_budget(budget: BudgetSettings, targets: tuple[TargetSettings, ...]) -> None:
+    where = f"budget {budget.name}"
+    dollars = (budget.dollars_per_day, budget.dollars_per_month)
+    ceilings = (*dollars, budget.tokens_per_day, budget.tokens_per_month)
+    if all(ceiling is None for ceiling in ceilings):
+        raise ConfigError(f"{where}: it has no ceiling: set dollars_per_day, tokens_per_day or one of a month")
+    if any(amount is not None and not (amount.is_finite() and amount >= 0) for amount in dollars):
+        raise ConfigError(f"{where}: a ceiling in dollars is a number from 0 on")
+    if budget.target and budget.target not in {target.name for target in targets}:
+        raise ConfigError(f"{where}: there is no target {budget.target}")
+    for target in targets:
+        if budget.target in {"", target.name} and not target.max_output_tokens:
+            raise ConfigError(
+                f"{where}: target {target.name} needs max_output_tokens: without it nobody knows what an answer may cost"
+            )
 
 
 def _check_prices(where: str, *prices: Decimal) -> None:

@@ -229,6 +229,14 @@ class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     ca_file: Annotated[str, Meta(description="PEM file with the certificate authority, for a private one.")] = ""
     chain: Annotated[bool, Meta(description="The target is an Outrider that may hand on further.")] = False
     max_reply_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest reply.")] = 16 << 20
+    max_output_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 20,
+            description="Most tokens of an answer, asked for as max_tokens; 0: as the request says. A budget needs it.",
+        ),
+    ] = 0
     input_price: Annotated[
         Decimal | None,
         Meta(description="Dollars per million tokens sent; without both prices those of [[prices]] for the model."),
@@ -249,6 +257,22 @@ class PriceSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     input: Annotated[Decimal, Meta(description="Dollars per million tokens sent.")]
     output: Annotated[Decimal, Meta(description="Dollars per million tokens of the answer.")]
     as_of: Annotated[date | None, Meta(description="When these prices were looked up: 2026-01-31.")] = None
+
+
+class BudgetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What targets may take at most, one [[budgets]] table each. All that cover a row hold. See docs/egress.md."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the budget.")]
+    target: Annotated[str, Meta(description="Only sends to this target; empty: to all of them together.")] = ""
+    task: Annotated[str, Meta(description="Only requests of this task; empty: of all, and of none.")] = ""
+    dollars_per_day: Annotated[Decimal | None, Meta(description="Ceiling of a day (UTC), dollars.")] = None
+    dollars_per_month: Annotated[Decimal | None, Meta(description="Ceiling of a month (UTC), dollars.")] = None
+    tokens_per_day: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Meta(description="Ceiling of a day, tokens sent and answered.")
+    ] = None
+    tokens_per_month: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Meta(description="Ceiling of a month, tokens sent and answered.")
+    ] = None
 
 
 class PrefixExample(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -331,6 +355,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     storage: StorageSettings = StorageSettings()
     targets: tuple[TargetSettings, ...] = ()
     prices: tuple[PriceSettings, ...] = ()
+    budgets: tuple[BudgetSettings, ...] = ()
     adapters: tuple[AdapterSettings, ...] = ()
     prefixes: tuple[PrefixSettings, ...] = ()
     experiments: tuple[ExperimentSettings, ...] = ()

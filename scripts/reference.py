@@ -98,6 +98,11 @@ def price_table() -> str:
     return _table(msgspec.structs.fields(settings.PriceSettings), "")
 
 
+def budget_table() -> str:
+    """Return the table of the keys of a budget."""
+    return _table(msgspec.structs.fields(settings.BudgetSettings), "")
+
+
 def adapter_table() -> str:
     """Return the table of an adapter's keys."""
     return _table(msgspec.structs.fields(settings.AdapterSettings), "")
@@ -136,8 +141,9 @@ def _type(kind: Any, notes: list[msgspec.Meta]) -> str:
         return " or ".join(f"`{json.dumps(value)}`" for value in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return "list of strings" if typing.get_args(kind)[0] is str else "list of tables"
-    if isinstance(kind, types.UnionType):  # of one type and None
-        kind = typing.get_args(kind)[0]
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:  # of one type and None
+        kind, inner = _unwrapped(typing.get_args(kind)[0])
+        notes = [*notes, *inner]
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return ", ".join(f'`"{value.value}"`' for value in kind)
     name = {str: "string", int: "integer", float: "number", bool: "boolean", Decimal: "number", date: "date"}[kind]
