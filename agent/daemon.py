@@ -34,13 +34,14 @@ from agent.engine.device_verdicts import DeviceVerdicts
 from agent.engine.places import Places
 from agent.engine.supervisor import EnginePool
 from agent.errors import AddressInUse, OutriderError
+from agent.escalation.budget import Budget
 from agent.escalation.dispatcher import Dispatcher
 from agent.models.adapters import AdapterCatalog
 from agent.models.aliases import DEFAULT, Aliases
 from agent.models.store import open_store
 from agent.pipeline import Pipeline
 from agent.routing import Policy, TargetRule
-from agent.settings import RedactionSettings, Settings, TargetSettings
+from agent.settings import Settings
 from agent.storage import Storage, open_storage
 from agent.task_book import TaskBook
 from agent.task_folder import folder_beside
@@ -49,6 +50,7 @@ from agent.telemetry import LOG, configure_logging
 from agent.types import EgressPolicy, ModelFile
 
 MAINTAIN_EVERY_S = 30.0
+RELOADED = ("targets", "redaction", "prices", "budgets")  # the other sections need a restart
 
 
 def now_ms() -> int:
@@ -122,14 +124,15 @@ async def serve(
             now_ms=now_ms,
             random=random.Random(),  # noqa: S311 - jitter, not a secret
             on_battery=device.on_battery,
-            prices=config.prices,
+            budget=Budget(config.targets, config.prices, config.budgets),
         )
 
         async def reload() -> Settings:
-            targets, redaction = _read_egress(loaded.path, needed=has_file)
-            await dispatcher.replace_targets(targets, redaction)
-            live.settings = msgspec.structs.replace(config, targets=targets, redaction=redaction)
-            LOG.info("targets reloaded: %s", ", ".join(target.name for target in targets) or "none")
+            found = _read_egress(loaded.path, config, needed=has_file)
+            budget = Budget(found.targets, found.prices, found.budgets)
+            await dispatcher.replace_targets(found.targets, found.redaction, budget)
+            live.settings = found
+            LOG.info("targets reloaded: %s", ", ".join(target.name for target in found.targets) or "none")
             _warn_about_egress(live.settings)
             return live.settings
 
@@ -197,12 +200,14 @@ async def serve(
     LOG.info("stopped")
 
 
-def _read_egress(path: Path, *, needed: bool) -> tuple[tuple[TargetSettings, ...], RedactionSettings]:
-    """Return what this file, and no other, says may leave. Raises ConfigError when it was there once and is gone."""
-    if not path.exists() and not needed:
-        return (), RedactionSettings()
-    found = configuration.load(path).settings
-    return found.targets, found.redaction
+def _read_egress(path: Path, config: Settings, *, needed: bool) -> Settings:
+    """Return ``config`` with what this file, and no other, says may leave now.
+
+    Raises ConfigError when the file was there once and is gone.
+    """
+    absent = not path.exists() and not needed
+    found = Settings() if absent else configuration.load(path).settings
+    return msgspec.structs.replace(config, **{name: getattr(found, name) for name in RELOADED})
 
 
 def _warn_about_egress(config: Settings) -> None:

@@ -72,6 +72,9 @@ class Escalation(msgspec.Struct, frozen=True, kw_only=True):
     lease_expires_at_ms: int | None = None
     last_error: str | None = None
     bytes: int = 0
+    task: str | None = None
+    estimated_input_tokens: int = 0  # what a send is expected to take; 0: unknown
+    estimated_output_tokens: int = 0
 
 
 class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,5 +41,7 @@ def input_tokens(request: InferenceRequest) -> int:
     if request.response_format is not None:
         length += len(request.response_format.source.encode())
     if request.tools is not None:
-        length += sum(len(one.name) + len(one.description or "") + len(one.parameters or "") for one in request.tools.functions)
+        length += sum(
+            len(one.name) + len(one.description or "") + len(one.parameters or "") for one in request.tools.functions
+        )
     return max(1, -(-length // BYTES_PER_TOKEN))

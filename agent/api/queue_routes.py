@@ -14,9 +14,11 @@ from agent.api.fields import Fields
 from agent.api.wire import check_media_type, json_response, parse_json, query, read_body
 from agent.errors import InvalidRequest, NotFound
 from agent.escalation.consent import under
+from agent.escalation.prices import PriceBook
 from agent.escalation.target import make_target
 from agent.records import Escalation, EscalationState
 from agent.settings import TargetSettings
+from agent.storage.spending import Standing
 from agent.types import EgressPolicy
 
 MOST_LISTED = 1000
@@ -24,22 +26,29 @@ MOST_BODY_BYTES = 1 << 20
 ENDED = (EscalationState.SUCCEEDED, EscalationState.DEAD, EscalationState.EXPIRED, EscalationState.CANCELLED)
 
 
-def row_object(row: Escalation) -> dict[str, Any]:
-    """Return a row without its lease, which only its holder may know."""
+def row_object(row: Escalation, prices: PriceBook) -> dict[str, Any]:
+    """Return a row without its lease, which only its holder may know, with what it is expected to cost."""
     shown = msgspec.structs.replace(row, lease=None, lease_expires_at_ms=None)
-    return {"object": "outrider.escalation", **msgspec.to_builtins(shown)}
+    cost = prices.cost(row.target, row.estimated_input_tokens, row.estimated_output_tokens)
+    known = cost is not None and row.estimated_input_tokens
+    return {
+        "object": "outrider.escalation",
+        **msgspec.to_builtins(shown),
+        "estimated_dollars": f"{cost:f}" if known else None,
+    }
 
 
 async def list_rows(request: Request) -> Response:
     """``GET /v1/queue``: oldest first, with the count of every state."""
     asked = query(request, texts=("state", "after"), integers=("limit",))
     limit = asked.integer("limit", 1, MOST_LISTED) or 50
-    outbox = deps_of(request).storage.outbox
+    deps = deps_of(request)
+    outbox = deps.storage.outbox
     found = await outbox.list(asked.choice("state", EscalationState), limit + 1, asked.text("after", 64))
     return json_response(
         {
             "object": "list",
-            "data": [row_object(row) for row in found[:limit]],
+            "data": [row_object(row, deps.dispatcher.budget.prices) for row in found[:limit]],
             "has_more": len(found) > limit,
             "counts": await outbox.counts(),
             "oldest_ms": await outbox.oldest_ms(),
@@ -54,7 +63,7 @@ async def show_row(request: Request) -> Response:
     deps = deps_of(request)
     row = await _row(deps, request)
     if not asked.integer("as_sent", 0, 1):
-        return json_response(row_object(row))
+        return json_response(row_object(row, deps.dispatcher.budget.prices))
     record = await deps.storage.journal.get(row.request_id)
     if record is None:
         raise NotFound(f"there is no request {row.request_id}", param="id")
@@ -70,14 +79,15 @@ async def retry(request: Request) -> Response:
     row = await _row(deps, request)
     again = await deps.storage.outbox.retry_by_hand(row.id, hold=under(deps.targets()), now_ms=deps.now_ms())
     deps.dispatcher.wake()
-    return json_response(row_object(again))
+    return json_response(row_object(again, deps.dispatcher.budget.prices))
 
 
 async def cancel(request: Request) -> Response:
     """``POST /v1/queue/{id}/cancel``: nothing of an open row leaves any more."""
     deps = await _admin_without_body(request)
     row = await _row(deps, request)
-    return json_response(row_object(await deps.storage.outbox.cancel(row.id, now_ms=deps.now_ms())))
+    cancelled = await deps.storage.outbox.cancel(row.id, now_ms=deps.now_ms())
+    return json_response(row_object(cancelled, deps.dispatcher.budget.prices))
 
 
 async def release(request: Request) -> Response:
@@ -141,6 +151,20 @@ async def egress(request: Request) -> Response:
     )
 
 
+async def budget(request: Request) -> Response:
+    """``GET /v1/budget``: how far each ceiling is used up, sends under way included."""
+    query(request)
+    deps = deps_of(request)
+    found = await deps.storage.outbox.standings(deps.dispatcher.budget.ceilings, deps.now_ms())
+    return json_response({"object": "list", "data": [standing_object(one) for one in found]})
+
+
+def standing_object(standing: Standing) -> dict[str, Any]:
+    """Return one ceiling of a budget; amounts are decimal texts, so that none is rounded."""
+    shown = msgspec.to_builtins(standing)
+    return {**shown, "ceiling": f"{standing.ceiling:f}", "spent": f"{standing.spent:f}", "used_up": standing.used_up}
+
+
 async def verify_egress(request: Request) -> Response:
     """``GET /v1/egress/verify``: whether the chained log is whole, else the first row that is not."""
     query(request)
@@ -190,6 +214,7 @@ ROUTES = [
     Route("/v1/queue/{id}", show_row, methods=["GET"]),
     Route("/v1/queue/{id}/retry", retry, methods=["POST"]),
     Route("/v1/queue/{id}/cancel", cancel, methods=["POST"]),
+    Route("/v1/budget", budget, methods=["GET"]),
     Route("/v1/egress", egress, methods=["GET"]),
     Route("/v1/egress/verify", verify_egress, methods=["GET"]),
 ]

@@ -13,11 +13,12 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from agent.api.queue_routes import row_object
+from agent.api.queue_routes import row_object, standing_object
 from agent.api.request_routes import record_object
 from agent.cli.client import DaemonClient, find_daemon
 from agent.errors import ConfigError, NotFound, StorageError
 from agent.escalation.consent import under
+from agent.escalation.prices import PriceBook
 from agent.records import Escalation, EscalationState, RequestRecord, RequestState
 from agent.settings import Settings
 from agent.storage import Storage, open_storage
@@ -46,6 +47,7 @@ class Access(Protocol):
     def request(self, request_id: str) -> Row: ...
     def egress(self, since_ms: int, limit: int) -> Row: ...
     def first_bad_egress(self) -> int | None: ...
+    def standings(self) -> list[Row]: ...
 
 
 @contextmanager
@@ -133,6 +135,10 @@ class DaemonAccess:
         found: int | None = self._client.get("/v1/egress/verify")["first_bad_id"]
         return found
 
+    def standings(self) -> list[Row]:
+        found: list[Row] = self._client.get("/v1/budget")["data"]
+        return found
+
 
 class DatabaseAccess:
     """The queue of a daemon that is down, under its instance lock."""
@@ -143,6 +149,7 @@ class DatabaseAccess:
         self._settings = settings
         self._storage = storage
         self._runner = runner
+        self._prices = PriceBook(settings.targets, settings.prices)
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self._runner.run(work)
@@ -152,10 +159,10 @@ class DatabaseAccess:
 
     def rows(self, state: str | None, limit: int, after: str | None = None) -> list[Row]:
         wanted = EscalationState(state) if state else None
-        return [row_object(row) for row in self._run(self._storage.outbox.list(wanted, limit, after))]
+        return [row_object(row, self._prices) for row in self._run(self._storage.outbox.list(wanted, limit, after))]
 
     def row(self, row_id: str) -> Row:
-        return row_object(self._escalation(row_id))
+        return row_object(self._escalation(row_id), self._prices)
 
     def as_sent(self, row_id: str, target: str | None) -> bytes:
         from agent.cli.escalating import body_of
@@ -176,11 +183,13 @@ class DatabaseAccess:
     def retry(self, row_id: str) -> Row:
         row = self._escalation(row_id)
         hold = under(self._settings.targets)
-        return row_object(self._run(self._storage.outbox.retry_by_hand(row.id, hold=hold, now_ms=now_ms())))
+        return row_object(
+            self._run(self._storage.outbox.retry_by_hand(row.id, hold=hold, now_ms=now_ms())), self._prices
+        )
 
     def cancel(self, row_id: str) -> Row:
         row = self._escalation(row_id)
-        return row_object(self._run(self._storage.outbox.cancel(row.id, now_ms=now_ms())))
+        return row_object(self._run(self._storage.outbox.cancel(row.id, now_ms=now_ms())), self._prices)
 
     def unfetched(self) -> int:
         return self._run(self._storage.outbox.unfetched())
@@ -209,6 +218,10 @@ class DatabaseAccess:
 
     def first_bad_egress(self) -> int | None:
         return self._run(self._storage.egress_log.verify())
+
+    def standings(self) -> list[Row]:
+        found = self._run(self._storage.outbox.standings(self._settings.budgets, now_ms()))
+        return [standing_object(one) for one in found]
 
     def _escalation(self, row_id: str) -> Escalation:
         found = self._run(self._storage.outbox.get(row_id))

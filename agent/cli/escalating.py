@@ -10,6 +10,7 @@ import msgspec
 from agent import device
 from agent.cli.access import now_ms
 from agent.errors import ConfigError, InvalidRequest
+from agent.escalation.budget import Budget
 from agent.escalation.dispatcher import Dispatcher
 from agent.escalation.target import Blocked, Offline, Online, RateLimited, make_target
 from agent.records import Escalation, RequestRecord
@@ -81,6 +82,7 @@ async def drain(storage: Storage, settings: Settings) -> None:
         now_ms=now_ms,
         random=random.Random(),  # noqa: S311 - jitter, not a secret
         on_battery=device.on_battery,
+        budget=Budget(settings.targets, settings.prices, settings.budgets),
     )
     await dispatcher.start()
     try:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "requests": ("agent.cli.requests:requests", "See what was asked and what became of it."),
     "queue": ("agent.cli.queue:queue", "See and steer what waits to leave the device."),
     "egress": ("agent.cli.egress:egress", "See what has left the device."),
+    "budget": ("agent.cli.budget:budget", "See how far what targets may cost is used up."),
     "target": ("agent.cli.target:target", "Say where requests may be escalated to."),
     "models": ("agent.cli.models:models", "See, check and remove the installed models."),
     "measure": (

@@ -38,7 +38,7 @@ def queue() -> None:
 @json_option
 @pass_invocation
 def list_rows(invocation: Invocation, state: str | None, all_states: bool, limit: int, as_json: bool) -> None:
-    """Print the rows that wait, oldest first, and the count of each state.
+    """Print the rows that wait, oldest first, and the count of each state. COST is what is expected of one send.
 
     Example:  outrider queue list --state awaiting_approval
     """
@@ -56,7 +56,7 @@ def list_rows(invocation: Invocation, state: str | None, all_states: bool, limit
         return
     now = now_ms()
     table(
-        ["ID", "STATE", "WHY", "TARGET", "AGE", "ATTEMPTS", "LAST ERROR"],
+        ["ID", "STATE", "WHY", "TARGET", "AGE", "COST", "ATTEMPTS", "LAST ERROR"],
         [
             (
                 row["id"],
@@ -64,6 +64,7 @@ def list_rows(invocation: Invocation, state: str | None, all_states: bool, limit
                 row["reason"],
                 row["target"],
                 span((now - row["created_at_ms"]) / 1000),
+                _dollars(row["estimated_dollars"]),
                 f"{row['attempts']}/{row['max_attempts']}",
                 shorten(row["last_error"] or "", 40),
             )
@@ -299,6 +300,14 @@ def _show_bodies(access: Access, rows: Sequence[dict[str, Any]], target: str, *,
     if more > 0:
         notice(f"--- and {more} more, not shown: --show-all prints them all, and one at a time")
         notice(f"--- outrider queue show ID --as-sent --target {target}")
+
+
+def _dollars(amount: str | None) -> str:
+    from decimal import Decimal
+
+    from agent.escalation.prices import written
+
+    return written(None if amount is None else Decimal(amount))
 
 
 def _change(invocation: Invocation, change: Callable[[Access], dict[str, Any]], *, as_json: bool) -> dict[str, Any]:

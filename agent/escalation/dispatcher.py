@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
 
+from agent.escalation.budget import NO_BUDGET, Budget
 from agent.escalation.charging import charging
 from agent.escalation.connectivity import Circuit
 from agent.escalation.consent import SENT_AT_ONCE
 from agent.escalation.lane import Lane, TargetStatus
 from agent.escalation.netlink import LinkWatcher
-from agent.escalation.prices import PriceBook
 from agent.escalation.target import make_target
 from agent.records import EscalationState
-from agent.settings import ConnectivitySettings, PriceSettings, QueueSettings, RedactionSettings, TargetSettings
+from agent.settings import ConnectivitySettings, QueueSettings, RedactionSettings, TargetSettings
 from agent.storage import Storage
 from agent.telemetry import LOG
 
@@ -42,7 +42,7 @@ class Dispatcher:
         random: Random,
         on_battery: Callable[[], bool],
         grace_s: float = 10.0,
-        prices: Sequence[PriceSettings] = (),
+        budget: Budget = NO_BUDGET,
     ) -> None:
         self._storage = storage
         self._connectivity = connectivity
@@ -52,7 +52,7 @@ class Dispatcher:
         self._random = random
         self._on_battery = on_battery
         self._grace_s = grace_s
-        self._prices = prices
+        self._budget = budget
         self._wanted = tuple(targets)
         self._lanes: dict[str, Lane] = {}
         self._retiring: dict[asyncio.Task[None], Lane] = {}
@@ -63,7 +63,7 @@ class Dispatcher:
     async def start(self) -> None:
         """Begin to send. Raises ConfigError when a target's address does not parse."""
         self._links.start()
-        await self.replace_targets(self._wanted, self._redaction)
+        await self.replace_targets(self._wanted, self._redaction, self._budget)
 
     async def stop(self) -> None:
         """Claim nothing more, let sends finish within the grace period, settle every row that is held."""
@@ -88,7 +88,9 @@ class Dispatcher:
         await asyncio.gather(*(lane.hasten() for lane in self._lanes.values()))
         await self._count_unconfigured()
 
-    async def replace_targets(self, targets: Sequence[TargetSettings], redaction: RedactionSettings) -> None:
+    async def replace_targets(
+        self, targets: Sequence[TargetSettings], redaction: RedactionSettings, budget: Budget | None = None
+    ) -> None:
         """Take over a new configuration: nothing changes when a target in it is wrong (ConfigError).
 
         Rows that were accepted for another address, model or policy wait for a person.
@@ -96,14 +98,16 @@ class Dispatcher:
         the same is tried anew: its key may have been mended.
         """
         async with self._replacing:
-            await self._replace(targets, redaction)
+            await self._replace(targets, redaction, budget or self._budget)
 
-    async def _replace(self, targets: Sequence[TargetSettings], redaction: RedactionSettings) -> None:
+    async def _replace(self, targets: Sequence[TargetSettings], redaction: RedactionSettings, budget: Budget) -> None:
         same = self._lanes.values() if redaction == self._redaction else ()
         kept = {lane.settings.name: lane for lane in same if lane.settings in targets}
-        made = {one.name: self._lane(one, redaction) for one in targets if one.name not in kept}
-        self._redaction = redaction
-        self._storage.outbox.charging = charging(PriceBook(targets, self._prices))
+        renewed = budget != self._budget
+        made = {one.name: self._lane(one, redaction, budget) for one in targets if one.name not in kept}
+        self._redaction, self._budget = redaction, budget
+        self._storage.outbox.charging = charging(budget.prices)
+        self._storage.outbox.budgets = budget.ceilings
         for lane in made.values():
             await self._hold_pending(lane.settings)
         for name, lane in self._lanes.items():
@@ -115,7 +119,10 @@ class Dispatcher:
         self._lanes = {settings.name: kept.get(settings.name) or made[settings.name] for settings in targets}
         for lane in kept.values():
             lane.circuit.retry_now(blocked_too=True)
+            lane.budget = budget
             lane.wake()
+        if renewed:  # rows that the old budgets held may go by the new ones
+            await asyncio.gather(*(self._storage.outbox.hasten(t.name, now_ms=self._now_ms()) for t in targets))
         for lane in made.values():
             lane.start()
         await self._count_unconfigured()
@@ -132,6 +139,11 @@ class Dispatcher:
                 held,
             )
 
+    @property
+    def budget(self) -> Budget:
+        """The prices and ceilings that hold now."""
+        return self._budget
+
     def status(self) -> list[TargetStatus]:
         """Return the configured targets in their order, then the names that rows wait for in vain."""
         gone = [
@@ -144,7 +156,7 @@ class Dispatcher:
         del self._retiring[retiring]
         self.wake()  # what it put back may be due for its successor
 
-    def _lane(self, settings: TargetSettings, redaction: RedactionSettings) -> Lane:
+    def _lane(self, settings: TargetSettings, redaction: RedactionSettings, budget: Budget) -> Lane:
         return Lane(
             make_target(settings, self._connectivity, redaction, now_ms=self._now_ms),
             self._storage.outbox,
@@ -154,6 +166,7 @@ class Dispatcher:
             now_ms=self._now_ms,
             random=self._random,
             on_battery=self._on_battery,
+            budget=budget,
         )
 
     async def _count_unconfigured(self) -> None:

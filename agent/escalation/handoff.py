@@ -68,9 +68,17 @@ def effective(record: RequestRecord, row: Escalation) -> Handoff:
     return row.handoff
 
 
-def chat_body(record: RequestRecord, row: Escalation, model: str) -> bytes:
+def most_output(record: RequestRecord, row: Escalation, ceiling: int) -> int | None:
+    """Return the ``max_tokens`` that goes along; None: there is none. ``ceiling`` 0: the request's own alone."""
+    asked = record.request.sampling.max_tokens if record.request else None
+    most = ceiling or None if asked is None else min(asked, ceiling or asked)
+    return most if most is None else most + (VERDICT_TOKENS if effective(record, row) is Handoff.VERIFY else 0)
+
+
+def chat_body(record: RequestRecord, row: Escalation, model: str, *, ceiling: int = 0) -> bytes:
     """Return the JSON body of the chat completion: exactly the bytes that would leave.
 
+    ``ceiling``: most tokens of an answer, whatever the request says; 0: as it says.
     Raises BodyGone when the request's retention has passed.
     """
     request = record.request
@@ -81,7 +89,8 @@ def chat_body(record: RequestRecord, row: Escalation, model: str) -> bytes:
     body: dict[str, Any] = {"model": model, "messages": messages}
     if request.thinking is not None and request.thinking.effort is not None:
         body["reasoning_effort"] = request.thinking.effort
-    return msgspec.json.encode(body | _sampling(request, handoff) | _structure(request))
+    most = most_output(record, row, ceiling)
+    return msgspec.json.encode(body | _sampling(request, handoff, most) | _structure(request))
 
 
 def _messages(request: InferenceRequest, text: str | None, handoff: Handoff) -> list[Message]:
@@ -161,14 +170,14 @@ def _tools(tools: Tools) -> dict[str, Any]:
     return found if tools.parallel else found | {"parallel_tool_calls": False}
 
 
-def _sampling(request: InferenceRequest, handoff: Handoff) -> dict[str, Any]:
+def _sampling(request: InferenceRequest, handoff: Handoff, most: int | None) -> dict[str, Any]:
     sampling = request.sampling
     verify = handoff is Handoff.VERIFY
     fields: dict[str, Any] = {"temperature": sampling.temperature}
     if sampling.top_p != 1.0:
         fields["top_p"] = sampling.top_p
-    if sampling.max_tokens is not None:
-        fields["max_tokens"] = sampling.max_tokens + (VERDICT_TOKENS if verify else 0)
+    if most is not None:
+        fields["max_tokens"] = most
     if sampling.stop and not verify:  # a stop string could cut the verdict off; read_verdict applies it instead
         fields["stop"] = sampling.stop
     # top_k, min_p and repetition_penalty are not of the OpenAI API, logit_bias speaks of our vocabulary.

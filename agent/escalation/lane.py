@@ -14,8 +14,10 @@ from random import Random
 import msgspec
 
 from agent.errors import CannotRedact, LeaseLost, StorageError
+from agent.escalation.budget import NO_BUDGET, Budget
 from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s
 from agent.escalation.consent import forbidden, needs_person
+from agent.escalation.handoff import most_output
 from agent.escalation.target import (
     Blocked,
     Delivered,
@@ -31,7 +33,9 @@ from agent.escalation.target import (
 from agent.records import Escalation, RequestRecord
 from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
 from agent.storage.outbox import Outbox
+from agent.storage.spending import OverBudget
 from agent.telemetry import LOG, METRICS
+from agent.token_estimate import UNKNOWN_ANSWER_TOKENS
 from agent.types import EgressPolicy
 
 RETRY_BASE_S = 2.0
@@ -69,6 +73,7 @@ class Lane:
         now_ms: Callable[[], int],
         random: Random,
         on_battery: Callable[[], bool],
+        budget: Budget = NO_BUDGET,
     ) -> None:
         self.circuit = circuit
         self._target = target
@@ -78,6 +83,7 @@ class Lane:
         self._now_ms = now_ms
         self._random = random
         self._on_battery = on_battery
+        self.budget = budget
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._claiming: asyncio.Task[None] | None = None
@@ -214,6 +220,10 @@ class Lane:
                 LOG.info("escalation %s: waits for a person: %s", row.id, reason)
                 return
             outcome = await self._attempt(row, record)
+            if isinstance(outcome, OverBudget):
+                METRICS.count("sends", target=self.settings.name, outcome="over_budget")
+                LOG.info("escalation %s: put off: %s", row.id, outcome.reason)
+                return
             self._learn(outcome)
             await self._settle(row, outcome)
         except LeaseLost:
@@ -223,7 +233,7 @@ class Lane:
         except Exception:
             LOG.exception("escalation %s: a fault in sending; its lease brings it back", row.id)
 
-    async def _attempt(self, row: Escalation, record: RequestRecord) -> Outcome:
+    async def _attempt(self, row: Escalation, record: RequestRecord) -> Outcome | OverBudget:
         if reason := forbidden(record, row, self.settings):
             return Rejected(f"not sent: {reason}", left=False)
         try:
@@ -231,7 +241,14 @@ class Lane:
         except CannotRedact as error:
             return Rejected(f"not sent: {error}", left=False)
         digest = hashlib.sha256(body).hexdigest()
-        await self._outbox.begin_send(row, body_sha256=digest, body_bytes=len(body), now_ms=self._now_ms())
+        # A token covers a byte at least, in the vocabularies in use: no body has more tokens than bytes.
+        answer = most_output(record, row, self.settings.max_output_tokens)
+        most = self.budget.amount(self.settings.name, len(body), UNKNOWN_ANSWER_TOKENS if answer is None else answer)
+        over = await self._outbox.begin_send(
+            row, body_sha256=digest, body_bytes=len(body), now_ms=self._now_ms(), most=most
+        )
+        if over is not None:
+            return over
         if self._stopping.is_set():  # the target may be another one by now
             return Offline("not sent: its target was stopped, changed or removed")
         return await self._target.send(row, record, body)

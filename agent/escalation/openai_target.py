@@ -110,7 +110,7 @@ class OpenAITarget:
         return self._outgoing(record, row).body
 
     def _outgoing(self, record: RequestRecord, row: Escalation) -> Redacted:
-        body = chat_body(record, row, self._settings.model)
+        body = chat_body(record, row, self._settings.model, ceiling=self._settings.max_output_tokens)
         if as_it_is(record, row, self._settings):
             return Redacted(body, {})
         media = seen_by_a_person(record, row, self._settings)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from agent.records import CloudAnswer
+from agent.storage import spending
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 
@@ -54,3 +55,6 @@ def spend(connection: Connection, row: Any, outcome: str, used: Used | None, cha
             "price": charge.price if charge else None,
         },
     )
+    tokens = counted.input_tokens + counted.output_tokens if counted else 0
+    taken = spending.Amount(tokens, charge.nanodollars if charge else None) if counted else None
+    spending.book(connection, row["lease"], taken)

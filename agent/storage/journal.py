@@ -14,6 +14,7 @@ from agent.storage.changes import Changes
 from agent.storage.connection import Connection
 from agent.storage.database import Database
 from agent.storage.retention import LATE, Retention, forget
+from agent.token_estimate import estimate
 from agent.types import (
     Action,
     Confidence,
@@ -147,15 +148,23 @@ class Journal:
             )
             figures.count_label(connection, request, generation.text, decision.action, now_ms)
         if state is RequestState.QUEUED:
-            self._enqueue(connection, request.id, decision, now_ms)
+            self._enqueue(connection, request, generation, decision, now_ms)
         record = rows.read_record(connection, request.id)
         assert record is not None
         if self._retention.forgets(state):
             forget(connection, request.id)
         return record
 
-    def _enqueue(self, connection: Connection, request_id: str, decision: Decision, now_ms: int) -> None:
-        body_bytes = connection.execute(sql.REQUEST_BODY_LENGTH, {"id": request_id}).fetchone()["bytes"]
+    def _enqueue(
+        self,
+        connection: Connection,
+        request: InferenceRequest,
+        generation: Generation | None,
+        decision: Decision,
+        now_ms: int,
+    ) -> None:
+        body_bytes = connection.execute(sql.REQUEST_BODY_LENGTH, {"id": request.id}).fetchone()["bytes"]
+        expected = estimate(request, generation, decision.handoff)
         check_ceiling(connection, self._queue, body_bytes)
         egress = decision.egress or EgressPolicy.APPROVE
         if egress is EgressPolicy.NEVER:
@@ -165,7 +174,7 @@ class Journal:
             sql.ESCALATION_INSERT,
             {
                 "id": uuid7(now_ms),
-                "request_id": request_id,
+                "request_id": request.id,
                 "state": (EscalationState.PENDING if allowed else EscalationState.AWAITING_APPROVAL).value,
                 "reason": (Reason.NO_TARGET if decision.target is None else decision.reason).value,
                 "target": decision.target,
@@ -177,6 +186,9 @@ class Journal:
                 "now_ms": now_ms,
                 "expires_at_ms": now_ms + self._queue.ttl_s * 1000,
                 "bytes": body_bytes,
+                "task": request.task,
+                "estimated_input_tokens": expected.input_tokens,
+                "estimated_output_tokens": expected.output_tokens,
             },
         )
 

@@ -24,7 +24,7 @@ sys.modules.setdefault("pysqlite3.dbapi2", sqlcipher3.dbapi2)
 import sqlite_utils  # noqa: E402 - the alias above must come first
 
 from agent.errors import OutriderError, StorageError  # noqa: E402
-from agent.storage import feedback_schema, report_schema  # noqa: E402
+from agent.storage import egress_schema, feedback_schema, report_schema  # noqa: E402
 from agent.storage.connection import (  # noqa: E402
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -186,6 +186,14 @@ def m006_task_examples(db: sqlite_utils.Database, key: bytes) -> None:
 def m007_background(db: sqlite_utils.Database, key: bytes) -> None:
     """``lives``: in how many lives of the daemon a request in the background was begun; NULL: somebody waits for it."""
     db.execute("ALTER TABLE requests ADD COLUMN lives INTEGER")
+
+
+@_migration
+def m008_budgets(db: sqlite_utils.Database, key: bytes) -> None:
+    """What rows are expected to take, what is reserved for each send, and what each day has cost."""
+    for statement in egress_schema.STATEMENTS:
+        db.execute(statement)
+    _create(db, "spent", egress_schema.SPENT)
 
 
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:

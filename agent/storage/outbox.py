@@ -8,14 +8,18 @@ its request in the same transaction.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from typing import Any
 
 from agent.errors import WrongState
 from agent.records import CloudAnswer, Escalation, EscalationState, HoldReason, RequestRecord
-from agent.storage import costs, figures, rows
+from agent.settings import BudgetSettings
+from agent.storage import costs, figures, rows, spending
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 from agent.storage.outbox_by_hand import OutboxByHand
 from agent.storage.retention import CHUNK_ROWS
+from agent.storage.spending import Amount, OverBudget
 from agent.storage.transitions import (
     again,
     count_attempt,
@@ -26,7 +30,9 @@ from agent.storage.transitions import (
     wait_for_person,
 )
 
+MOST_PASSED_OVER = 256  # rows that a budget holds, in one transaction of a claim
 SNOOZES_PER_ATTEMPT = 8  # a row that is put off this often, each time by a reply, has cost an attempt
+NOTHING = Amount()
 
 _Rows = list[Escalation]
 
@@ -37,40 +43,66 @@ class Outbox(OutboxByHand):
     # --- sending ----------------------------------------------------------------------
 
     async def claim(self, target: str, *, now_ms: int, lease_ms: int) -> tuple[Escalation, RequestRecord] | None:
-        """Lease the next row for ``target`` (priority, then place in line) that may go, is due and has not expired."""
+        """Lease the next row for ``target`` (priority, then place in line) that may go, is due and has not expired.
+
+        Rows that no budget has room for, by what they are expected to take, are put off until it has.
+        """
 
         def work(connection: Connection) -> tuple[Escalation, RequestRecord] | None:
             connection.execute(sql.ESCALATION_PROMOTE, {"target": target, "now_ms": now_ms})
-            row = connection.execute(
-                sql.ESCALATION_CLAIM,
-                {
-                    "target": target,
-                    "now_ms": now_ms,
-                    "lease": secrets.token_hex(16),
-                    "lease_expires_at_ms": now_ms + lease_ms,
-                },
-            ).fetchone()
-            if row is None:
-                return None
-            record = rows.read_record(connection, row["request_id"])
-            assert record is not None
-            return rows.escalation(row), record
+            for _ in range(MOST_PASSED_OVER):
+                row = connection.execute(
+                    sql.ESCALATION_CLAIM,
+                    {
+                        "target": target,
+                        "now_ms": now_ms,
+                        "lease": secrets.token_hex(16),
+                        "lease_expires_at_ms": now_ms + lease_ms,
+                    },
+                ).fetchone()
+                if row is None:
+                    return None
+                if not self.budgets or self._fits(connection, row, self._expected(row), now_ms) is None:
+                    record = rows.read_record(connection, row["request_id"])
+                    assert record is not None
+                    return rows.escalation(row), record
+            return None
 
         claimed = await self._db.write(work)
         if claimed:
             self._changes.publish(claimed[1].id)
         return claimed
 
-    async def begin_send(self, row: Escalation, *, body_sha256: str, body_bytes: int, now_ms: int) -> None:
-        """Record that ``body_bytes`` are about to leave. Durable before this returns; once per lease.
+    def _expected(self, row: Any) -> Amount:
+        tokens_in, tokens_out = row["estimated_input_tokens"], row["estimated_output_tokens"]
+        charge = self.charging(row["target"], tokens_in, tokens_out)
+        return Amount(tokens_in + tokens_out, None if charge is None else charge.nanodollars)
 
-        Raises LeaseLost.
+    def _fits(self, connection: Connection, row: Any, amount: Amount, now_ms: int) -> OverBudget | None:
+        """Return None when a budget has room for a leased row; else put it off and return why."""
+        over = spending.over_budget(connection, self.budgets, row["target"], row["task"], amount, now_ms)
+        if over is not None:
+            connection.execute(
+                sql.ESCALATION_PUT_OFF,
+                {"id": row["id"], "lease": row["lease"], "error": over.reason, "available_at_ms": over.until_ms},
+            )
+        return over
+
+    async def begin_send(
+        self, row: Escalation, *, body_sha256: str, body_bytes: int, now_ms: int, most: Amount = NOTHING
+    ) -> OverBudget | None:
+        """Record that ``body_bytes`` are about to leave, and reserve the ``most`` that they may cost.
+
+        Durable before this returns; once per lease. A row that no budget has room for is put off
+        instead, and the reason returned: it is not leased any more. Raises LeaseLost.
         """
 
-        def work(connection: Connection) -> None:
-            held(connection, row)
+        def work(connection: Connection) -> OverBudget | None:
+            leased = held(connection, row)
             if connection.execute(sql.ATTEMPT_OF_LEASE, {"lease": row.lease}).fetchone():
                 raise WrongState(f"escalation {row.id} is being sent already under this lease")
+            if over := self._fits(connection, leased, most, now_ms):
+                return over
             connection.execute(
                 sql.ATTEMPT_BEGIN,
                 {
@@ -82,8 +114,14 @@ class Outbox(OutboxByHand):
                     "now_ms": now_ms,
                 },
             )
+            spending.reserve(connection, leased["lease"], leased["target"], leased["task"], most, now_ms)
+            return None
 
-        await self._db.write(work)
+        return await self._db.write(work)
+
+    async def standings(self, budgets: Sequence[BudgetSettings], now_ms: int) -> Sequence[spending.Standing]:
+        """Return how far each ceiling of these budgets is used up."""
+        return await self._db.read(lambda connection: spending.standings(connection, budgets, now_ms))
 
     async def succeed(self, row: Escalation, answer: CloudAnswer, *, now_ms: int) -> RequestRecord:
         """Join the answer to its request. Returns the request with both answers. Raises LeaseLost."""

@@ -10,7 +10,7 @@ from functools import partial
 
 from agent.errors import BodyGone, WrongState
 from agent.records import Escalation, EscalationState, HoldReason
-from agent.settings import QueueSettings
+from agent.settings import BudgetSettings, QueueSettings
 from agent.storage import costs, rows
 from agent.storage import statements as sql
 from agent.storage.changes import Changes
@@ -45,6 +45,7 @@ class OutboxByHand(OutboxReader):
         self._retention = retention
         self._clock = clock
         self.charging: costs.Charging = nothing_known
+        self.budgets: Sequence[BudgetSettings] = ()
 
     async def release(
         self,

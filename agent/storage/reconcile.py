@@ -68,6 +68,7 @@ def _carry_over(incoming: Connection, present: Connection, now_ms: int) -> tuple
     """Append what only the log of ``present`` tells. Returns how many rows, and why not all."""
     carried = 0
     try:
+        _keep_spent(incoming, present)
         bad = _first_bad(present)
         for row in _log_of(present, bad, now_ms):
             if incoming.execute(sql.EGRESS_KNOWN, row).fetchone() is None:
@@ -76,6 +77,16 @@ def _carry_over(incoming: Connection, present: Connection, now_ms: int) -> tuple
     except _Unreadable as error:
         return carried, f"it cannot be read to its end ({error.__cause__})"
     return carried, None if bad is None else f"it was changed or cut off at row {bad}; the rows before that are kept"
+
+
+def _keep_spent(incoming: Connection, present: Connection) -> None:
+    """Count at least what the other database says was spent: no budget begins anew with a restore."""
+    try:
+        spent = present.execute(sql.SPENT_ALL).fetchall()
+    except SQLITE_ERRORS as error:
+        raise _Unreadable from error
+    for row in spent:
+        incoming.execute(sql.SPENT_AT_LEAST, {name: row[name] for name in row.keys()})  # noqa: SIM118 - a Row
 
 
 def _first_bad(present: Connection) -> int | None:

@@ -60,6 +60,9 @@ def escalation(row: Any) -> Escalation:
         lease_expires_at_ms=row["lease_expires_at_ms"],
         last_error=row["last_error"],
         bytes=row["bytes"],
+        task=row["task"],
+        estimated_input_tokens=row["estimated_input_tokens"],
+        estimated_output_tokens=row["estimated_output_tokens"],
     )
 
 

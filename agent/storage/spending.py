@@ -62,7 +62,12 @@ def standings(connection: Connection, budgets: Sequence[BudgetSettings], now_ms:
 
 
 def over_budget(
-    connection: Connection, budgets: Sequence[BudgetSettings], target: str, task: str | None, amount: Amount, now_ms: int
+    connection: Connection,
+    budgets: Sequence[BudgetSettings],
+    target: str,
+    task: str | None,
+    amount: Amount,
+    now_ms: int,
 ) -> OverBudget | None:
     """Return why ``amount`` more for this target and task does not fit, or None. The last to end comes first."""
     found: OverBudget | None = None

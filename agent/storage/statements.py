@@ -114,9 +114,11 @@ FROM requests WHERE id = :request_id
 
 ESCALATION_INSERT = """
 INSERT INTO escalations (id, request_id, state, reason, target, target_fingerprint, egress, handoff, allowed,
-    max_attempts, turn_ms, created_at_ms, available_at_ms, expires_at_ms, bytes)
+    max_attempts, turn_ms, created_at_ms, available_at_ms, expires_at_ms, bytes, task,
+    estimated_input_tokens, estimated_output_tokens)
 VALUES (:id, :request_id, :state, :reason, :target, :target_fingerprint, :egress, :handoff, :allowed,
-    :max_attempts, :now_ms, :now_ms, :now_ms, :expires_at_ms, :bytes)
+    :max_attempts, :now_ms, :now_ms, :now_ms, :expires_at_ms, :bytes, :task,
+    :estimated_input_tokens, :estimated_output_tokens)
 """
 
 # Rows whose time has come move to the index that claims read.
@@ -151,6 +153,13 @@ UPDATE escalations SET state = 'pending', lease = NULL, lease_expires_at_ms = NU
     deferred = :available_at_ms > :now_ms
 WHERE id = :id AND lease = :lease AND state = 'leased'
 RETURNING *
+"""
+
+# A row that a budget holds keeps its place in line.
+ESCALATION_PUT_OFF = """
+UPDATE escalations SET state = 'pending', lease = NULL, lease_expires_at_ms = NULL, last_error = :error,
+    available_at_ms = :available_at_ms, deferred = 1
+WHERE id = :id AND lease = :lease AND state = 'leased'
 """
 
 # What a row was allowed or released for does not hold any more: a person decides anew.
@@ -251,8 +260,32 @@ INSERT INTO attempts (escalation_id, lease, target, body_sha256, body_bytes, sta
 VALUES (:escalation_id, :lease, :target, :body_sha256, :body_bytes, :now_ms)
 """
 ATTEMPT_OF_LEASE = "SELECT * FROM attempts WHERE lease = :lease AND finished_at_ms IS NULL"
+ATTEMPT_BY_LEASE = "SELECT * FROM attempts WHERE lease = :lease"
+ATTEMPT_RESERVE = """
+UPDATE attempts SET reserved_tokens = :tokens, reserved_nanodollars = :nanodollars, day = :day, task = :task
+WHERE lease = :lease
+"""
 ATTEMPT_FINISH = "UPDATE attempts SET finished_at_ms = :now_ms, outcome = :outcome, error = :error WHERE lease = :lease"
 ATTEMPTS_OF = "SELECT * FROM attempts WHERE escalation_id = :id ORDER BY id"
+
+# --- budgets --------------------------------------------------------------------------
+
+SPENT_ADD = """
+INSERT INTO spent (day, target, task, tokens, nanodollars) VALUES (:day, :target, :task, :tokens, :nanodollars)
+ON CONFLICT (day, target, task) DO UPDATE SET tokens = tokens + excluded.tokens,
+    nanodollars = nanodollars + excluded.nanodollars
+"""
+SPENT = """
+SELECT ifnull(sum(tokens), 0) AS tokens, ifnull(sum(nanodollars), 0) AS nanodollars FROM spent
+WHERE day BETWEEN :first_day AND :last_day AND (:target = '' OR target = :target) AND (:task = '' OR task = :task)
+"""
+SPENT_ALL = "SELECT day, target, task, tokens, nanodollars FROM spent"
+# A restored backup forgets nothing of what was spent since.
+SPENT_AT_LEAST = """
+INSERT INTO spent (day, target, task, tokens, nanodollars) VALUES (:day, :target, :task, :tokens, :nanodollars)
+ON CONFLICT (day, target, task) DO UPDATE SET tokens = max(tokens, excluded.tokens),
+    nanodollars = max(nanodollars, excluded.nanodollars)
+"""
 
 # --- egress log -----------------------------------------------------------------------
 

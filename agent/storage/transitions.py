@@ -6,7 +6,7 @@ from typing import Any
 
 from agent.errors import LeaseLost, NotFound, WrongState
 from agent.records import Escalation, EscalationState, HoldReason, RequestState
-from agent.storage import egress_log, rows
+from agent.storage import egress_log, rows, spending
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 from agent.storage.retention import Retention, forget
@@ -68,6 +68,7 @@ def finish_attempt(
     connection.execute(
         sql.ATTEMPT_FINISH, {"lease": row["lease"], "now_ms": now_ms, "outcome": outcome, "error": error}
     )
+    spending.give_back(connection, attempt)
     if left is not False:
         egress_log.append(
             connection,

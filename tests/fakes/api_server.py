@@ -37,6 +37,7 @@ from agent.engine.places import Places
 from agent.engine.prefix_keeper import PrefixStatus
 from agent.engine.supervisor import WorkerState, WorkerStatus
 from agent.engine.worker_status import ModelTraits
+from agent.escalation.budget import Budget
 from agent.escalation.dispatcher import Dispatcher
 from agent.models.aliases import Aliases
 from agent.pipeline import Pipeline
@@ -328,7 +329,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         now_ms=now_ms,
         random=random.Random(1),
         on_battery=lambda: False,
-        prices=settings.prices,
+        budget=Budget(settings.targets, settings.prices, settings.budgets),
     )
 
     async def reload() -> SimpleNamespace:

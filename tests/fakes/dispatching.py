@@ -40,7 +40,7 @@ def target(cloud, name="cloud", **fields):
     return TargetSettings(**{**values, **fields})
 
 
-def make(storage, *targets, random=None, connectivity=CONNECTIVITY, grace_s=5.0, on_battery=lambda: False):
+def make(storage, *targets, random=None, connectivity=CONNECTIVITY, grace_s=5.0, on_battery=lambda: False, **options):
     return Dispatcher(
         storage,
         targets,
@@ -51,6 +51,7 @@ def make(storage, *targets, random=None, connectivity=CONNECTIVITY, grace_s=5.0,
         random=random or NoWait(),
         on_battery=on_battery,
         grace_s=grace_s,
+        **options,
     )
 
 

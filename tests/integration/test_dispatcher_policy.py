@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+from decimal import Decimal
 
 import pytest
 from fakes.cloud import Cloud
@@ -17,9 +19,10 @@ from fakes.dispatching import (
 )
 from fakes.storage_values import enqueue, fast_folder, opened, queued
 
+from agent.escalation.budget import Budget
 from agent.escalation.consent import under
 from agent.records import EscalationState, RequestState
-from agent.settings import RedactionSettings
+from agent.settings import BudgetSettings, RedactionSettings
 from agent.types import EgressPolicy, RouteMode
 
 
@@ -225,3 +228,26 @@ async def test_an_expired_row_is_not_sent(storage, cloud):
     assert late.state is RequestState.UNRESOLVED
     assert late.escalation.state is EscalationState.EXPIRED
     assert cloud.chats == []
+
+
+async def test_a_budget_holds_what_it_has_no_room_for_until_it_is_raised(storage, cloud):
+    priced = target(cloud, max_output_tokens=100, input_price=Decimal(1), output_price=Decimal(1))
+
+    def budget(tokens):
+        return Budget((priced,), budgets=(BudgetSettings(name="daily", tokens_per_day=tokens),))
+
+    records = [await queue_row(storage, cloud, f"question {n}") for n in range(5)]
+    async with running(storage, priced, budget=budget(700)) as dispatcher:
+        held = [record for record in records if (await row_until(storage, record, settled_or_put_off)).last_error]
+        assert 1 <= len(held) < 5
+        assert len(cloud.chats) == 5 - len(held)
+        assert json.loads(cloud.chats[0].body)["max_tokens"] == 100
+        (standing,) = await storage.outbox.standings(dispatcher.budget.ceilings, now_ms())
+        assert standing.spent <= 700
+        await dispatcher.replace_targets([priced], RedactionSettings(), budget(100_000))
+        for record in held:
+            assert (await ended(storage, record)).state is RequestState.RESOLVED
+
+
+def settled_or_put_off(row):
+    return row.state is EscalationState.SUCCEEDED or (row.last_error or "").startswith("over budget daily")
