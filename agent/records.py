@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from agent.structure import ToolCall
-from agent.types import Confidence, Decision, EgressPolicy, Generation, Handoff, InferenceRequest
+from agent.types import Confidence, Decision, EgressPolicy, Generation, Handoff, InferenceRequest, Message
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +73,7 @@ class Escalation(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
     bytes: int = 0
     task: str | None = None
+    edited: bool = False  # a person wrote other messages in place of the request's own: only those leave
     estimated_input_tokens: int = 0  # what a send is expected to take; 0: unknown
     estimated_output_tokens: int = 0
 
@@ -105,6 +106,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     escalation: Escalation | None = None
     cloud_answer: CloudAnswer | None = None
     answered_by: str | None = None  # "local" or the target's name
+    edited: tuple[Message, ...] = ()  # what leaves in place of the request's messages, where a person wrote it
 
 
 class StoredPrefix(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -9,14 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from agent.api.chat_request import parse_messages
 from agent.api.deps import ApiDeps, deps_of, need_admin
 from agent.api.fields import Fields
 from agent.api.wire import check_media_type, json_response, parse_json, query, read_body
-from agent.errors import InvalidRequest, NotFound
+from agent.errors import BodyGone, InvalidRequest, NotFound, WrongState
 from agent.escalation.consent import under
+from agent.escalation.handoff import with_last_text
 from agent.escalation.prices import PriceBook
 from agent.escalation.target import make_target
-from agent.records import Escalation, EscalationState
+from agent.records import Escalation, EscalationState, RequestRecord
 from agent.settings import TargetSettings
 from agent.storage.spending import Standing
 from agent.types import EgressPolicy
@@ -68,7 +71,8 @@ async def show_row(request: Request) -> Response:
     if record is None:
         raise NotFound(f"there is no request {row.request_id}", param="id")
     target = _target(deps, asked.text("target", 64) or row.target)
-    body = make_target(target, deps.settings.connectivity, deps.redaction(), now_ms=deps.now_ms).body(record, row)
+    made = make_target(target, deps.settings.connectivity, deps.redaction(), now_ms=deps.now_ms)
+    body = (await asyncio.to_thread(made.outgoing, record, row)).body
     headers = {"x-outrider-target": target.name, "x-outrider-notice": "names are NOT removed"}
     return Response(body, media_type="application/json", headers=headers)
 
@@ -114,6 +118,87 @@ async def release(request: Request) -> Response:
     return json_response({"released": released, "target": target.name})
 
 
+async def approve(request: Request) -> Response:
+    """``POST /v1/queue/{id}/approve`` with ``target`` where there are several: a person lets one row leave."""
+    need_admin(request)
+    deps = deps_of(request)
+    row = await _row(deps, request)
+    fields = await _body(request)
+    target = _target(deps, fields.text("target", 64) or _still_configured(deps, row.target))
+    fields.finish()
+    released = await deps.storage.outbox.release(
+        [row.id],
+        target=target.name,
+        fingerprint=target.fingerprint,
+        configured={one.name for one in deps.targets()},
+        now_ms=deps.now_ms(),
+    )
+    if not released:
+        raise WrongState(f"row {row.id} is {row.state}: it does not wait for a person")
+    deps.dispatcher.wake()
+    return json_response(row_object(await _row(deps, request), deps.dispatcher.budget.prices))
+
+
+def _still_configured(deps: ApiDeps, name: str | None) -> str | None:
+    return name if name in {one.name for one in deps.targets()} else None
+
+
+async def edit(request: Request) -> Response:
+    """``POST /v1/queue/{id}/edit``: other text in place of what would leave, while the row waits for a person.
+
+    ``text`` stands for the last message of the user, ``messages`` for all of them. What leaves is
+    pseudonymised and checked as ever; the draft does not go along.
+    """
+    need_admin(request)
+    deps = deps_of(request)
+    row = await _row(deps, request)
+    fields = await _body(request)
+    text = fields.text("text", MOST_BODY_BYTES)
+    given = fields.take("messages")
+    fields.finish()
+    if (text is None) == (given is None):
+        raise InvalidRequest("say text or messages (not both)", param="text", code="invalid_value")
+    if text is None:
+        messages = parse_messages(Fields({"messages": given}), deps.settings.server.max_messages)
+    else:
+        record = await deps.storage.journal.get(row.request_id)
+        messages = with_last_text(record, text)
+    edited = await deps.storage.outbox.edit(row.id, messages)
+    return json_response(row_object(edited, deps.dispatcher.budget.prices))
+
+
+async def messages(request: Request) -> Response:
+    """``GET /v1/queue/{id}/messages``: the messages that would leave, before they are pseudonymised."""
+    query(request)
+    need_admin(request)
+    deps = deps_of(request)
+    row = await _row(deps, request)
+    record = await deps.storage.journal.get(row.request_id)
+    if record is None:
+        raise NotFound(f"there is no request {row.request_id}", param="id")
+    return json_response({"object": "list", "data": messages_object(record)})
+
+
+def messages_object(record: RequestRecord) -> list[dict[str, Any]]:
+    """Return the messages that would leave as the API takes them; parts that are no text are left out."""
+    if record.request is None:
+        raise BodyGone(f"the texts of request {record.id} are gone, their retention has passed")
+    shown = []
+    for message in record.edited or record.request.messages:
+        one: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.name is not None:
+            one["name"] = message.name
+        if message.tool_call_id is not None:
+            one["tool_call_id"] = message.tool_call_id
+        if message.tool_calls:
+            one["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in message.tool_calls
+            ]
+        shown.append(one)
+    return shown
+
+
 async def purge(request: Request) -> Response:
     """``POST /v1/queue/purge``: delete ended rows and their texts; ``states`` narrows it.
 
@@ -141,11 +226,17 @@ async def drain(request: Request) -> Response:
 
 
 async def egress(request: Request) -> Response:
-    """``GET /v1/egress``: what left the device, newest first, with totals. It holds no text."""
-    asked = query(request, integers=("since_ms", "limit"))
+    """``GET /v1/egress``: what left the device, newest first, with totals. It holds no text.
+
+    With ``after_id`` (0: from the first line on) oldest first, for whoever keeps a copy.
+    """
+    asked = query(request, integers=("since_ms", "limit", "after_id"))
     since_ms = asked.integer("since_ms", 0, 1 << 60) or 0
     limit = asked.integer("limit", 1, MOST_LISTED) or 100
     log = deps_of(request).storage.egress_log
+    after_id = asked.integer("after_id", 0, 1 << 60)
+    if after_id is not None:
+        return json_response({"object": "list", "data": await log.page(after_id, limit), "head": await log.head()})
     return json_response(
         {"object": "list", "data": await log.list(since_ms, limit), "totals": await log.totals(since_ms)}
     )
@@ -168,8 +259,9 @@ def standing_object(standing: Standing) -> dict[str, Any]:
 async def verify_egress(request: Request) -> Response:
     """``GET /v1/egress/verify``: whether the chained log is whole, else the first row that is not."""
     query(request)
-    bad_id = await deps_of(request).storage.egress_log.verify()
-    return json_response({"whole": bad_id is None, "first_bad_id": bad_id})
+    log = deps_of(request).storage.egress_log
+    bad_id = await log.verify()
+    return json_response({"whole": bad_id is None, "first_bad_id": bad_id, "head": await log.head()})
 
 
 async def _row(deps: ApiDeps, request: Request) -> Escalation:
@@ -213,6 +305,9 @@ ROUTES = [
     Route("/v1/queue/drain", drain, methods=["POST"]),
     Route("/v1/queue/{id}", show_row, methods=["GET"]),
     Route("/v1/queue/{id}/retry", retry, methods=["POST"]),
+    Route("/v1/queue/{id}/approve", approve, methods=["POST"]),
+    Route("/v1/queue/{id}/messages", messages, methods=["GET"]),
+    Route("/v1/queue/{id}/edit", edit, methods=["POST"]),
     Route("/v1/queue/{id}/cancel", cancel, methods=["POST"]),
     Route("/v1/budget", budget, methods=["GET"]),
     Route("/v1/egress", egress, methods=["GET"]),

@@ -13,11 +13,14 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from agent.api.queue_routes import row_object, standing_object
+from agent.api.chat_request import parse_messages
+from agent.api.fields import Fields
+from agent.api.queue_routes import messages_object, row_object, standing_object
 from agent.api.request_routes import record_object
 from agent.cli.client import DaemonClient, find_daemon
 from agent.errors import ConfigError, NotFound, StorageError
 from agent.escalation.consent import under
+from agent.escalation.handoff import with_last_text
 from agent.escalation.prices import PriceBook
 from agent.records import Escalation, EscalationState, RequestRecord, RequestState
 from agent.settings import Settings
@@ -40,13 +43,16 @@ class Access(Protocol):
     def release(self, ids: Sequence[str], target: str) -> int: ...
     def retry(self, row_id: str) -> Row: ...
     def cancel(self, row_id: str) -> Row: ...
+    def edit(self, row_id: str, text: str | None, messages: Sequence[Row] | None) -> Row: ...
+    def messages(self, row_id: str) -> list[Row]: ...
     def unfetched(self) -> int: ...
     def purge(self, *, unfetched: bool) -> int: ...
     def drain(self) -> None: ...
     def requests(self, state: str | None, limit: int) -> list[Row]: ...
     def request(self, request_id: str) -> Row: ...
     def egress(self, since_ms: int, limit: int) -> Row: ...
-    def first_bad_egress(self) -> int | None: ...
+    def egress_page(self, after_id: int) -> list[Row]: ...
+    def verify_egress(self) -> Row: ...
     def standings(self) -> list[Row]: ...
 
 
@@ -110,6 +116,15 @@ class DaemonAccess:
         found: Row = self._client.post(f"/v1/queue/{row_id}/cancel", admin=True)
         return found
 
+    def edit(self, row_id: str, text: str | None, messages: Sequence[Row] | None) -> Row:
+        body = {"text": text} if messages is None else {"messages": list(messages)}
+        found: Row = self._client.post(f"/v1/queue/{row_id}/edit", body, admin=True)
+        return found
+
+    def messages(self, row_id: str) -> list[Row]:
+        found: list[Row] = self._client.get(f"/v1/queue/{row_id}/messages")["data"]
+        return found
+
     def unfetched(self) -> int:
         return int(self._client.get("/v1/queue", limit=1)["unfetched"])
 
@@ -131,8 +146,12 @@ class DaemonAccess:
         found: Row = self._client.get("/v1/egress", since_ms=since_ms, limit=limit)
         return found
 
-    def first_bad_egress(self) -> int | None:
-        found: int | None = self._client.get("/v1/egress/verify")["first_bad_id"]
+    def egress_page(self, after_id: int) -> list[Row]:
+        found: list[Row] = self._client.get("/v1/egress", after_id=after_id, limit=1000)["data"]
+        return found
+
+    def verify_egress(self) -> Row:
+        found: Row = self._client.get("/v1/egress/verify")
         return found
 
     def standings(self) -> list[Row]:
@@ -191,6 +210,17 @@ class DatabaseAccess:
         row = self._escalation(row_id)
         return row_object(self._run(self._storage.outbox.cancel(row.id, now_ms=now_ms())), self._prices)
 
+    def edit(self, row_id: str, text: str | None, messages: Sequence[Row] | None) -> Row:
+        row = self._escalation(row_id)
+        if messages is not None:
+            told = parse_messages(Fields({"messages": list(messages)}), self._settings.server.max_messages)
+        else:
+            told = with_last_text(self._record(row.request_id), text or "")
+        return row_object(self._run(self._storage.outbox.edit(row.id, told)), self._prices)
+
+    def messages(self, row_id: str) -> list[Row]:
+        return messages_object(self._record(self._escalation(row_id).request_id))
+
     def unfetched(self) -> int:
         return self._run(self._storage.outbox.unfetched())
 
@@ -216,8 +246,14 @@ class DatabaseAccess:
             "totals": msgspec.to_builtins(self._run(log.totals(since_ms))),
         }
 
-    def first_bad_egress(self) -> int | None:
-        return self._run(self._storage.egress_log.verify())
+    def egress_page(self, after_id: int) -> list[Row]:
+        found: list[Row] = msgspec.to_builtins(self._run(self._storage.egress_log.page(after_id)))
+        return found
+
+    def verify_egress(self) -> Row:
+        log = self._storage.egress_log
+        bad_id, head = self._run(log.verify()), self._run(log.head())
+        return {"whole": bad_id is None, "first_bad_id": bad_id, "head": msgspec.to_builtins(head)}
 
     def standings(self) -> list[Row]:
         found = self._run(self._storage.outbox.standings(self._settings.budgets, now_ms()))

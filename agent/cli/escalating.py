@@ -58,7 +58,7 @@ def body_of(settings: Settings, record: RequestRecord, row: Escalation, target: 
     chosen = next((one for one in settings.targets if one.name == name), None)
     if chosen is None:
         raise ConfigError(f"target {name} is not configured: name another with --target")
-    return make_target(chosen, settings.connectivity, settings.redaction, now_ms=now_ms).body(record, row)
+    return make_target(chosen, settings.connectivity, settings.redaction, now_ms=now_ms).outgoing(record, row).body
 
 
 def _only(settings: Settings) -> str:

@@ -155,7 +155,7 @@ def _egress_log(bad_id: int | None) -> Finding:
         PROBLEM,
         "egress log",
         f"broken from entry {bad_id} on: somebody with the key has changed it, or the file is damaged",
-        "compare it with a backup, and ask who had access; `outrider egress --verify` checks again",
+        "compare it with a backup, and ask who had access; `outrider egress verify` checks again",
     )
 
 

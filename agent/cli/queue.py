@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli.editing import edit
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import confirm, counted, emit_json, moment, notice, printable, shorten, size, span, table
 from agent.errors import CannotRedact, ConfigError, InvalidRequest, OutriderError, WrongState
@@ -161,6 +162,10 @@ def release(
     click.echo(f"{counted(released, 'row')} released to {chosen}")
     if not running:
         notice("no daemon runs: they leave when it does, or with `outrider queue drain`")
+
+
+queue.add_command(release, "approve")
+queue.add_command(edit)
 
 
 @queue.command()

@@ -8,6 +8,7 @@ from agent.records import Escalation, HoldReason, RequestRecord
 from agent.settings import TargetSettings
 from agent.types import EgressPolicy, RouteMode
 
+STRICTNESS = (EgressPolicy.ALLOW, EgressPolicy.REDACT, EgressPolicy.APPROVE, EgressPolicy.NEVER)
 SENT_AT_ONCE = frozenset({EgressPolicy.ALLOW, EgressPolicy.REDACT})
 """Policies under which nobody has to release a row first."""
 
@@ -44,6 +45,11 @@ def seen_by_a_person(record: RequestRecord, row: Escalation, target: TargetSetti
 def _policies(record: RequestRecord, row: Escalation, target: TargetSettings) -> set[EgressPolicy]:
     asked = record.request.egress if record.request else None
     return {row.egress, target.egress, asked or EgressPolicy.ALLOW}
+
+
+def strictest(record: RequestRecord, row: Escalation, target: TargetSettings) -> EgressPolicy:
+    """Return the policy that holds for one send: the strictest of what the request, the row and the target say."""
+    return max(_policies(record, row, target), key=STRICTNESS.index)
 
 
 def needs_person(row: Escalation, target: TargetSettings) -> HoldReason | None:

@@ -51,11 +51,22 @@ class Judged(msgspec.Struct, frozen=True):
 
 
 def draft(record: RequestRecord) -> str | None:
-    """Return the whole local answer, if there is one."""
+    """Return the whole local answer, if there is one that may go along: not beside what a person wrote."""
     generation = record.generation
-    if generation is None or generation.failure is not None or not generation.text.strip():
+    if generation is None or generation.failure is not None or record.edited or not generation.text.strip():
         return None
     return generation.text
+
+
+def with_last_text(record: RequestRecord | None, text: str) -> tuple[Message, ...]:
+    """Return the messages that would leave with another text in the last one of the user. Raises BodyGone."""
+    request = record.request if record else None
+    if record is None or request is None:
+        raise BodyGone("the text of the request is no longer stored; there is nothing to edit")
+    messages = record.edited or request.messages
+    last = max((at for at, one in enumerate(messages) if one.role == "user"), default=len(messages) - 1)
+    changed = msgspec.structs.replace(messages[last], content=text, parts="")
+    return (*messages[:last], changed, *messages[last + 1 :])
 
 
 def effective(record: RequestRecord, row: Escalation) -> Handoff:
@@ -84,6 +95,8 @@ def chat_body(record: RequestRecord, row: Escalation, model: str, *, ceiling: in
     request = record.request
     if request is None:
         raise BodyGone(f"the text of request {record.id} is no longer stored; there is nothing to send")
+    if record.edited:
+        request = msgspec.structs.replace(request, messages=record.edited)
     handoff = effective(record, row)
     messages = [_message(message) for message in _messages(request, draft(record), handoff)]
     body: dict[str, Any] = {"model": model, "messages": messages}

@@ -16,7 +16,7 @@ import msgspec
 from agent.errors import CannotRedact, LeaseLost, StorageError
 from agent.escalation.budget import NO_BUDGET, Budget
 from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s
-from agent.escalation.consent import forbidden, needs_person
+from agent.escalation.consent import forbidden, needs_person, strictest
 from agent.escalation.handoff import most_output
 from agent.escalation.target import (
     Blocked,
@@ -237,21 +237,28 @@ class Lane:
         if reason := forbidden(record, row, self.settings):
             return Rejected(f"not sent: {reason}", left=False)
         try:
-            body = self._target.body(record, row)
+            outgoing = await asyncio.to_thread(self._target.outgoing, record, row)
         except CannotRedact as error:
             return Rejected(f"not sent: {error}", left=False)
-        digest = hashlib.sha256(body).hexdigest()
         # A token covers a byte at least, in the vocabularies in use: no body has more tokens than bytes.
         answer = most_output(record, row, self.settings.max_output_tokens)
-        most = self.budget.amount(self.settings.name, len(body), UNKNOWN_ANSWER_TOKENS if answer is None else answer)
+        most = self.budget.amount(
+            self.settings.name, len(outgoing.body), UNKNOWN_ANSWER_TOKENS if answer is None else answer
+        )
         over = await self._outbox.begin_send(
-            row, body_sha256=digest, body_bytes=len(body), now_ms=self._now_ms(), most=most
+            row,
+            body_sha256=hashlib.sha256(outgoing.body).hexdigest(),
+            body_bytes=len(outgoing.body),
+            redactions=outgoing.kinds,
+            policy=strictest(record, row, self.settings),
+            most=most,
+            now_ms=self._now_ms(),
         )
         if over is not None:
             return over
         if self._stopping.is_set():  # the target may be another one by now
             return Offline("not sent: its target was stopped, changed or removed")
-        return await self._target.send(row, record, body)
+        return await self._target.send(row, record, outgoing)
 
     def _learn(self, outcome: Outcome) -> None:
         """Take from an outcome what it says of the target."""

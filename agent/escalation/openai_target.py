@@ -105,18 +105,15 @@ class OpenAITarget:
     def settings(self) -> TargetSettings:
         return self._settings
 
-    def body(self, record: RequestRecord, row: Escalation) -> bytes:
-        """Return exactly the bytes that would leave. Raises BodyGone past the retention, CannotRedact."""
-        return self._outgoing(record, row).body
-
-    def _outgoing(self, record: RequestRecord, row: Escalation) -> Redacted:
+    def outgoing(self, record: RequestRecord, row: Escalation) -> Redacted:
+        """Return exactly the bytes that would leave, and the way back. Raises BodyGone past the retention, CannotRedact."""
         body = chat_body(record, row, self._settings.model, ceiling=self._settings.max_output_tokens)
         if as_it_is(record, row, self._settings):
             return Redacted(body, {})
         media = seen_by_a_person(record, row, self._settings)
         return redaction.redact(body, terms=self._terms, media=media)
 
-    async def send(self, row: Escalation, record: RequestRecord, body: bytes) -> Outcome:
+    async def send(self, row: Escalation, record: RequestRecord, outgoing: Redacted) -> Outcome:
         """POST the body once; the row's id is the Idempotency-Key of every send."""
         passage = _Passage()
         hops = record.request.hops if record.request else 0
@@ -125,7 +122,7 @@ class OpenAITarget:
             headers |= {"x-outrider-on-low-confidence": "abstain", "x-outrider-route-mode": "local_only"}
         try:
             async with self._deadline(self._settings.timeout_s):
-                reply = await self._exchange("POST", "/chat/completions", headers, body, passage)
+                reply = await self._exchange("POST", "/chat/completions", headers, outgoing.body, passage)
         except _NotConfigured as problem:
             return Blocked(str(problem), left=False)
         except _TooLarge:
@@ -136,10 +133,9 @@ class OpenAITarget:
             if passage.left:
                 return Retry(_words(error), silent=True)
             return Offline(_words(error))
-        if reply.status == 200:  # the same record and row give the same names again
-            reply = msgspec.structs.replace(
-                reply, body=redaction.restore(reply.body, self._outgoing(record, row).values)
-            )
+        if reply.status == 200 and outgoing.values:
+            restored = await asyncio.to_thread(redaction.restore, reply.body, outgoing.values)
+            reply = msgspec.structs.replace(reply, body=restored)
         outcome = read_reply(reply, record, row, now_ms=self._now_ms())
         if not isinstance(outcome, Delivered) or record.request is None:
             return outcome

@@ -35,6 +35,7 @@ class Redacted(msgspec.Struct, frozen=True):
 
     body: bytes
     values: Mapping[str, str]  # "EMAIL_1" -> what was there first
+    kinds: Mapping[str, int] = {}  # how many pieces of the body were replaced, by kind
 
 
 def redact(body: bytes, *, terms: Sequence[str] = (), names: Recogniser | None = None, media: bool = False) -> Redacted:
@@ -53,7 +54,7 @@ def redact(body: bytes, *, terms: Sequence[str] = (), names: Recogniser | None =
         raise CannotRedact("the name of a field holds personal data; names of fields cannot be replaced")
     if left := _left(clean, terms):
         raise CannotRedact(f"something like {', '.join(sorted(left))} would still be in it after pseudonymising")
-    return Redacted(msgspec.json.encode(clean), pseudonyms.values)
+    return Redacted(msgspec.json.encode(clean), pseudonyms.values, dict(sorted(pseudonyms.kinds.items())))
 
 
 def restore(body: bytes, values: Mapping[str, str]) -> bytes:
@@ -88,6 +89,7 @@ class _Pseudonyms:
 
     def __init__(self, text: str, search: Callable[[str], list[Found]]) -> None:
         self.values: dict[str, str] = {}
+        self.kinds: Counter[str] = Counter()
         self._search = search
         self._names: dict[tuple[Kind, str], str] = {}
         self._numbers: Counter[Kind] = Counter()
@@ -99,6 +101,7 @@ class _Pseudonyms:
         for found in self._search(text):
             pieces += [text[done : found.start], f"[{self._name(found.kind, text[found.start : found.end])}]"]
             done = found.end
+            self.kinds[found.kind.value] += 1
         return "".join([*pieces, text[done:]])
 
     def _name(self, kind: Kind, value: str) -> str:

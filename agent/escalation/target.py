@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias, cast
 
 import msgspec
 
+from agent.escalation.redaction import Redacted
 from agent.records import CloudAnswer, Escalation, RequestRecord
 from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
 from agent.storage.costs import Used
@@ -84,11 +85,14 @@ class Target(Protocol):
     @property
     def settings(self) -> TargetSettings: ...
 
-    def body(self, record: RequestRecord, row: Escalation) -> bytes:
-        """Return exactly the bytes that would leave. Pure. Raises BodyGone past the retention, CannotRedact."""
+    def outgoing(self, record: RequestRecord, row: Escalation) -> Redacted:
+        """Return exactly the bytes that would leave, and the way back. Raises BodyGone past the retention, CannotRedact.
+
+        Pure, and slow for a long text (searching 1 MB takes seconds): not for an event loop.
+        """
         ...
 
-    async def send(self, row: Escalation, record: RequestRecord, body: bytes) -> Outcome:
+    async def send(self, row: Escalation, record: RequestRecord, outgoing: Redacted) -> Outcome:
         """Send once. Does not raise for anything that the network or the target does."""
         ...
 

@@ -20,6 +20,7 @@ from agent.storage.connection import Connection
 from agent.storage.database import Database
 
 _FIELDS = ("id", "at_ms", "escalation_id", "request_id", "target", "bytes", "body_sha256", "outcome")
+_LATER_FIELDS = ("policy", "redactions")  # not in lines of an earlier schema, where they are NULL
 _CHUNK = 1000
 _START = b"\x00" * 32
 
@@ -35,6 +36,9 @@ class EgressRow(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     body_sha256: str
     outcome: str  # succeeded, snoozed, retry, rejected; unknown: the daemon died, or a person cancelled, in between
+    policy: str | None = None  # that let it leave: allow, redact, approve (a person saw it); None: an older line
+    redactions: dict[str, int] | None = None  # pieces that were replaced, by kind
+    mac: str = ""  # of this line and all before it
 
 
 class EgressTotal(msgspec.Struct, frozen=True):
@@ -42,6 +46,13 @@ class EgressTotal(msgspec.Struct, frozen=True):
 
     rows: int = 0
     bytes: int = 0
+
+
+class ChainHead(msgspec.Struct, frozen=True):
+    """How far the log reaches. Kept elsewhere, it shows later whether the log was cut off or made anew."""
+
+    rows: int = 0
+    mac: str = ""
 
 
 class EgressTotals(msgspec.Struct, frozen=True):
@@ -67,6 +78,22 @@ class EgressLog:
         return await self._db.read(
             lambda connection: [_value(row) for row in connection.execute(sql.EGRESS_LIST, parameters).fetchall()]
         )
+
+    async def page(self, after_id: int, limit: int = 1000) -> _Rows:
+        """Return rows from the one after ``after_id`` on, oldest first."""
+        parameters = {"after_id": after_id, "limit": limit}
+        return await self._db.read(
+            lambda connection: [_value(row) for row in connection.execute(sql.EGRESS_FROM, parameters).fetchall()]
+        )
+
+    async def head(self) -> ChainHead:
+        """Return how far the log reaches now."""
+
+        def work(connection: Connection) -> ChainHead:
+            last = connection.execute(sql.EGRESS_LAST).fetchone()
+            return ChainHead(last["id"], last["mac"].hex()) if last else ChainHead()
+
+        return await self._db.read(work)
 
     async def totals(self, since_ms: int = 0) -> EgressTotals:
         """Return how much left from ``since_ms`` on."""
@@ -110,6 +137,8 @@ def append(
     body_bytes: int,
     body_sha256: str,
     outcome: str,
+    policy: str | None,
+    redactions: str | None,
 ) -> None:
     """Add a row inside the caller's transaction."""
     last = connection.execute(sql.EGRESS_LAST).fetchone()
@@ -122,6 +151,8 @@ def append(
         "bytes": body_bytes,
         "body_sha256": body_sha256,
         "outcome": outcome,
+        "policy": policy,
+        "redactions": redactions,
     }
     row["mac"] = _mac(_chain_key(connection), last["mac"] if last else _START, row)
     connection.execute(sql.EGRESS_APPEND, row)
@@ -133,7 +164,7 @@ def _verify_chunk(connection: Connection, after_id: int, mac: bytes) -> int | tu
     found = connection.execute(sql.EGRESS_FROM, {"after_id": after_id, "limit": _CHUNK}).fetchall()
     for row in found:
         after_id += 1
-        mac = _mac(key, mac, {field: row[field] for field in _FIELDS})
+        mac = _mac(key, mac, row)
         if row["id"] != after_id or not hmac.compare_digest(mac, row["mac"]):
             return after_id
     if found:
@@ -148,10 +179,14 @@ def _chain_key(connection: Connection) -> bytes:
     return key
 
 
-def _mac(key: bytes, previous: bytes, row: dict[str, Any]) -> bytes:
-    content = json.dumps([row[field] for field in _FIELDS], separators=(",", ":")).encode()
+def _mac(key: bytes, previous: bytes, row: Any) -> bytes:
+    fields = _FIELDS if row["policy"] is None else _FIELDS + _LATER_FIELDS
+    content = json.dumps([row[field] for field in fields], separators=(",", ":")).encode()
     return hmac.digest(key, previous + content, hashlib.sha256)
 
 
 def _value(row: Any) -> EgressRow:
-    return EgressRow(**{field: row[field] for field in _FIELDS})
+    redactions = None if row["redactions"] is None else json.loads(row["redactions"])
+    return EgressRow(
+        **{field: row[field] for field in _FIELDS}, policy=row["policy"], redactions=redactions, mac=row["mac"].hex()
+    )

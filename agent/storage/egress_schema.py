@@ -12,6 +12,17 @@ STATEMENTS = (
     "ALTER TABLE attempts ADD COLUMN task TEXT NOT NULL DEFAULT ''",
 )
 
+# Of a send and of its line in the log: the policy that let it leave, and what was replaced (JSON: kind -> pieces).
+# NULL in lines of an earlier schema; both are under the chain's MAC in all others.
+LOG_STATEMENTS = (
+    "ALTER TABLE attempts ADD COLUMN policy TEXT",
+    "ALTER TABLE attempts ADD COLUMN redactions TEXT",
+    "ALTER TABLE egress_log ADD COLUMN policy TEXT",
+    "ALTER TABLE egress_log ADD COLUMN redactions TEXT",
+    # Messages that a person put in place of the request's own before releasing the row.
+    "ALTER TABLE escalations ADD COLUMN edited BLOB",
+)
+
 # By UTC day, target and task ('': none): counters, so that no claim adds up a month of sends.
 SPENT = """
     day TEXT NOT NULL,

@@ -196,6 +196,13 @@ def m008_budgets(db: sqlite_utils.Database, key: bytes) -> None:
     _create(db, "spent", egress_schema.SPENT)
 
 
+@_migration
+def m007_egress_log(db: sqlite_utils.Database, key: bytes) -> None:
+    """Each line of the log says which policy let it leave, and what was replaced; a person may edit what leaves."""
+    for statement in egress_schema.LOG_STATEMENTS:
+        db.execute(statement)
+
+
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:
     # Not Database.create(): it has no words for CHECK constraints over several columns.
     db.execute(f"CREATE TABLE {table} ({columns}) STRICT")

@@ -7,8 +7,9 @@ its request in the same transaction.
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.errors import WrongState
@@ -29,6 +30,7 @@ from agent.storage.transitions import (
     hold_changed,
     wait_for_person,
 )
+from agent.types import EgressPolicy
 
 MOST_PASSED_OVER = 256  # rows that a budget holds, in one transaction of a claim
 SNOOZES_PER_ATTEMPT = 8  # a row that is put off this often, each time by a reply, has cost an attempt
@@ -89,9 +91,17 @@ class Outbox(OutboxByHand):
         return over
 
     async def begin_send(
-        self, row: Escalation, *, body_sha256: str, body_bytes: int, now_ms: int, most: Amount = NOTHING
+        self,
+        row: Escalation,
+        *,
+        body_sha256: str,
+        body_bytes: int,
+        now_ms: int,
+        policy: EgressPolicy = EgressPolicy.ALLOW,
+        redactions: Mapping[str, int] = {},
+        most: Amount = NOTHING,
     ) -> OverBudget | None:
-        """Record that ``body_bytes`` are about to leave, and reserve the ``most`` that they may cost.
+        """Record that ``body_bytes`` are about to leave, by which policy and without what, and reserve the ``most`` that they may cost.
 
         Durable before this returns; once per lease. A row that no budget has room for is put off
         instead, and the reason returned: it is not leased any more. Raises LeaseLost.
@@ -112,6 +122,8 @@ class Outbox(OutboxByHand):
                     "body_sha256": body_sha256,
                     "body_bytes": body_bytes,
                     "now_ms": now_ms,
+                    "policy": policy.value,
+                    "redactions": json.dumps(dict(redactions), sort_keys=True),
                 },
             )
             spending.reserve(connection, leased["lease"], leased["target"], leased["task"], most, now_ms)

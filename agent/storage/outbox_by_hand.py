@@ -21,6 +21,7 @@ from agent.storage.journal import check_ceiling
 from agent.storage.outbox_reader import OutboxReader
 from agent.storage.retention import CHUNK_ROWS, Retention, chunk
 from agent.storage.transitions import ENDED, end, find, finish_attempt, follow, known
+from agent.types import Message
 
 Hold = Callable[[Escalation], HoldReason | None]  # why a row that was allowed or released waits for a person again
 
@@ -89,6 +90,25 @@ class OutboxByHand(OutboxReader):
         released = await self._db.write(work)
         self._changes.publish(*(row.request_id for row in released))
         return len(released)
+
+    async def edit(self, id: str, messages: Sequence[Message]) -> Escalation:  # noqa: A002 - the field's word
+        """Put other messages in place of those that would leave; no draft goes along. The request stays as it is.
+
+        Only while the row waits for a person. Raises NotFound, WrongState or BodyGone.
+        """
+
+        def work(connection: Connection) -> Escalation:
+            row = known(connection, id)
+            if row["state"] != EscalationState.AWAITING_APPROVAL:
+                raise WrongState(
+                    f"escalation {row['id']} is {row['state']}; only what waits for a person can be edited"
+                )
+            if connection.execute(sql.REQUEST_BODY_LENGTH, {"id": row["request_id"]}).fetchone()["bytes"] is None:
+                raise BodyGone(f"the texts of request {row['request_id']} are gone, their retention has passed")
+            parameters = {"id": row["id"], "edited": rows.pack_messages(messages)}
+            return rows.escalation(connection.execute(sql.ESCALATION_EDIT, parameters).fetchone())
+
+        return await self._changed(work)
 
     async def retry_by_hand(self, id: str, *, hold: Hold, now_ms: int) -> Escalation:  # noqa: A002 - the field's word
         """Bring an ended row back with new attempts and a new time to live; its request is queued again.

@@ -110,12 +110,12 @@ def _log_of(present: Connection, bad: int | None, now_ms: int) -> Iterator[dict[
             attempt = present.execute(sql.ATTEMPT_OF_LEASE, {"lease": row["lease"]}).fetchone()
             if attempt is not None:
                 both = {"escalation_id": row["id"], "request_id": row["request_id"]}
-                both |= {name: attempt[name] for name in ("target", "body_sha256")}
+                both |= {name: attempt[name] for name in ("target", "body_sha256", "policy", "redactions")}
                 yield _told(both, attempt["body_bytes"], now_ms, "unknown")
     except SQLITE_ERRORS as error:
         raise _Unreadable from error
 
 
 def _told(row: Any, body_bytes: int, at_ms: int, outcome: str) -> dict[str, Any]:
-    names = ("escalation_id", "request_id", "target", "body_sha256")
+    names = ("escalation_id", "request_id", "target", "body_sha256", "policy", "redactions")
     return {name: row[name] for name in names} | {"body_bytes": body_bytes, "at_ms": at_ms, "outcome": outcome}

@@ -64,6 +64,7 @@ def forget(connection: Connection, request_id: str) -> None:
     """Remove the texts of one request; its states and numbers stay."""
     connection.execute(sql.REQUEST_FORGET, {"id": request_id})
     connection.execute(sql.RESULTS_FORGET, {"id": request_id})
+    connection.execute(sql.ESCALATION_FORGET, {"id": request_id})
 
 
 def purge_bodies(connection: Connection, now_ms: int) -> list[str]:

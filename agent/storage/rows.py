@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from agent.records import Accepted, CloudAnswer, Escalation, EscalationState, RequestRecord, RequestState
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
-from agent.types import Confidence, Decision, EgressPolicy, Generation, Handoff, InferenceRequest
+from agent.types import Confidence, Decision, EgressPolicy, Generation, Handoff, InferenceRequest, Message
 
 LOCAL, TARGET = "local", "target"
 
@@ -61,6 +62,7 @@ def escalation(row: Any) -> Escalation:
         last_error=row["last_error"],
         bytes=row["bytes"],
         task=row["task"],
+        edited=row["edited"] is not None,
         estimated_input_tokens=row["estimated_input_tokens"],
         estimated_output_tokens=row["estimated_output_tokens"],
     )
@@ -82,7 +84,17 @@ def record(row: Any, results: list[Any], outbox_row: Any | None) -> RequestRecor
         escalation=escalation(outbox_row) if outbox_row is not None else None,
         cloud_answer=msgspec.msgpack.decode(bodies[TARGET], type=CloudAnswer) if TARGET in bodies else None,
         answered_by=row["answered_by"],
+        edited=_edited(outbox_row["edited"]) if outbox_row is not None and outbox_row["edited"] else (),
     )
+
+
+def pack_messages(messages: Sequence[Message]) -> bytes:
+    """Encode what a person put in place of a request's messages."""
+    return msgspec.msgpack.encode(messages)
+
+
+def _edited(body: bytes) -> tuple[Message, ...]:
+    return msgspec.msgpack.decode(body, type=tuple[Message, ...])
 
 
 def read_record(connection: Connection, request_id: str) -> RequestRecord | None:

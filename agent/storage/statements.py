@@ -183,6 +183,15 @@ UPDATE escalations SET state = 'pending', released = 1, target = :target, target
 WHERE id = :id AND state = :from_state AND expires_at_ms > :now_ms
 """
 
+# What a person wrote is all that leaves: no draft goes along.
+ESCALATION_EDIT = """
+UPDATE escalations SET edited = :edited, handoff = 'fresh',
+    bytes = length(:edited) + (SELECT ifnull(length(body), 0) FROM requests WHERE id = escalations.request_id)
+WHERE id = :id AND state = 'awaiting_approval'
+RETURNING *
+"""
+ESCALATION_FORGET = "UPDATE escalations SET edited = NULL WHERE request_id = :id AND edited IS NOT NULL"
+
 ESCALATION_RETRY_BY_HAND = """
 UPDATE escalations SET state = :state, reason = :reason, allowed = :allowed, released = :released, attempts = 0,
     snoozes = 0, settled_at_ms = NULL, available_at_ms = :now_ms, expires_at_ms = :expires_at_ms
@@ -256,8 +265,8 @@ ESCALATION_LEASED = "SELECT * FROM escalations WHERE state = 'leased' LIMIT :lim
 # --- attempts -------------------------------------------------------------------------
 
 ATTEMPT_BEGIN = """
-INSERT INTO attempts (escalation_id, lease, target, body_sha256, body_bytes, started_at_ms)
-VALUES (:escalation_id, :lease, :target, :body_sha256, :body_bytes, :now_ms)
+INSERT INTO attempts (escalation_id, lease, target, body_sha256, body_bytes, started_at_ms, policy, redactions)
+VALUES (:escalation_id, :lease, :target, :body_sha256, :body_bytes, :now_ms, :policy, :redactions)
 """
 ATTEMPT_OF_LEASE = "SELECT * FROM attempts WHERE lease = :lease AND finished_at_ms IS NULL"
 ATTEMPT_BY_LEASE = "SELECT * FROM attempts WHERE lease = :lease"
@@ -291,8 +300,8 @@ ON CONFLICT (day, target, task) DO UPDATE SET tokens = max(tokens, excluded.toke
 
 EGRESS_LAST = "SELECT id, mac FROM egress_log ORDER BY id DESC LIMIT 1"
 EGRESS_APPEND = """
-INSERT INTO egress_log (id, at_ms, escalation_id, request_id, target, bytes, body_sha256, outcome, mac)
-VALUES (:id, :at_ms, :escalation_id, :request_id, :target, :bytes, :body_sha256, :outcome, :mac)
+INSERT INTO egress_log (id, at_ms, escalation_id, request_id, target, bytes, body_sha256, outcome, policy, redactions, mac)
+VALUES (:id, :at_ms, :escalation_id, :request_id, :target, :bytes, :body_sha256, :outcome, :policy, :redactions, :mac)
 """
 EGRESS_LIST = "SELECT * FROM egress_log WHERE at_ms >= :since_ms ORDER BY at_ms DESC, id DESC LIMIT :limit"
 EGRESS_TOTALS = """

@@ -79,6 +79,8 @@ def finish_attempt(
             body_bytes=attempt["body_bytes"],
             body_sha256=attempt["body_sha256"],
             outcome=outcome,
+            policy=attempt["policy"],
+            redactions=attempt["redactions"],
         )
     return True
 

@@ -20,7 +20,7 @@ def target_for(base_url, *, connectivity=CONNECTIVITY, terms=(), **fields):
 async def send(target, *, handoff=Handoff.FRESH, **options):
     asked, held = record(**options), row(handoff)
     try:
-        return await target.send(held, asked, target.body(asked, held))
+        return await target.send(held, asked, target.outgoing(asked, held))
     finally:
         await target.close()
 

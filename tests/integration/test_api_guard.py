@@ -17,7 +17,7 @@ ROUTES = [
     ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/classify"), ("GET", "/v1/requests"), ("GET", "/v1/requests/x"),
     ("GET", "/v1/requests/x/events"), ("GET", "/v1/queue"), ("GET", "/v1/queue/x"), ("POST", "/v1/queue/x/retry"),
     ("POST", "/v1/queue/x/cancel"), ("POST", "/v1/queue/release"), ("POST", "/v1/queue/purge"),
-    ("POST", "/v1/queue/drain"), ("GET", "/v1/egress"), ("GET", "/v1/budget"), ("GET", "/v1/egress/verify"), ("POST", "/v1/admin/reload"),
+    ("POST", "/v1/queue/drain"), ("POST", "/v1/queue/x/approve"), ("POST", "/v1/queue/x/edit"), ("GET", "/v1/queue/x/messages"), ("GET", "/v1/egress"), ("GET", "/v1/budget"), ("GET", "/v1/egress/verify"), ("POST", "/v1/admin/reload"),
     ("GET", "/v1/prefixes"), ("GET", "/v1/prefixes/x"), ("POST", "/v1/prefixes/purge"),
     ("POST", "/v1/embeddings"), ("POST", "/v1/rerank"), ("POST", "/v1/tag"),
     ("GET", "/v1/tasks"), ("POST", "/v1/tasks"), ("GET", "/v1/tasks/x"), ("DELETE", "/v1/tasks/x"),

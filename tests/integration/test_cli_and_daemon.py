@@ -127,7 +127,7 @@ def test_the_same_verbs_work_on_the_database_while_the_daemon_is_down(tmp_path, 
     assert drained["counts"]["succeeded"]["rows"] == 2
     assert sorted(chat.last_user_text for chat in cloud.chats) == ["unsure 0", "unsure 1"]
     assert cloud.chats[0].body.decode() == body
-    egress = as_json(daemon, "egress")
+    egress = as_json(daemon, "egress", "list")
     assert egress["totals"]["rows"] == 2
     assert egress["totals"]["bytes"] == sum(len(chat.body) for chat in cloud.chats)
     assert "hello" not in json.dumps(egress)

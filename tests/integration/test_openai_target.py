@@ -125,7 +125,7 @@ async def test_the_bytes_and_headers_that_leave(cloud, monkeypatch):
     await send(target, hops=1)
     [chat] = cloud.chats
     assert chat.path == "/v1/chat/completions"
-    assert chat.body == target.body(record(), row())
+    assert chat.body == target.outgoing(record(), row()).body
     headers = chat.headers
     assert headers["host"] == f"127.0.0.1:{cloud.port}"
     assert headers["authorization"] == "Bearer sk-test"

@@ -114,6 +114,9 @@ async def test_a_renewed_key_is_used_at_once(cloud, tmp_path):
 def test_a_target_is_made_by_name_and_checks_its_address():
     settings = TargetSettings(name="big", base_url="http://127.0.0.1:1/v1", model="m", egress=EgressPolicy.ALLOW)
     assert make_target(settings, CONNECTIVITY, RedactionSettings()).settings is settings
-    assert json.loads(make_target(settings, CONNECTIVITY, RedactionSettings()).body(record(), row()))["model"] == "m"
+    assert (
+        json.loads(make_target(settings, CONNECTIVITY, RedactionSettings()).outgoing(record(), row()).body)["model"]
+        == "m"
+    )
     with pytest.raises(ConfigError, match="big"):
         target_for("http://127.0.0.1:99999/v1")

@@ -1,5 +1,7 @@
 """What a person sees and does at the queue: nothing leaves that was not counted, nothing that waits is hidden."""
 
+import json
+import re
 import socket
 
 import pytest
@@ -128,22 +130,31 @@ def test_the_log_of_what_left_is_checked_with_and_without_a_daemon(daemon):
     outrider(daemon, "queue", "release", "--all", "--yes")
     request_id = as_json(daemon, "requests", "list")[0]["id"]
     outrider(daemon, "requests", "watch", request_id)
-    assert as_json(daemon, "egress", "--verify") == {"whole": True, "first_bad_id": None}
+    whole = as_json(daemon, "egress", "verify")
+    assert (whole["whole"], whole["first_bad_id"], whole["head"]["rows"]) == (True, None, 1)
+    (line,) = as_json(daemon, "egress", "list")["data"]
+    assert (line["policy"], line["redactions"], line["mac"]) == ("approve", {}, whole["head"]["mac"])
+    assert re.fullmatch(r"1 row, \d+ B, to main\n", outrider(daemon, "egress", "today").stdout)
+    copy = daemon.data / "log.jsonl"
+    outrider(daemon, "egress", "export", str(copy))
+    assert json.loads(copy.read_text()) == line
     assert log_finding(daemon) == "ok"
     daemon.stop()
-    assert outrider(daemon, "egress", "--verify").stdout == "the log is whole\n"
+    assert outrider(daemon, "egress", "verify", "--against", str(copy)).stdout == "the log is whole: 1 entry\n"
+    assert outrider(daemon, "egress", "export", "--format", "csv").stdout.splitlines()[0].startswith("id,at_ms,")
     assert log_finding(daemon) == "ok"
+    copy.write_text(copy.read_text().replace(line["mac"], "0" * 64))  # as if the log had been made anew since
+    assert as_json(daemon, "egress", "verify", "--against", str(copy), code=74)["first_bad_id"] == 1
 
     connection = connect(daemon.data / DATABASE_NAME, keys.load(daemon.data).material)
     connection.execute("DROP TRIGGER egress_log_no_update")
     connection.execute("UPDATE egress_log SET bytes = 1")
     connection.close()
-    broken = {"whole": False, "first_bad_id": 1}
-    assert as_json(daemon, "egress", "--verify", code=74) == broken
+    assert as_json(daemon, "egress", "verify", code=74)["first_bad_id"] == 1
     assert log_finding(daemon) == "problem"
     daemon.start()
-    assert as_json(daemon, "egress", "--verify", code=74) == broken
-    assert "BROKEN from entry 1 on" in outrider(daemon, "egress", "--verify", code=74).stdout
+    assert as_json(daemon, "egress", "verify", code=74)["whole"] is False
+    assert "BROKEN from entry 1 on" in outrider(daemon, "egress", "verify", code=74).stdout
     assert log_finding(daemon) == "problem"
 
 
@@ -158,3 +169,25 @@ def test_a_streamed_answer_that_was_cut_is_told_with_the_request_to_ask_for(daem
     assert result.stdout.endswith("\n")
     assert "was cut" in result.stderr
     assert row["request_id"] in result.stderr
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_person_edits_approves_and_sees_exactly_what_leaves(daemon, cloud, running):
+    outrider(daemon, "ask", "unsure about bob@example.org")
+    row_id = as_json(daemon, "queue", "list")["data"][0]["id"]
+    if not running:
+        assert daemon.stop() == 0
+    refused = outrider(daemon, "queue", "edit", row_id, "--file", "-", stdin="{}", code=None)
+    assert "a JSON list" in refused.stderr
+    edited = outrider(daemon, "queue", "edit", row_id, "--text", "What of eve@example.org?")
+    assert "[EMAIL_1]" in edited.stderr
+    assert as_json(daemon, "queue", "show", row_id)["edited"] is True
+    shown = outrider(daemon, "queue", "show", row_id, "--as-sent").stdout
+    assert json.loads(shown)["messages"][-1]["content"] == "What of [EMAIL_1]?"
+    assert outrider(daemon, "queue", "approve", row_id, "--yes").stdout == "1 row released to main\n"
+    request_id = as_json(daemon, "queue", "show", row_id)["request_id"]
+    if running:
+        outrider(daemon, "requests", "watch", request_id)
+    else:
+        outrider(daemon, "queue", "drain")
+    assert cloud.chats[-1].body.decode() == shown

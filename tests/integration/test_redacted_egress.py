@@ -1,15 +1,17 @@
 """What leaves under each policy, and what its owner reads: real storage, a real target on loopback."""
 
+import json
 import shutil
 
 import pytest
 from fakes.cloud import Cloud, ok
 from fakes.dispatching import QUEUE, ended, now_ms, queue_row, running, target
-from fakes.storage_values import fast_folder, opened, queued
+from fakes.storage_values import DAY, fast_folder, opened, queued
 
+from agent.errors import WrongState
 from agent.records import EscalationState, RequestState
 from agent.settings import RedactionSettings
-from agent.types import EgressPolicy, Message
+from agent.types import EgressPolicy, Handoff, Message
 
 TEXT = "Write to bob@example.org about Bluebird; my IBAN is DE89 3704 0044 0532 0130 00."
 PERSONAL = (b"bob@example.org", b"0532 0130")
@@ -45,6 +47,9 @@ async def test_redact_goes_at_once_without_the_values_and_comes_back_with_them(s
     assert (late.state, late.cloud_answer.text) == (RequestState.RESOLVED, RESTORED)
     assert not any(value in sent(cloud) for value in PERSONAL)
     assert b"[EMAIL_1] about Bluebird" in sent(cloud)
+    (line,) = await storage.egress_log.list()
+    assert (line.policy, line.redactions) == ("redact", {"EMAIL": 1, "IBAN": 1})
+    assert await storage.egress_log.verify() is None
     assert late.request.messages[-1].content == TEXT
 
 
@@ -116,3 +121,30 @@ async def test_the_log_tells_the_bytes_that_left_not_those_that_were_typed(stora
         await ended(storage, record)
     (row,) = await storage.egress_log.list()
     assert row.bytes == len(cloud.chats[0].body)
+
+
+async def test_what_a_person_edits_is_all_that_leaves_and_is_searched_again(storage, cloud):
+    record = await queue_row(storage, cloud, TEXT, decision=queued(egress=EgressPolicy.APPROVE, handoff=Handoff.REFINE))
+    edited = await storage.outbox.edit(record.id, (Message("user", "Write to eve@example.com instead."),))
+    assert (edited.edited, edited.state) == (True, EscalationState.AWAITING_APPROVAL)
+    await storage.outbox.release(None, target="cloud", fingerprint=target(cloud).fingerprint, now_ms=now_ms())
+    async with running(storage, target(cloud)):
+        late = await ended(storage, record)
+    (chat,) = cloud.chats
+    assert json.loads(chat.body)["messages"] == [{"role": "user", "content": "Write to [EMAIL_1] instead."}]
+    assert late.cloud_answer.text == REPLY.replace("[EMAIL_1]", "eve@example.com")
+    assert late.request.messages[-1].content == TEXT  # the owner's request is the owner's
+    with pytest.raises(WrongState, match="only what waits for a person"):
+        await storage.outbox.edit(record.id, (Message("user", "again"),))
+    await storage.outbox.purge(now_ms=now_ms(), unfetched=True)
+
+
+async def test_what_a_person_wrote_goes_with_the_texts_of_the_request(storage, cloud):
+    record = await queue_row(storage, cloud, TEXT, decision=queued(egress=EgressPolicy.APPROVE))
+    await storage.outbox.edit(record.id, (Message("user", "NEEDLE"),))
+    await storage.outbox.cancel(record.id, now_ms=now_ms())
+    await storage.maintain(now_ms() + 90 * DAY)
+    found = await storage.db.read(
+        lambda c: c.execute("SELECT count(*) FROM escalations WHERE edited IS NOT NULL").fetchone()
+    )
+    assert found[0] == 0

@@ -110,7 +110,7 @@ async def test_an_answer_that_does_not_validate_is_not_used(reply, asked, said):
             settings, ConnectivitySettings(connect_timeout_s=2.0), RedactionSettings(), now_ms=lambda: 0
         )
         held, waiting = record(**asked), row()
-        outcome = await target.send(waiting, held, target.body(held, waiting))
+        outcome = await target.send(waiting, held, target.outgoing(held, waiting))
         await target.close()
     if said is None:
         assert isinstance(outcome, Delivered), outcome

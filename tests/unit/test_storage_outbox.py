@@ -297,6 +297,9 @@ class TestEgressLog:
             ("UPDATE egress_log SET bytes = 1 WHERE id = 2", 2),
             ("UPDATE egress_log SET target = 'nobody' WHERE id = 1", 1),
             ("UPDATE egress_log SET mac = zeroblob(32) WHERE id = 4", 4),
+            ("UPDATE egress_log SET policy = 'approve' WHERE id = 2", 2),
+            ("UPDATE egress_log SET redactions = '{\"EMAIL\": 9}' WHERE id = 3", 3),
+            ("UPDATE egress_log SET policy = NULL, redactions = NULL WHERE id = 3", 3),  # as if it were an older line
             ("DELETE FROM egress_log WHERE id = 3", 3),
             ("DELETE FROM egress_log WHERE id = 4", 4),
             ("DELETE FROM egress_log", 1),
