@@ -23,11 +23,13 @@ from agent.settings import (
     AdapterSettings,
     BudgetSettings,
     ExperimentSettings,
+    KeySettings,
     PrefixSettings,
     PriceSettings,
     Settings,
     TargetSettings,
 )
+from agent.strictness import stricter
 from agent.types import Message, NamedPrefix
 
 ENV_PREFIX = "OUTRIDER_"
@@ -35,6 +37,7 @@ ENV_PREFIX = "OUTRIDER_"
 ENV_RESERVED = frozenset({"OUTRIDER_CONFIG", "OUTRIDER_API_KEY", "OUTRIDER_ADMIN_KEY"})
 # Lists of tables, written [[name]].
 LISTS: Mapping[str, type[msgspec.Struct]] = {
+    "keys": KeySettings,
     "targets": TargetSettings,
     "prices": PriceSettings,
     "budgets": BudgetSettings,
@@ -114,7 +117,14 @@ def load(
     tree["data_dir"] = str(Path(tree["data_dir"]).expanduser().absolute())
     settings = _convert(tree, "flags")
     _check(settings)
-    return LoadedSettings(settings, origins, path)
+    return LoadedSettings(_under_ceiling(settings), origins, path)
+
+
+def _under_ceiling(settings: Settings) -> Settings:
+    """Return the settings with no target looser than ``egress.policy``."""
+    ceiling = settings.egress.policy
+    targets = [msgspec.structs.replace(one, egress=stricter(one.egress, ceiling)) for one in settings.targets]
+    return msgspec.structs.replace(settings, targets=tuple(targets))
 
 
 def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from agent.telemetry import LOG, configure_logging
 from agent.types import EgressPolicy, ModelFile
 
 MAINTAIN_EVERY_S = 30.0
-RELOADED = ("targets", "redaction", "prices", "budgets")  # the other sections need a restart
+RELOADED = ("targets", "egress", "redaction", "prices", "budgets")  # the other sections need a restart
 
 
 def now_ms() -> int:
@@ -74,7 +74,7 @@ class _Live:
     def policy(self) -> Policy:
         current = self.settings
         targets = tuple(TargetRule(t.name, t.egress, t.handoff, t.fingerprint) for t in current.targets)
-        return Policy(threshold=current.confidence.threshold, targets=targets)
+        return Policy(threshold=current.confidence.threshold, targets=targets, ceiling=current.egress.policy)
 
 
 async def serve(
@@ -100,7 +100,7 @@ async def serve(
         stack.push_async_callback(storage.close)
         listener = _listen(config)
         stack.callback(listener.close)
-        tokens = load_tokens(config.data_path)
+        tokens = load_tokens(config.data_path, config.keys)
         store = open_store(config.data_path)
         aliases = Aliases(store.blobs.root, config.engine.model)
         catalog = AdapterCatalog(config.adapters, resolve or store.resolve, store.served, store.served_one)

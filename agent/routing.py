@@ -9,6 +9,7 @@ import msgspec
 
 from agent.errors import InvalidRequest
 from agent.records import Accepted
+from agent.strictness import stricter
 from agent.types import (
     Action,
     Confidence,
@@ -22,9 +23,6 @@ from agent.types import (
     Reason,
     RouteMode,
 )
-
-# From the loosest to the strictest; of two policies the stricter one holds.
-_STRICTNESS = (EgressPolicy.ALLOW, EgressPolicy.REDACT, EgressPolicy.APPROVE, EgressPolicy.NEVER)
 
 # A failure that a bigger model can make good. The others are the caller's to repeat or to
 # correct: load and slowness must not turn into spending and leaking.
@@ -49,6 +47,7 @@ class Policy(msgspec.Struct, frozen=True):
 
     threshold: float  # infinite: nothing is served, as a calibration may say
     targets: tuple[TargetRule, ...] = ()
+    ceiling: EgressPolicy = EgressPolicy.ALLOW  # of the whole daemon: nothing leaves under a looser policy
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,21 +69,20 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         return Accepted(egress=self.egress, target=self.target, target_fingerprint=self.target_fingerprint)
 
 
-def stricter(one: EgressPolicy, other: EgressPolicy) -> EgressPolicy:
-    """Return the stricter of two policies (never > approve > redact > allow)."""
-    return max(one, other, key=_STRICTNESS.index)
-
-
 def before(request: InferenceRequest, policy: Policy) -> Route:
     """Decide who is asked. Raises InvalidRequest for a contradiction."""
     target = next((t for t in policy.targets if t.egress is not EgressPolicy.NEVER), None)
     # Without any target a row may still wait, for a person or for later; not where all are "never".
     nobody = EgressPolicy.NEVER if policy.targets else EgressPolicy.APPROVE
     configured = target.egress if target else nobody
-    egress = stricter(configured, request.egress or EgressPolicy.ALLOW)
+    egress = stricter(configured, request.egress, policy.ceiling)
     mode = request.route_mode
     if mode is RouteMode.CLOUD_ONLY and egress is EgressPolicy.NEVER:
-        whose = "of the request" if request.egress is EgressPolicy.NEVER else "of every configured target"
+        whose = "of every configured target"
+        if request.egress is EgressPolicy.NEVER:
+            whose = "of the request"
+        elif policy.ceiling is EgressPolicy.NEVER:
+            whose = "of the whole daemon, egress.policy"
         raise InvalidRequest(
             f'route_mode "cloud_only" and egress "never" ({whose}) contradict each other: change one',
             param="route_mode",
@@ -133,9 +131,7 @@ def resumed(request: InferenceRequest, accepted: Accepted, policy: Policy) -> Ro
     Raises InvalidRequest as ``before`` does.
     """
     now = before(request, policy)
-    egress = stricter(accepted.egress, _egress_of(accepted, policy))
-    if request.egress is not None:
-        egress = stricter(egress, request.egress)
+    egress = stricter(accepted.egress, _egress_of(accepted, policy), request.egress, policy.ceiling)
     return msgspec.structs.replace(
         now,
         straight=now.straight and egress is not EgressPolicy.NEVER,

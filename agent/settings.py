@@ -168,6 +168,29 @@ class ConnectivitySettings(_Section, frozen=True, kw_only=True, forbid_unknown_f
     ] = 300.0
 
 
+class EgressSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may leave this device at all, whatever requests, tasks, keys and targets say. See docs/egress.md."""
+
+    policy: Annotated[
+        EgressPolicy,
+        Meta(
+            description="No policy of a target or request is looser than this. never: nothing leaves, and no target is probed (air gap)."
+        ),
+    ] = EgressPolicy.ALLOW
+
+
+class KeySettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A caller with a token of its own, one [[keys]] table each. See docs/egress.md."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the caller.")]
+    token_file: Annotated[
+        str, Meta(description="File with its token, mode 0600. Empty: keys/NAME in data_dir, drawn at the first start.")
+    ] = ""
+    egress: Annotated[EgressPolicy, Meta(description="No request of this caller leaves under a looser policy.")] = (
+        EgressPolicy.ALLOW
+    )
+
+
 class RedactionSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is replaced in a text before it leaves, beside the kinds that are always found. See docs/egress.md."""
 
@@ -350,9 +373,11 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     queue: QueueSettings = QueueSettings()
     retention: RetentionSettings = RetentionSettings()
     connectivity: ConnectivitySettings = ConnectivitySettings()
+    egress: EgressSettings = EgressSettings()
     redaction: RedactionSettings = RedactionSettings()
     pull: PullSettings = PullSettings()
     storage: StorageSettings = StorageSettings()
+    keys: tuple[KeySettings, ...] = ()
     targets: tuple[TargetSettings, ...] = ()
     prices: tuple[PriceSettings, ...] = ()
     budgets: tuple[BudgetSettings, ...] = ()

@@ -93,6 +93,11 @@ def target_table() -> str:
     return _table(msgspec.structs.fields(settings.TargetSettings), "")
 
 
+def key_table() -> str:
+    """Return the table of the keys of a caller."""
+    return _table(msgspec.structs.fields(settings.KeySettings), "")
+
+
 def price_table() -> str:
     """Return the table of the keys of a price."""
     return _table(msgspec.structs.fields(settings.PriceSettings), "")

@@ -14,8 +14,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from agent.api.answer import Given, answer_of, headers_of
+from agent.api.auth import CallerKey
 from agent.api.call import Call, Parser, Shape
-from agent.api.deps import ApiDeps, deps_of
+from agent.api.deps import ApiDeps, deps_of, key_of
 from agent.api.experiment_request import in_experiment
 from agent.api.model_choice import CLASSIFYING, WRITING, need_model
 from agent.api.sse import EventStream, EventWriter, while_connected
@@ -25,6 +26,7 @@ from agent.errors import AnswerCut, OutriderError, StillRunning
 from agent.pipeline import Verdict
 from agent.records import RequestRecord
 from agent.storage.retention import LATE
+from agent.strictness import stricter
 from agent.telemetry import METRICS
 from agent.types import InferenceRequest, OnLowConfidence, RequestKind
 
@@ -52,11 +54,14 @@ async def answer_whole(request: Request, parse: Parser, whole: Whole, complete: 
 
 async def _call(request: Request, parse: Parser) -> Call:
     deps = deps_of(request)
-    return make_call(deps, await read_json(request, deps.settings.server.max_body_bytes), request.headers, parse)
+    body = await read_json(request, deps.settings.server.max_body_bytes)
+    return make_call(deps, body, request.headers, parse, key=key_of(request))
 
 
-def make_call(deps: ApiDeps, body: Mapping[str, Any], headers: Headers, parse: Parser) -> Call:
-    """Return the call of a body, completed by the task and the alias that it names. Raises as the parser does."""
+def make_call(
+    deps: ApiDeps, body: Mapping[str, Any], headers: Headers, parse: Parser, *, key: CallerKey | None
+) -> Call:
+    """Return the call of a body, completed by the task, the alias and the caller's key. Raises as the parser does."""
     settings = deps.settings
     routing, names_model = settings.routing, bool(body.get("model"))
     task = task_name(body)
@@ -67,6 +72,7 @@ def make_call(deps: ApiDeps, body: Mapping[str, Any], headers: Headers, parse: P
     requests = call.requests
     if spec is not None:
         requests = tuple(as_task(one, spec, names_model=names_model) for one in requests)
+    requests = tuple(as_caller(key, one) for one in requests)
     requests = tuple(in_experiment(deps, one, body, headers) for one in requests)
     if deps.tasks.book.needs_no_model(requests[0]):
         model = deps.aliases.target(requests[0].model)
@@ -74,6 +80,13 @@ def make_call(deps: ApiDeps, body: Mapping[str, Any], headers: Headers, parse: P
         tasks = CLASSIFYING if requests[0].kind is RequestKind.CLASSIFY else WRITING
         model = need_model(deps, requests[0].model, tasks)
     return msgspec.structs.replace(call, requests=tuple(msgspec.structs.replace(one, model=model) for one in requests))
+
+
+def as_caller(key: CallerKey | None, asked: InferenceRequest) -> InferenceRequest:
+    """Return what is asked for as the caller's key has it: it never leaves under a looser policy."""
+    if key is None:
+        return asked
+    return msgspec.structs.replace(asked, key=key.name, egress=stricter(key.egress, asked.egress))
 
 
 async def _whole(request: Request, call: Call, whole: Whole) -> Response:

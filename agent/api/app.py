@@ -29,8 +29,8 @@ from agent.api import (
     response_routes,
     task_routes,
 )
-from agent.api.auth import check_caller, role_of
-from agent.api.deps import ROLE, ApiDeps
+from agent.api.auth import caller_of, check_caller
+from agent.api.deps import KEY, ROLE, ApiDeps
 from agent.api.server import MOST_HEADER_BYTES, ApiServer, check_tls, uvicorn_config
 from agent.api.sse import ClientGone
 from agent.api.wire import error_response
@@ -116,7 +116,8 @@ class Guard:
         headers = Headers(scope=scope)
         check_caller(headers, self._deps.settings.server)
         if scope["path"] != OPEN_PATH:
-            scope[ROLE] = role_of(headers, self._deps.tokens)
+            caller = caller_of(headers, self._deps.tokens)
+            scope[ROLE], scope[KEY] = caller.role, caller.key
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ import hmac
 import os
 import secrets
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -15,19 +15,34 @@ from starlette.datastructures import Headers
 
 from agent.configuration import LOOPBACK_HOSTS
 from agent.errors import Forbidden, KeyProblem, Unauthorized
-from agent.settings import ServerSettings
+from agent.settings import KeySettings, ServerSettings
+from agent.storage.keys import make_private_folder
+from agent.types import EgressPolicy
 
 TOKEN_FILE = "token"  # noqa: S105 - a file name
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file name
+KEYS_FOLDER = "keys"
 SHORTEST_TOKEN = 32  # characters
 _REMEDY = "remove it, the next start makes a new one"
 
 
+class CallerKey(msgspec.Struct, frozen=True):
+    """A caller with a token of its own: may do what the user token may, and send away no more than its policy says."""
+
+    name: str
+    token: str
+    egress: EgressPolicy
+
+    def __repr__(self) -> str:
+        return f"CallerKey({self.name!r}, ...)"
+
+
 class Tokens(msgspec.Struct, frozen=True):
-    """The two bearer tokens. The admin token may do what the user token may."""
+    """The bearer tokens. The admin token may do what the user token may."""
 
     user_token: str
     admin_token: str
+    keys: tuple[CallerKey, ...] = ()
 
     def __repr__(self) -> str:
         return "Tokens(...)"
@@ -40,12 +55,23 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
-def load_tokens(data_dir: Path) -> Tokens:
-    """Return the tokens of a data directory, drawn at the first call (256 bits, mode 0600).
+def load_tokens(data_dir: Path, keys: Sequence[KeySettings] = ()) -> Tokens:
+    """Return the tokens of a data directory and of ``keys``, drawn at the first call (256 bits, mode 0600).
 
     Raises KeyProblem for a file that others can read, a link, or no token.
     """
-    return Tokens(_load(data_dir / TOKEN_FILE), _load(data_dir / ADMIN_TOKEN_FILE))
+    if any(not key.token_file for key in keys):
+        make_private_folder(data_dir / KEYS_FOLDER)
+    found = [CallerKey(key.name, _load(_token_path(data_dir, key)), key.egress) for key in keys]
+    tokens = Tokens(_load(data_dir / TOKEN_FILE), _load(data_dir / ADMIN_TOKEN_FILE), tuple(found))
+    texts = [tokens.user_token, tokens.admin_token, *(key.token for key in found)]
+    if len(set(texts)) < len(texts):
+        raise KeyProblem("two callers have the same token; their files must differ, or their policies would mix")
+    return tokens
+
+
+def _token_path(data_dir: Path, key: KeySettings) -> Path:
+    return Path(key.token_file).expanduser() if key.token_file else data_dir / KEYS_FOLDER / key.name
 
 
 def _load(path: Path) -> str:
@@ -122,18 +148,33 @@ def _origin_allowed(origin: str, allowed: Collection[str]) -> bool:
     return origin != "null" and origin in allowed
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """Who calls: its role, and the key that it came with, if it is one of its own."""
+
+    role: Role
+    key: CallerKey | None = None
+
+
 def role_of(headers: Headers, tokens: Tokens) -> Role:
     """Return what the bearer token stands for. Raises Unauthorized."""
+    return caller_of(headers, tokens).role
+
+
+def caller_of(headers: Headers, tokens: Tokens) -> Caller:
+    """Return whose bearer token it is. Raises Unauthorized."""
     values = headers.getlist("authorization")
     scheme, _, given = values[0].partition(" ") if len(values) == 1 else ("", "", "")
     if scheme.lower() != "bearer":
         raise Unauthorized("a bearer token is needed; `outrider env` prints it")
     raw = given.strip().encode("latin-1", "replace")
-    # Both comparisons always run, each in a time that does not depend on the token.
+    # All comparisons always run, each in a time that does not depend on the token.
     is_user = hmac.compare_digest(raw, tokens.user_token.encode())
     is_admin = hmac.compare_digest(raw, tokens.admin_token.encode())
+    owned = [key for key in tokens.keys if hmac.compare_digest(raw, key.token.encode())]
     if is_admin:
-        return Role.ADMIN
+        return Caller(Role.ADMIN)
     if is_user:
-        return Role.USER
+        return Caller(Role.USER)
+    if owned:
+        return Caller(Role.USER, owned[0])
     raise Unauthorized("this bearer token is not known; `outrider env` prints the right one")

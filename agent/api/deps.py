@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 from starlette.requests import Request
 
-from agent.api.auth import Role, Tokens
+from agent.api.auth import CallerKey, Role, Tokens
 from agent.background import Background
 from agent.engine.supervisor import EnginePool
 from agent.errors import Forbidden
@@ -22,6 +22,7 @@ from agent.task_memory import TaskMemory
 
 HEARTBEAT_S = 10.0
 ROLE = "outrider.role"  # in the ASGI scope
+KEY = "outrider.key"  # likewise: the caller's own key, or None
 
 
 class ModelCard(Protocol):
@@ -79,6 +80,12 @@ def deps_of(request: Request) -> ApiDeps:
     """Return the collaborators of the app that serves this request."""
     deps: ApiDeps = request.app.state.deps
     return deps
+
+
+def key_of(request: Request) -> CallerKey | None:
+    """Return the caller's own key, None where it came with one of the device's two tokens."""
+    key: CallerKey | None = request.scope.get(KEY)
+    return key
 
 
 def need_admin(request: Request) -> None:

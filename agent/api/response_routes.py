@@ -20,8 +20,9 @@ from starlette.types import ASGIApp
 
 from agent.api.answer import headers_of
 from agent.api.answering import answer_stream, make_call, run_one
+from agent.api.auth import CallerKey
 from agent.api.call import Call
-from agent.api.deps import ApiDeps, deps_of
+from agent.api.deps import ApiDeps, deps_of, key_of
 from agent.api.fields import Fields
 from agent.api.response_answer import response_object, stand_of
 from agent.api.response_items import messages_of
@@ -41,7 +42,8 @@ _UNDER_WAY = {RequestState.RUNNING, RequestState.QUEUED}
 async def create(request: Request) -> Response | ASGIApp:
     """``POST /v1/responses``."""
     deps = deps_of(request)
-    call = await call_of(deps, await read_json(request, deps.settings.server.max_body_bytes), request.headers)
+    body = await read_json(request, deps.settings.server.max_body_bytes)
+    call = await call_of(deps, body, request.headers, key=key_of(request))
     if call.request.background:
         record = await deps.background.submit(call.request)
         if call.stream:
@@ -61,10 +63,10 @@ async def create(request: Request) -> Response | ASGIApp:
     return json_response(body, headers=headers)
 
 
-async def call_of(deps: ApiDeps, body: Mapping[str, Any], headers: Headers) -> Call:
+async def call_of(deps: ApiDeps, body: Mapping[str, Any], headers: Headers, *, key: CallerKey | None) -> Call:
     """Return the call of a body, with the turns before it. Raises as the parser does, and for a response that is not there."""
     before = await _turns_before(deps, body.get("previous_response_id"))
-    return make_call(deps, body, headers, partial(parse_response, before=before))
+    return make_call(deps, body, headers, partial(parse_response, before=before), key=key)
 
 
 async def show(request: Request) -> Response | ASGIApp:

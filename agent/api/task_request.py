@@ -13,8 +13,8 @@ import msgspec
 
 from agent.errors import InvalidRequest
 from agent.models.aliases import DEFAULT
-from agent.routing import stricter
 from agent.settings import RoutingSettings
+from agent.strictness import stricter
 from agent.structure import FormatKind, OutputFormat
 from agent.tasks import TaskKind, TaskSpec
 from agent.types import InferenceRequest, Message, RequestKind
@@ -51,7 +51,7 @@ def as_task(request: InferenceRequest, spec: TaskSpec, *, names_model: bool) -> 
     """Return the request as the task has it. Raises InvalidRequest where the two contradict each other."""
     egress = request.egress
     if spec.egress is not None:
-        egress = spec.egress if egress is None else stricter(egress, spec.egress)
+        egress = stricter(spec.egress, egress)
     request = msgspec.structs.replace(
         request,
         task=spec.name,

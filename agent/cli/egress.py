@@ -158,6 +158,53 @@ def export(invocation: Invocation, file: Path | None, form: str) -> None:
     notice(f"the log is in {file}")
 
 
+@egress.command()
+@json_option
+@pass_invocation
+def off(invocation: Invocation, as_json: bool) -> None:
+    """Let nothing leave from now on, whatever requests and targets say (air gap).
+
+    Sets egress.policy = "never" in outrider.toml and tells a running daemon: no target is sent to or
+    probed any more. Rows that no person has released wait for one then.
+
+    Example:  outrider egress off
+    """
+    _set_policy(invocation, "never", as_json=as_json)
+
+
+@egress.command()
+@click.option(
+    "--policy",
+    type=click.Choice(["approve", "redact", "allow"]),
+    default="allow",
+    show_default=True,
+    help="The loosest policy that targets and requests may have.",
+)
+@json_option
+@pass_invocation
+def on(invocation: Invocation, policy: str, as_json: bool) -> None:
+    """Let leave again what targets and requests allow, at most under --policy.
+
+    Rows that `egress off` put before a person stay there: `outrider queue release` shows and frees them.
+
+    Example:  outrider egress on
+    """
+    _set_policy(invocation, policy, as_json=as_json)
+
+
+def _set_policy(invocation: Invocation, policy: str, *, as_json: bool) -> None:
+    from agent.cli.config_file import set_config_value
+    from agent.cli.target import reload_daemon
+
+    path = invocation.loaded.path
+    set_config_value(path, "egress", "policy", policy)
+    told = reload_daemon(invocation)
+    if as_json:
+        emit_json({"policy": policy, "path": str(path), "applied": told})
+        return
+    click.echo(f"egress.policy is {policy} in {path}" + ("; the daemon has taken it over" if told else ""))
+
+
 def _lines(access: Access) -> Iterator[dict[str, Any]]:
     after_id = 0
     while page := access.egress_page(after_id):

@@ -271,7 +271,7 @@ def _apply(invocation: Invocation, change: Any) -> bool:
     before = path.read_text(encoding="utf-8") if path.exists() else None
     _edit(path, change)
     try:
-        return _reload(invocation)
+        return reload_daemon(invocation)
     except DaemonUnreachable as error:
         notice(f"outrider: {path} is changed, but the daemon was not told: {error}")
         return False
@@ -283,7 +283,7 @@ def _apply(invocation: Invocation, change: Any) -> bool:
         raise
 
 
-def _reload(invocation: Invocation) -> bool:
+def reload_daemon(invocation: Invocation) -> bool:
     """Tell a running daemon; False when none runs."""
     from agent.cli.client import DaemonClient, find_daemon
 

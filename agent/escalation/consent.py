@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from agent.records import Escalation, HoldReason, RequestRecord
 from agent.settings import TargetSettings
+from agent.strictness import stricter
 from agent.types import EgressPolicy, RouteMode
 
-STRICTNESS = (EgressPolicy.ALLOW, EgressPolicy.REDACT, EgressPolicy.APPROVE, EgressPolicy.NEVER)
 SENT_AT_ONCE = frozenset({EgressPolicy.ALLOW, EgressPolicy.REDACT})
 """Policies under which nobody has to release a row first."""
 
@@ -49,7 +49,7 @@ def _policies(record: RequestRecord, row: Escalation, target: TargetSettings) ->
 
 def strictest(record: RequestRecord, row: Escalation, target: TargetSettings) -> EgressPolicy:
     """Return the policy that holds for one send: the strictest of what the request, the row and the target say."""
-    return max(_policies(record, row, target), key=STRICTNESS.index)
+    return stricter(*_policies(record, row, target))
 
 
 def needs_person(row: Escalation, target: TargetSettings) -> HoldReason | None:

@@ -28,7 +28,7 @@ import httpx2
 import msgspec
 
 from agent.api.app import ApiDeps, ApiServer, create_app, uvicorn_config
-from agent.api.auth import Tokens
+from agent.api.auth import CallerKey, Tokens
 from agent.api.task_routes import ENCODER
 from agent.background import Background
 from agent.confidence.estimators import estimator
@@ -51,7 +51,7 @@ from agent.task_memory import TaskMemory
 from agent.types import Delta, EgressPolicy, Failure, FailureKind, Generation, Token, TopToken
 
 MODEL = "small"
-USER, ADMIN = "user-token-" + "u" * 32, "admin-token-" + "a" * 32
+USER, ADMIN, DESK = (f"{name}-token-" + "x" * 32 for name in ("user", "admin", "desk"))
 TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # plain HTTP: spares each client the reading of certificates
 FAILURES = {
     "crash": FailureKind.CRASH,
@@ -366,7 +366,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
             redaction=lambda: settings.redaction,
             aliases=Aliases(settings.data_path / "models", MODEL),
             tasks=api.tasks,
-            tokens=Tokens(USER, ADMIN),
+            tokens=Tokens(USER, ADMIN, (CallerKey("desk", DESK, EgressPolicy.NEVER),)),
             now_ms=now_ms,
             version="0",
             reload_targets=reload,

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from fakes.api_server import USER, chat, events_of, served, streaming, target_at
+from fakes.api_server import DESK, USER, chat, events_of, served, streaming, target_at
 from fakes.cloud import cloud_in_thread
 
 from agent.settings import ServerSettings
@@ -97,6 +97,15 @@ def test_uncertain_with_text_and_without_a_row(api, fields, reason):
     assert verdict(body) == ("uncertain", reason, "answered", "local")
     assert body["choices"][0]["message"]["content"] == "echo: unsure"
     assert api.get("/v1/queue").json()["counts"] == rows
+
+
+def test_nothing_of_a_caller_leaves_whose_key_says_never_whatever_it_asks_for(api):
+    rows = api.get("/v1/queue").json()["counts"]
+    answer = api.chat("unsure", token=DESK, outrider={"egress": "allow"})
+    assert verdict(answer.json()) == ("uncertain", "egress_never", "answered", "local")
+    assert api.get("/v1/queue").json()["counts"] == rows
+    with api.client(DESK) as desk:
+        assert desk.post("/v1/queue/drain").status_code == 403
 
 
 def test_wait_until_the_deadline_gets_the_draft_and_where_to_ask(api):

@@ -49,6 +49,20 @@ def decide(req, targets, kind, score):
     return route, routing.after(req, route, generation, confidence(score), policy)
 
 
+@pytest.mark.parametrize("ceiling", [EgressPolicy.NEVER, EgressPolicy.APPROVE])
+def test_nothing_is_queued_under_a_looser_policy_than_that_of_the_whole_device(ceiling):
+    for mode, targets, egress in itertools.product(RouteMode, TARGETS, EGRESS):
+        policy = routing.Policy(threshold=0.5, targets=targets, ceiling=ceiling)
+        try:
+            route = routing.before(request(route_mode=mode, egress=egress), policy)
+        except InvalidRequest:
+            assert ceiling is EgressPolicy.NEVER or EgressPolicy.NEVER in {egress, *(one.egress for one in targets)}
+            continue
+        decision = routing.after(request(route_mode=mode, egress=egress), route, Generation(), confidence(0.1), policy)
+        assert decision.egress in {ceiling, EgressPolicy.NEVER}
+        assert decision.action is not Action.QUEUED or ceiling is not EgressPolicy.NEVER
+
+
 @pytest.mark.parametrize("mode", RouteMode)
 @pytest.mark.parametrize("wish", OnLowConfidence)
 def test_every_combination_gets_one_decision_within_policy(mode, wish):

@@ -6,9 +6,9 @@ import stat
 import pytest
 from starlette.datastructures import Headers
 
-from agent.api.auth import Role, Tokens, check_caller, load_tokens, role_of
+from agent.api.auth import Role, Tokens, caller_of, check_caller, load_tokens, role_of
 from agent.errors import Forbidden, KeyProblem, Unauthorized
-from agent.settings import ServerSettings
+from agent.settings import KeySettings, ServerSettings
 
 TOKENS = Tokens("u" * 40, "a" * 40)
 SERVER = ServerSettings(allowed_hosts=("device.lan",), allowed_origins=("https://app.test",))
@@ -154,3 +154,24 @@ def test_links_and_other_things_are_refused(tmp_path):
     os.mkfifo(tmp_path / "token", 0o600)
     with pytest.raises(KeyProblem):
         load_tokens(tmp_path)
+
+
+def test_a_caller_has_a_token_of_its_own_and_the_policy_that_goes_with_it(tmp_path):
+    keys = (KeySettings(name="desk", egress="never"), KeySettings(name="lab", egress="redact"))
+    found = load_tokens(tmp_path, keys)
+    assert found == load_tokens(tmp_path, keys)  # drawn once
+    desk = (tmp_path / "keys" / "desk").read_text().strip()
+    caller = caller_of(headers(authorization=f"Bearer {desk}"), found)
+    assert (caller.role, caller.key.name, caller.key.egress) == (Role.USER, "desk", "never")
+    assert caller_of(headers(authorization=f"Bearer {found.user_token}"), found).key is None
+    assert desk not in repr(found)
+    assert desk not in repr(caller)
+
+
+def test_two_callers_do_not_share_a_token(tmp_path):
+    path = tmp_path / "shared"
+    path.write_text("x" * 40)
+    path.chmod(0o600)
+    keys = [KeySettings(name=name, token_file=str(path)) for name in ("one", "two")]
+    with pytest.raises(KeyProblem, match="same token"):
+        load_tokens(tmp_path, keys)

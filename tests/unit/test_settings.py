@@ -12,6 +12,16 @@ def load(tmp_path, text="", environ=None, **flags):
     return configuration.load(path, environ={"HOME": str(tmp_path), **(environ or {})}, flags=flags)
 
 
+def test_no_target_is_looser_than_the_policy_of_the_whole_device(tmp_path):
+    path = tmp_path / "outrider.toml"
+    target = '[[targets]]\nname = "{}"\nbase_url = "https://x/v1"\nmodel = "m"\negress = "{}"\n'
+    targets = "".join(target.format(egress, egress) for egress in ("allow", "approve", "never"))
+    for policy, expected in (("never", ["never"] * 3), ("redact", ["redact", "approve", "never"])):
+        path.write_text(f'[egress]\npolicy = "{policy}"\n' + targets)
+        found = configuration.load(path, environ={"HOME": str(tmp_path)}).settings.targets
+        assert [one.egress for one in found] == expected
+
+
 def test_flag_beats_environment_beats_file(tmp_path):
     text = "[server]\nport = 1\n[engine]\nparallel = 2\nthreads = 1\n"
     env = {"OUTRIDER_SERVER_PORT": "2", "OUTRIDER_ENGINE_PARALLEL": "3"}
