@@ -15,7 +15,7 @@ from agent.cli.output import emit_json, moment, notice, table
 @json_option
 @pass_invocation
 def budget(invocation: Invocation, as_json: bool) -> None:
-    """See how far each ceiling of [[budgets]] is used up.
+    """See how far what targets may cost is used up.
 
     What sends under way may cost at most is counted until they have ended. Days and months are
     those of UTC; rows that do not fit wait for the next one.

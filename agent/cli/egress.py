@@ -134,11 +134,13 @@ def verify(invocation: Invocation, against: Path | None, as_json: bool) -> int:
 @egress.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
+@json_option
 @pass_invocation
-def export(invocation: Invocation, file: Path | None, form: str) -> None:
+def export(invocation: Invocation, file: Path | None, form: str, as_json: bool) -> None:
     """Write the whole log, oldest first, to FILE (a new one, mode 0600) or to stdout.
 
     JSON lines carry each line's MAC: kept elsewhere, they are what `egress verify --against` needs.
+    With --json: one JSON list, or where it was written.
 
     Example:  outrider egress export log.jsonl
     """
@@ -147,6 +149,9 @@ def export(invocation: Invocation, file: Path | None, form: str) -> None:
     with open_access(invocation.settings) as access:
         text = _written(_lines(access), form)
         if file is None:
+            if as_json:
+                emit_json([*_lines(access)])
+                return
             for piece in text:
                 sys.stdout.write(piece)
             return
@@ -155,6 +160,8 @@ def export(invocation: Invocation, file: Path | None, form: str) -> None:
                 out.writelines(text)
         except OSError as error:
             raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+    if as_json:
+        emit_json({"path": str(file)})
     notice(f"the log is in {file}")
 
 

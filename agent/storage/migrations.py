@@ -197,7 +197,7 @@ def m008_budgets(db: sqlite_utils.Database, key: bytes) -> None:
 
 
 @_migration
-def m008_egress_log(db: sqlite_utils.Database, key: bytes) -> None:
+def m009_egress_log(db: sqlite_utils.Database, key: bytes) -> None:
     """Each line of the log says which policy let it leave, and what was replaced; a person may edit what leaves."""
     for statement in egress_schema.LOG_STATEMENTS:
         db.execute(statement)
