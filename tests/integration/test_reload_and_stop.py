@@ -9,7 +9,7 @@ from fakes.daemon_process import DaemonProcess
 
 from agent import daemon as daemon_module
 from agent.errors import ConfigError
-from agent.settings import RedactionSettings
+from agent.settings import RedactionSettings, Settings
 
 NOBODY = "http://127.0.0.1:1/v1"
 
@@ -49,8 +49,9 @@ def test_a_reload_never_takes_another_file(tmp_path, isolated):
     other.write_text(TARGET.format(url=NOBODY, egress="allow"))
     mine = tmp_path / "mine.toml"
     with pytest.raises(ConfigError, match=r"mine\.toml does not exist"):
-        daemon_module._read_egress(mine, needed=True)
-    assert daemon_module._read_egress(mine, needed=False) == ((), RedactionSettings())
+        daemon_module._read_egress(mine, Settings(), needed=True)
+    before = Settings(redaction=RedactionSettings(terms=("Bluebird",)))
+    assert daemon_module._read_egress(mine, before, needed=False) == Settings()
 
 
 def test_a_target_that_the_daemon_refuses_is_taken_out_of_the_file_again(tmp_path):
