@@ -1,7 +1,7 @@
 # Each target does its own set-up: a virtual environment in .venv and, once per machine, a build of llama.cpp.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo chain bundle deb rpm package-test test lint docs docs-check format clean
+.PHONY: help demo chain bundle deb rpm release package-test test lint docs docs-check format clean
 
 # An empty environment has no PATH.
 PATH ?= /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -17,6 +17,7 @@ help:
 	@echo "make chain       from a checkpoint on a hub to an answer, on real weights; 5 GB, half an hour the first time"
 	@echo "make bundle      the program as a folder that needs no Python; builds llama.cpp for all processors, once"
 	@echo "make deb         that folder as .deb (make rpm: as .rpm), both with and without the demo model"
+	@echo "make release     archives, checksums and, with KEY=FILE, signatures of what is in dist"
 	@echo "make package-test  the .deb on a bare machine: installed, used, upgraded, purged"
 	@echo "make test        lint and all tests"
 	@echo "make lint        ruff, mypy, import contracts, generated documents"
@@ -36,6 +37,9 @@ bundle: $(READY)
 deb rpm: $(READY)
 	$(RUN) scripts/linux_package.py --format $@ --bundle dist/plain/outrider
 	$(RUN) scripts/linux_package.py --format $@ --bundle dist/demo/outrider
+
+release: $(READY)
+	$(RUN) scripts/release.py $(if $(KEY),--key $(KEY))
 
 package-test: $(READY)
 	$(RUN) -m pytest -m package -s tests/package

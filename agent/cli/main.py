@@ -53,6 +53,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "key": ("agent.cli.key:key", "See, replace and recover the database key."),
     "backup": ("agent.cli.backup:backup", "Write a consistent copy of the database."),
     "service": ("agent.cli.service:service", "Have the machine start the daemon, and see how it is."),
+    "update": (
+        "agent.cli.update:update",
+        "Replace this program by the release in FILE, with its signature FILE.minisig beside it.",
+    ),
     "config": ("agent.cli.config:config", "See the configuration and where each value comes from."),
     "doctor": ("agent.cli.doctor:doctor", "Examine this machine and name each problem with its remedy."),
     "tune": ("agent.cli.tune:tune", "Measure threads and cache types on this device and say what suits it."),

@@ -1,0 +1,118 @@
+"""A release file: the program's folder in one archive, signed; and whether it is what it says.
+
+``outrider-VERSION-linux-MACHINE.tar.xz`` holds the folder ``outrider``; beside it lies its signature in
+the format of minisign. What it holds is checked against its own bill of materials before any of it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.errors import ConfigError, DiskFull, ModelRejected, StorageError
+from agent.models.minisign import PublicKey, verify
+
+FOLDER = "outrider"
+PROGRAM = "outrider"
+BILL = "sbom.cdx.json"
+SIGNATURE_SUFFIX = ".minisig"
+_UNLISTED = {BILL, "LICENSES.txt"}
+_LARGEST = 4 << 30  # bytes of an archive, and of what is in it
+
+
+class Release(msgspec.Struct, frozen=True):
+    """An archive whose signature holds."""
+
+    archive: Path
+    comment: str  # signed as well: name and version, for people
+
+
+def checked(archive: Path, keys: tuple[PublicKey, ...]) -> Release:
+    """Return the release if one of the keys signed it.
+
+    Raises ConfigError when a file is missing or no key is trusted, ModelRejected when the signature does not hold.
+    """
+    signature = archive.with_name(archive.name + SIGNATURE_SUFFIX)
+    for path in (archive, signature):
+        if not path.is_file():
+            raise ConfigError(f"{path} is not there: a release is an archive and its signature, side by side")
+    if archive.stat().st_size > _LARGEST:
+        raise ModelRejected(f"{archive} is larger than any release")
+    if not keys:
+        raise ConfigError("no key for releases is trusted yet: give the one they are published with, by --key RW...")
+    data, text = archive.read_bytes(), signature.read_text(encoding="utf-8", errors="replace")
+    problem: ModelRejected | None = None
+    for key in keys:
+        try:
+            return Release(archive, verify(key, data, text))
+        except ModelRejected as error:
+            problem = error
+    raise ModelRejected(f"{archive.name} is not installed: {problem}")
+
+
+def unpacked(release: Release, place: Path) -> Path:
+    """Lay the release out in ``place``, which must not exist; return the program's folder, checked file by file.
+
+    Raises DiskFull, StorageError, or ModelRejected when it does not hold what its bill of materials says.
+    """
+    try:
+        with tarfile.open(release.archive) as archive:
+            _need_room(archive, place.parent)
+            place.mkdir(mode=0o755)
+            archive.extractall(place, members=_members(archive), filter="data")
+    except tarfile.TarError as error:
+        raise ModelRejected(f"{release.archive.name} cannot be unpacked: {error}") from error
+    except OSError as error:
+        raise StorageError(f"{place} cannot be written: {error.strerror}; check its permissions") from error
+    folder = place / FOLDER
+    against_its_bill(folder)
+    return folder
+
+
+def against_its_bill(folder: Path) -> None:
+    """Check every file of a folder against the bill of materials in it. Raises ModelRejected naming the first at fault."""
+    try:
+        bill = json.loads((folder / BILL).read_text(encoding="utf-8"))
+        promised = dict(_promised(bill))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ModelRejected(f"the bill of materials of this release cannot be read: {error}") from error
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
+    if strange := sorted(there - set(promised) - _UNLISTED):
+        raise ModelRejected(f"{strange[0]} is in the release, and not in its bill of materials")
+    for name, digest in promised.items():
+        if name not in there:
+            raise ModelRejected(f"{name} is missing in the release")
+        with (folder / name).open("rb") as reader:
+            if hashlib.file_digest(reader, "sha256").hexdigest() != digest:
+                raise ModelRejected(f"{name} in the release is not what its bill of materials says")
+
+
+def _promised(bill: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for component in (bill["metadata"]["component"], *bill["components"]):
+        for file in component.get("components", ()):
+            yield file["name"], file["hashes"][0]["content"]
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for member in archive:
+        if member.name.split("/", 1)[0] != FOLDER:
+            raise ModelRejected(f"{member.name} in the release is outside of its folder")
+        yield member
+
+
+def _need_room(archive: tarfile.TarFile, parent: Path) -> None:
+    needed = sum(member.size for member in archive.getmembers())
+    free = shutil.disk_usage(parent).free
+    if needed > _LARGEST:
+        raise ModelRejected("the release holds more than any release")
+    if needed + (64 << 20) > free:
+        raise DiskFull(
+            f"the update needs {needed >> 20} MiB at {parent}, {free >> 20} MiB are free; nothing was changed"
+        )

@@ -1,0 +1,209 @@
+"""outrider update: at every moment one whole program is in place, and the queue is as it was."""
+
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from fakes import releases
+from fakes.daemon_process import DaemonProcess
+
+from agent.cli import updating
+from agent.cli.client import find_daemon
+from agent.errors import ConfigError, ModelRejected
+from agent.models.minisign import SecretKey
+from agent.service import release
+from agent.storage import connection, keys
+
+OLD, NEW = "1.0.0", "9.0.0"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data directory whose queue holds one row."""
+    daemon = DaemonProcess(tmp_path_factory.mktemp("device")).start()
+    assert daemon.chat("unsure of this").json()["outrider"]["decision"] == "queued"
+    assert daemon.stop() == 0
+    return daemon.data
+
+
+@pytest.fixture
+def installed(tmp_path, data):
+    folder = releases.folder(tmp_path / "opt", releases.program(OLD))
+    return updating.Installed(folder, data, None)
+
+
+def version(installed):
+    return subprocess.run(
+        [str(installed.folder / "outrider"), "--version"], capture_output=True, text=True, check=True
+    ).stdout.split()[-1]
+
+
+def queued(data):
+    db = connection.connect(data / connection.DATABASE_NAME, keys.load(data).material)
+    try:
+        return db.execute("SELECT count(*) FROM escalations").fetchone()[0]
+    finally:
+        db.close()
+
+
+def signed(tmp_path, script, **changes):
+    made = releases.folder(tmp_path / "made", script)
+    for name, text in changes.items():
+        (made / name).write_text(text)
+    path = releases.archive(tmp_path, made)
+    return release.checked(path, (releases.KEY.public,))
+
+
+def test_the_new_program_takes_the_place_and_the_old_one_is_kept_beside_it(tmp_path, installed):
+    told = []
+    assert updating.update(signed(tmp_path, releases.program(NEW)), installed, told.append, None) == NEW
+    assert version(installed) == NEW
+    assert (
+        version(updating.Installed(installed.folder.with_name("outrider.previous"), installed.data_path, None)) == OLD
+    )
+    assert sorted(path.name for path in installed.folder.parent.iterdir()) == ["outrider", "outrider.previous"]
+    assert queued(installed.data_path) == 1
+    assert (installed.data_path / f"before-{NEW}.db").exists()
+    assert told == ["unpacking", f"trying {NEW} on a copy of the database"]
+
+
+def test_a_program_that_does_not_start_changes_nothing(tmp_path, installed):
+    broken = signed(tmp_path, releases.program(NEW, unless='case "$*" in *serve*) true ;; *) false ;; esac'))
+    with pytest.raises(ModelRejected, match="does not get ready: broken on purpose; nothing was changed"):
+        updating.update(broken, installed, print, None)
+    assert version(installed) == OLD
+    assert queued(installed.data_path) == 1
+    assert not list(installed.data_path.glob(".trial-*"))
+
+
+def test_a_program_that_does_not_take_the_configuration_changes_nothing(tmp_path, installed):
+    broken = signed(tmp_path, releases.program(NEW, unless='case "$*" in *show*) true ;; *) false ;; esac'))
+    with pytest.raises(ConfigError, match="does not take the present configuration: broken on purpose"):
+        updating.update(broken, installed, print, None)
+    assert version(installed) == OLD
+
+
+def test_a_program_that_fails_in_its_place_goes_back_with_the_database(tmp_path, installed, monkeypatch):
+    monkeypatch.setattr(updating, "READY_WITHIN_S", 20.0)
+    started = []
+
+    def restart():
+        command = [str(installed.folder / "outrider"), "--data-dir", str(installed.data_path), "--set", "server.port=0"]
+        if version(installed) == NEW:
+            raise ConfigError("the manager says that it failed")
+        started.append(subprocess.Popen([*command, "serve"], stderr=subprocess.DEVNULL))
+
+    told = []
+    with pytest.raises(ModelRejected, match="the old program and its database are back"):
+        updating.update(signed(tmp_path, releases.program(NEW)), installed, told.append, restart)
+    assert told[-1] == f"{NEW} does not get ready: going back"
+    assert version(installed) == OLD
+    updating._until_ready(installed.data_path, started[0])
+    started[0].terminate()
+    assert started[0].wait(30) == 0
+    assert find_daemon(installed.data_path) is None
+    assert queued(installed.data_path) == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fakes import releases
+from agent.cli import updating
+from agent.service import release
+archive, folder, data, step = sys.argv[1:]
+steps = 0
+def count(*_):
+    global steps
+    steps += 1
+    if steps == int(step):
+        os.kill(os.getpid(), signal.SIGKILL)
+def after(function):
+    def called(*arguments):
+        count()
+        result = function(*arguments)
+        count()
+        return result
+    return called
+updating._tried = lambda *_: None  # it changes nothing, and takes long
+for name in ("_tried", "_database_kept", "exchange"):
+    setattr(updating, name, after(getattr(updating, name)))
+found = release.checked(Path(archive), (releases.KEY.public,))
+updating.update(found, updating.Installed(Path(folder), Path(data), None), count, None)
+"""
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_killed_at_any_step_one_whole_program_is_in_place(tmp_path, installed, step, monkeypatch):
+    path = releases.archive(tmp_path, releases.folder(tmp_path / "made", releases.program(NEW)))
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), str(installed.folder), str(installed.data_path), str(step)],
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"},
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert version(installed) == (NEW if step == 8 else OLD)
+    release.against_its_bill(installed.folder)
+    assert queued(installed.data_path) == 1
+    # And the next update goes through.
+    monkeypatch.setattr(updating, "_tried", lambda *_: None)
+    found = release.checked(path, (releases.KEY.public,))
+    assert updating.update(found, installed, lambda _: None, None) == NEW
+    assert queued(installed.data_path) == 1
+
+
+def altered(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_is_not_signed_by_a_trusted_key_is_not_unpacked(tmp_path):
+    path = releases.archive(tmp_path, releases.folder(tmp_path / "made", releases.program(NEW)))
+    stranger = SecretKey(b"stranger", b"s" * 32)
+    with pytest.raises(ConfigError, match="no key for releases is trusted yet"):
+        release.checked(path, ())
+    with pytest.raises(ModelRejected, match="by another key"):
+        release.checked(path, (stranger.public,))
+    assert release.checked(path, (stranger.public, releases.KEY.public)).comment == path.name
+    altered(path)
+    with pytest.raises(ModelRejected, match="does not hold"):
+        release.checked(path, (releases.KEY.public,))
+    with pytest.raises(ConfigError, match="side by side"):
+        release.checked(tmp_path / "nothing.tar.xz", (releases.KEY.public,))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda made: (made / "_internal" / "data").write_text("other"), "_internal/data in the release is not what"),
+        (lambda made: (made / "_internal" / "more").write_text("x"), "_internal/more is in the release, and not in"),
+        (lambda made: (made / "_internal" / "data").unlink(), "_internal/data is missing"),
+        (
+            lambda made: (made / "sbom.cdx.json").write_text("{}"),
+            "the bill of materials of this release cannot be read",
+        ),
+    ],
+)
+def test_a_signed_release_must_hold_what_its_bill_says(tmp_path, spoil, words):
+    made = releases.folder(tmp_path / "made", releases.program(NEW))
+    spoil(made)
+    found = release.checked(releases.archive(tmp_path, made), (releases.KEY.public,))
+    with pytest.raises(ModelRejected, match=words):
+        release.unpacked(found, tmp_path / "place")
+
+
+def test_nothing_is_written_outside_of_the_folder(tmp_path):
+    path = tmp_path / "evil.tar.xz"
+    with tarfile.open(path, "w:xz", preset=0) as writer:
+        writer.add(__file__, "elsewhere/file")
+    releases.sign(path)
+    with pytest.raises(ModelRejected, match="outside of its folder"):
+        release.unpacked(release.checked(path, (releases.KEY.public,)), tmp_path / "place")
+    assert not (tmp_path / "place" / "elsewhere").exists()
