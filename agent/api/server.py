@@ -8,12 +8,14 @@ import math
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from agent.api.wire import JSON, error_object
 from agent.errors import ConfigError, InvalidRequest
@@ -69,6 +71,19 @@ def check_tls(server: ServerSettings) -> None:
         ) from error
 
 
+class _DatedState(ServerState):
+    """Tells the date when an answer begins, instead of once a second."""
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of every answer."""
+        return [(b"date", formatdate(usegmt=True).encode())]
+
+    @default_headers.setter
+    def default_headers(self, _: list[tuple[bytes, bytes]]) -> None:  # uvicorn fills it in at its start
+        pass
+
+
 class ApiServer(uvicorn.Server):
     """Leaves signals to its owner, and ends only when no request runs any more.
 
@@ -78,8 +93,26 @@ class ApiServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, end_holds: Callable[[], None]) -> None:
         """``end_holds`` ends what only waits: it would use up the grace period of those that work."""
+        self._leaving = asyncio.Event()
         super().__init__(config)
+        self.server_state = _DatedState()
         self._end_holds = end_holds
+
+    @property
+    def should_exit(self) -> bool:
+        """Whether the server was told to stop."""
+        return self._leaving.is_set()
+
+    @should_exit.setter
+    def should_exit(self, leave: bool) -> None:
+        if leave:
+            self._leaving.set()
+        else:
+            self._leaving.clear()
+
+    async def main_loop(self) -> None:
+        """Sleep until told to stop: uvicorn's own looks ten times a second, also when nobody asks anything."""
+        await self._leaving.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
