@@ -94,25 +94,27 @@ class ApiServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, end_holds: Callable[[], None]) -> None:
         """``end_holds`` ends what only waits: it would use up the grace period of those that work."""
         self._leaving = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(config)
         self.server_state = _DatedState()
         self._end_holds = end_holds
 
     @property
     def should_exit(self) -> bool:
-        """Whether the server was told to stop."""
-        return self._leaving.is_set()
+        """Whether the server was told to stop. Set from any thread."""
+        return self._told_to_stop
 
     @should_exit.setter
-    def should_exit(self, leave: bool) -> None:
-        if leave:
-            self._leaving.set()
-        else:
-            self._leaving.clear()
+    def should_exit(self, stop: bool) -> None:
+        self._told_to_stop = stop
+        if stop and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._leaving.set)
 
     async def main_loop(self) -> None:
         """Sleep until told to stop: uvicorn's own looks ten times a second, also when nobody asks anything."""
-        await self._leaving.wait()
+        self._loop = asyncio.get_running_loop()
+        if not self._told_to_stop:
+            await self._leaving.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
