@@ -53,6 +53,7 @@ def _model_object(deps: ApiDeps, card: ModelCard) -> dict[str, Any]:
             "runtime": (worker.runtime or None) if worker else None,
             "parameters": (traits.parameters or None) if traits else None,
             "quantization": (traits.quantization or None) if traits else None,
+            "held_as": (traits.held_as or None) if traits else None,  # in memory, where that is not the file's form
             "context_tokens": context_tokens,
             "limits": {
                 "output_tokens": context_tokens - 1,  # after a prompt of one token

@@ -115,6 +115,7 @@ def engine_speed(file: ModelFile, settings: EngineSettings, kv_type: KvType) -> 
         threads=ADAPTIVE,
         confine=settings.confine,
         kv_type=kv_type,
+        weights=settings.weights,
     )
     command = executable.command("engine-speed")
     environ = worker_environment(os.environ)

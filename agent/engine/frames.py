@@ -31,6 +31,7 @@ from agent.types import (
     Sampling,
     Thinking,
     Token,
+    WeightLayout,
 )
 
 PROTOCOL = 4
@@ -57,6 +58,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="loa
     drafting: DraftingMode = DraftingMode.AUTO
     devices: DeviceWish = DeviceWish.AUTO
     verdicts: tuple[DeviceVerdict, ...] = ()  # of this model on devices, from earlier lives
+    weights: WeightLayout = WeightLayout.FAST
     memory_bytes: int = 0  # most that the worker may take, with all it has; 0: what is free
 
 

@@ -26,6 +26,7 @@ from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.llama_cpp_states import SequenceStates
 from agent.engine.memory_room import memory_room
 from agent.engine.prompt_tokens import PromptTokens
+from agent.engine.relaid_weights import STORED_AS
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, Row, RuntimeBroken
 from agent.engine.threads import StepKind, StepThreads
 from agent.engine.worker_status import ModelTraits, ThreadChoice
@@ -68,7 +69,9 @@ class LlamaCppRuntime(SequenceStates):
         if self._adapter:
             self._adapter.put_on(self._context)
         self._memory = native.llama_get_memory(self._context)
-        self.state_format = f"{self.name}, keys and values {load.kv_type}, flash attention {parameters.flash_attn_type}"
+        weights = self._metadata(STORED_AS) and self._form()
+        kept = f"keys and values {load.kv_type}, flash attention {parameters.flash_attn_type}"
+        self.state_format = f"{self.name}, {kept}{weights and f', weights {weights}'}"
         self._vocabulary = native.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
         self.cells: int = native.llama_n_ctx(self._context)
@@ -131,14 +134,19 @@ class LlamaCppRuntime(SequenceStates):
         return max(1, math.ceil(values * BYTES_PER_VALUE[kv_type]))
 
     def _traits(self, *, fills_gaps: bool) -> ModelTraits:
-        buffer = ctypes.create_string_buffer(256)
-        native.llama_model_desc(self._model, buffer, len(buffer))  # "llama 135M Q4_1", "qwen2 0.5B Q4_K - Medium"
+        stored = self._metadata(STORED_AS)
         return ModelTraits(
             parameters=native.llama_model_n_params(self._model),
-            quantization=buffer.value.decode("utf-8", "replace").split(" ", 2)[-1],
+            quantization=stored or self._form(),
+            held_as=self._form() if stored else "",
             fills_gaps=fills_gaps,
             thinks=self.thinking is not None,
         )
+
+    def _form(self) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        native.llama_model_desc(self._model, buffer, len(buffer))  # "llama 135M Q4_1", "qwen2 0.5B Q4_K - Medium"
+        return buffer.value.decode("utf-8", "replace").split(" ", 2)[-1]
 
     def _metadata(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)

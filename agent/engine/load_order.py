@@ -22,6 +22,7 @@ def load_order(file: ModelFile, settings: EngineSettings, verdicts: Sequence[Dev
         kv_type=settings.kv_type,
         thinking_budget_tokens=settings.thinking_budget_tokens,
         drafting=settings.drafting,
+        weights=settings.weights,
         devices=settings.devices,
         verdicts=tuple(verdicts),
         memory_bytes=settings.memory_mib << 20,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from agent.engine import confinement, frames
+from agent.engine import confinement, frames, relaid_weights
 from agent.engine.kv_cache import CELL_STEP
 from agent.engine.llama_cpp_runtime import LlamaCppRuntime
 from agent.engine.prefill_pace import TILE_TOKENS
@@ -36,9 +36,10 @@ def main(arguments: Sequence[str]) -> int:
 
         load = msgspec.json.decode(sys.stdin.buffer.readline(), type=frames.Load)
         try:
+            room = relaid_weights.make_room(load)
             if load.confine:
                 confinement.confine()
-            runtime = LlamaCppRuntime(load)
+            runtime = LlamaCppRuntime(relaid_weights.relaid(load, room))
         except OSError as error:
             tell(Refused(f"the process cannot lock itself in: {error}; see engine.confine"))
             return EXIT_BROKEN

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     if load.model.format is ModelFormat.ONNX_ENCODER:
         return _encode(load, inbox, output)
     # Importing is our own code and a pinned package; what is not trusted is the model.
-    from agent.engine import confinement
+    from agent.engine import confinement, relaid_weights
     from agent.engine.drafting import Drafting
     from agent.engine.label_scores import LabelScorer
     from agent.engine.memory_room import require_room
@@ -65,9 +65,10 @@ def main(arguments: Sequence[str]) -> int:
     started = time.monotonic()
     try:
         load_model = runtime_of(load.model.format)  # before the doors close: importing is no part of the model
+        room = relaid_weights.make_room(load)
         in_force = confinement.confine() if load.confine else ()
         require_room(load)
-        runtime = load_model(load)
+        runtime = load_model(relaid_weights.relaid(load, room))
     except OSError as error:
         _send(output, frames.LoadFailed(f"the worker cannot lock itself in: {error}; see engine.confine"))
         return EXIT_BROKEN

@@ -37,10 +37,11 @@ class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
     """What a loaded model is and can do, by its file."""
 
     parameters: int
-    quantization: str  # "Q4_1"
+    quantization: str  # of the file: "Q4_1"
     fills_gaps: bool  # has tokens for a text with a gap
     thinks: bool  # before it answers, between marks that are known
     encoder: EncoderTraits | None = None  # of a model that does not write
+    held_as: str = ""  # the form of the weights in memory, where it is not the file's
     absent: tuple[str, ...] = ()  # what this runtime does not have of what others do, or of the settings
 
 

@@ -9,7 +9,7 @@ from agent.engine import frames
 from agent.types import FailureKind, Token, TopToken
 
 # SHA-256 by protocol; while a number was in no release yet, its digest may be exchanged.
-SHAPES = {4: "06acc0dc048a136f56601ea307b5c7eefbfae9b4f7d133a0a74167261e838963"}
+SHAPES = {4: "4f071babe31fc34a2039ec23cc2f0c8f62274e5038132f72e23e3df094d52cb6"}
 
 
 def shape() -> str:
