@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import psutil
 
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
+from agent.cgroup_limits import cgroup_limits
+
 _CPU_INFO = Path("/proc/cpuinfo")
-_CGROUP_SELF = Path("/proc/self/cgroup")
 _THERMAL = Path("/sys/class/thermal")
 
 LOW_BATTERY_PERCENT = 30.0
@@ -139,7 +139,7 @@ def _thermal_zones(thermal: Path) -> Iterator[tuple[float, float]]:
 def profile() -> DeviceProfile:
     """Look at the machine. Takes about a millisecond; never raises for what cannot be read."""
     logical = psutil.cpu_count(logical=True) or 1
-    quota, limit, left = _cgroup_limits(_CGROUP_ROOT, _CGROUP_SELF)
+    quota, limit, left = cgroup_limits()
     address_space = _address_space()
     if address_space and (left is None or address_space[1] < left):
         limit, left = address_space
@@ -208,39 +208,6 @@ def _address_space() -> tuple[int, int] | None:
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else (limit, max(0, limit - psutil.Process().memory_info().vms))
-
-
-def _cgroup_limits(root: Path, own: Path) -> tuple[float | None, int | None, int | None]:
-    """Return (cores, bytes, bytes not in use) that cgroup v2 grants: the least of this group and those above it."""
-    try:
-        line = next(line for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return None, None, None
-    folder = root / line.removeprefix("0::").lstrip("/")
-    quotas: list[float] = []
-    limits: list[int] = []
-    left: list[int] = []
-    while folder.is_relative_to(root):
-        cpu = _first_line(folder / "cpu.max").split()
-        if len(cpu) == 2 and all(word.isdigit() for word in cpu) and int(cpu[1]):
-            quotas.append(int(cpu[0]) / int(cpu[1]))
-        memory = _first_line(folder / "memory.max")
-        if memory.isdigit():
-            limits.append(int(memory))
-            left.append(max(0, int(memory) - _memory_in_use(folder)))
-        folder = folder.parent
-    return min(quotas, default=None), min(limits, default=None), min(left, default=None)
-
-
-def _memory_in_use(folder: Path) -> int:
-    """Bytes that a group holds, without the cached files that the kernel gives up when asked."""
-    current = int(_number(folder / "memory.current") or 0)
-    try:
-        lines = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return current
-    cached = sum(int(words[1]) for line in lines if (words := line.split())[0] in {"inactive_file", "active_file"})
-    return max(0, current - cached)
 
 
 def _first_line(path: Path) -> str:

@@ -66,6 +66,10 @@ class EngineSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
         DraftingMode,
         Meta(description="Guess tokens from the prompt and verify several at once: auto (where it pays), or off."),
     ] = DraftingMode.AUTO
+    draft_model: Annotated[
+        str,
+        Meta(description="Smaller GGUF model of the same tokenizer that guesses for engine.model; empty: none does."),
+    ] = ""
     weights: Annotated[
         WeightLayout,
         Meta(

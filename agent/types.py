@@ -395,5 +395,6 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None  # overrides the template in the file
     system_prompt: str | None = None  # used when a request has none; None: what the template does by itself
     adapter: AdapterFile | None = None
+    draft: ModelFile | None = None  # a smaller model of the same tokens that guesses what this one will say
     thinking: ThinkingMarks | None = None  # None: those that its template writes, if it does
     encoder: EncoderSpec | None = None  # None: as its files say

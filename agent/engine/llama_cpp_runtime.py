@@ -231,11 +231,14 @@ class LlamaCppRuntime(SequenceStates):
     def _tokenize(self, text: str, *, special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
         room = len(data) + 8
-        buffer = (native.llama_token * room)()
-        count = native.llama_tokenize(self._vocabulary, data, len(data), buffer, room, False, special)
-        if count < 0:
-            raise PromptRejected("the messages cannot be tokenized")
-        return list(buffer[:count])
+        while True:
+            buffer = (native.llama_token * room)()
+            count = native.llama_tokenize(self._vocabulary, data, len(data), buffer, room, False, special)
+            if count >= 0:
+                return list(buffer[:count])
+            if -count <= room:
+                raise PromptRejected("the messages cannot be tokenized")
+            room = -count  # what it takes; some vocabularies make several tokens of a byte
 
     def decode(self, chunks: Sequence[Chunk]) -> list[Row]:
         """Append the chunks and return the rows asked for."""

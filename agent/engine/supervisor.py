@@ -8,6 +8,8 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+import msgspec
+
 from agent import executable
 from agent.engine import frames
 from agent.engine.cache_scope import cache_scope, encoder_scope
@@ -227,6 +229,13 @@ class EnginePool:
         """Return what an operator sees of each named prefix."""
         return [status for keeper in self._keepers.values() for status in keeper.statuses()]
 
+    def _resolved(self, name: str) -> ModelFile:
+        """Return the file of a model, with the one that drafts for it. Raises as ``resolve`` does."""
+        file = self._resolve(name)
+        if name != self._settings.model or not self._settings.draft_model:
+            return file
+        return msgspec.structs.replace(file, draft=self._resolve(self._settings.draft_model))
+
     async def _supervisor(self, name: str) -> ModelSupervisor:
         known = self._models.get(name)
         if known is not None and (known.state is not WorkerState.STOPPED or self._stopped):
@@ -235,7 +244,7 @@ class EnginePool:
             known = self._models.get(name)
             if known is None or (known.state is WorkerState.STOPPED and not self._stopped):
                 try:
-                    file = await asyncio.to_thread(self._resolve, name)
+                    file = await asyncio.to_thread(self._resolved, name)
                 except OutriderError as error:
                     self._refused[name] = str(error)
                     raise
@@ -247,7 +256,7 @@ class EnginePool:
                     self._command,
                     self._patience,
                     crash_times,
-                    lambda: self._resolve(name),
+                    lambda: self._resolved(name),
                     self._keepers.get(name) or PrefixKeeper((), None),
                     self._verdicts,
                 )

@@ -19,7 +19,7 @@ import msgspec
 
 from agent.engine import frames
 from agent.engine.joined_pieces import JoinedPieces
-from agent.types import DraftingMode, Failure, FailureKind, ModelFormat
+from agent.types import Failure, FailureKind, ModelFormat
 
 if TYPE_CHECKING:
     from agent.engine.label_scores import LabelScorer
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         return _encode(load, inbox, output)
     # Importing is our own code and a pinned package; what is not trusted is the model.
     from agent.engine import confinement, relaid_weights
-    from agent.engine.drafting import Drafting
+    from agent.engine.drafting import drafting_of
     from agent.engine.label_scores import LabelScorer
     from agent.engine.memory_room import require_room
     from agent.engine.named_prefixes import NamedPrefixes
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         in_force = confinement.confine() if load.confine else ()
         require_room(load)
         runtime = load_model(relaid_weights.relaid(load, room))
+        drafting = drafting_of(load, runtime)
     except OSError as error:
         _send(output, frames.LoadFailed(f"the worker cannot lock itself in: {error}; see engine.confine"))
         return EXIT_BROKEN
@@ -84,7 +85,6 @@ def main(arguments: Sequence[str]) -> int:
         load_ms=(time.monotonic() - started) * 1000,
     )
     _send(output, ready)
-    drafting = Drafting() if load.drafting is DraftingMode.AUTO else None
     waiting_line = load.waiting_line + OWN_REQUESTS
     scheduler = Scheduler(
         runtime, waiting_line=waiting_line, thinking_budget=load.thinking_budget_tokens, drafting=drafting

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.engine import frames
-from agent.engine.drafting import WORTHWHILE, Drafting, StepCosts, draft_lengths
+from agent.engine.drafting import Drafting, draft_lengths
 from agent.engine.prompt_lookup import Hits, PromptLookup
 from agent.engine.sampling import Sampler
 from agent.engine.scheduler import Scheduler
 from agent.engine.sequence import Sequence
+from agent.engine.step_costs import WORTHWHILE, StepCosts
 from agent.types import Message, Sampling
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from agent import device
+from agent.cgroup_limits import cgroup_limits
 from agent.cli import devices, machine_findings
 
 
@@ -51,7 +52,7 @@ def test_limits_of_the_control_group_and_those_above(tmp_path, outer, inner, exp
     group(tmp_path, "system.slice/outrider.service", **inner)
     own = tmp_path / "self"
     own.write_text("0::/system.slice/outrider.service\n")
-    assert device._cgroup_limits(tmp_path, own) == expected
+    assert cgroup_limits(tmp_path, own) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,29 @@ def told_of(subject):
 
 
 def test_no_control_groups(tmp_path):
-    assert device._cgroup_limits(tmp_path, tmp_path / "absent") == (None, None, None)
-    (tmp_path / "v1").write_text("4:memory:/user\n")
-    assert device._cgroup_limits(tmp_path, tmp_path / "v1") == (None, None, None)
+    assert cgroup_limits(tmp_path, tmp_path / "absent") == (None, None, None)
+    (tmp_path / "self").write_text("4:memory:/user\n3:cpu,cpuacct:/user\nno group\n")
+    assert cgroup_limits(tmp_path, tmp_path / "self") == (None, None, None)
+
+
+def group_v1(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("_", ".", 1)).write_text(text)
+
+
+@pytest.mark.parametrize("inside", ["user/app", ""], ids=["on a host", "in a container"])
+def test_limits_of_control_groups_of_version_1(tmp_path, inside):
+    own = tmp_path / "self"
+    own.write_text("9:freezer:/\n4:memory:/user/app\n3:cpu,cpuacct:/user/app\n")
+    stat = "cache 700\ntotal_inactive_file 100\ntotal_active_file 50\n"
+    memory = {"memory_limit_in_bytes": "4096\n", "memory_usage_in_bytes": "1000\n", "memory_stat": stat}
+    group_v1(tmp_path / "memory" / inside, **memory)
+    group_v1(tmp_path / "cpu,cpuacct" / inside, cpu_cfs_quota_us="150000\n", cpu_cfs_period_us="100000\n")
+    assert cgroup_limits(tmp_path, own) == (1.5, 4096, 4096 - 850)
+    group_v1(tmp_path / "memory" / inside, memory_limit_in_bytes="9223372036854771712\n")
+    group_v1(tmp_path / "cpu,cpuacct" / inside, cpu_cfs_quota_us="-1\n")
+    assert cgroup_limits(tmp_path, own) == (None, None, None)
 
 
 @pytest.mark.parametrize(
