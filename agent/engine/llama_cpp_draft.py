@@ -62,7 +62,7 @@ class LlamaCppDraft:
 
     def unread(self, texts: Sequence[tuple[int, Sequence[int]]]) -> int:
         """Return how many tokens have to be read before the next ones can be told."""
-        return sum(len(tokens) - agreeing(self._held[slot], tokens, 0) for slot, tokens in texts)
+        return sum(len(tokens) - int(agreeing(self._held[slot], list(tokens), 0)) for slot, tokens in texts)
 
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Read all but the last token of each text. Raises RuntimeBroken."""
@@ -103,7 +103,7 @@ class LlamaCppDraft:
 
     def _cut_back(self, slot: int, tokens: Sequence[int]) -> int:
         """Forget what the slot holds beyond the text, and at least its last token; return how many stay."""
-        kept = min(agreeing(self._held[slot], tokens, 0), len(tokens) - 1)
+        kept = min(agreeing(self._held[slot], list(tokens), 0), len(tokens) - 1)
         if kept < len(self._held[slot]):
             native.llama_memory_seq_rm(self._memory, slot, kept, -1)
             del self._held[slot][kept:]

@@ -18,6 +18,7 @@ import ctypes
 import mmap
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ from agent.engine import frames
 from agent.engine.memory_room import memory_room
 from agent.types import ModelFormat, WeightLayout
 
+_NATIVE = "llama_cpp.llama_cpp"
 STORED_AS = "outrider.stored_as"  # a key of the metadata in memory: the form of the file
 MOST_BYTES = 256 << 20  # beyond, memory decides how fast tokens are drawn, and a larger form is slower
 MEMORY_SHARE = 0.25  # of what is free, for the room at most
@@ -57,6 +59,8 @@ def make_room(load: frames.Load) -> int | None:
     To be called before the process locks itself in. Nothing is read of the model.
     """
     wanted = load.weights is WeightLayout.FAST and load.model.format is ModelFormat.GGUF
+    # The library loads before the lock or not at all, and a runtime without it has no use for its forms.
+    wanted = wanted and _NATIVE in sys.modules
     if not wanted or platform.machine() not in {"x86_64", "AMD64"} or not hasattr(os, "memfd_create"):
         return None
     room = os.memfd_create("weights", os.MFD_CLOEXEC)
@@ -174,9 +178,7 @@ def _mapped(path: Path) -> Iterator[int]:
 
 def _library() -> Any:
     """Return libggml-base with the types of what is used of it."""
-    import llama_cpp.llama_cpp as native
-
-    base = ctypes.CDLL(str(Path(native.__file__).parent / "lib" / "libggml-base.so.0"))
+    base = ctypes.CDLL(str(Path(str(sys.modules[_NATIVE].__file__)).parent / "lib" / "libggml-base.so.0"))
     pointer, text, int64, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_size_t
     floats = ctypes.POINTER(ctypes.c_float)
     types = {
