@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks import prompts, samples
-from benchmarks.contestants import LOOKUPS, NAMED, ONE_THREAD, OURS, PYTHON, SERVER, SLOTS, UNGUESSED
+from benchmarks.contestants import (
+    LOOKUPS,
+    NAMED,
+    ONE_THREAD,
+    OURS,
+    PYTHON,
+    REQUANTIZED,
+    SERVER,
+    SLOTS,
+    STORED,
+    UNGUESSED,
+)
 from benchmarks.intervals import Statistic, median, p95
 from benchmarks.samples import LLAMA_BENCH, Sample
 
@@ -199,6 +210,21 @@ def _single_cells() -> list[Cell]:
     ]
 
 
+def _form_cells() -> list[Cell]:
+    """Return how much of a lead is the form of the weights in memory: ours without, and theirs with it."""
+    cells = []
+    for name, ours, peer in (("stored", STORED, SERVER), ("requantized", OURS, REQUANTIZED)):
+        whose = "weights as stored" if ours is STORED else "llama-server given the same weights as Q8_0"
+        rate = replace(_rate(peer), ours=ours)
+        first = replace(_first(peer), ours=ours)
+        cells += [
+            Cell(f"{name}-1", f"1 client, {whose}, 64 tokens", samples.speed(1, 64), (ours, peer), (rate,)),
+            Cell(f"{name}-16", f"16 clients, {whose}, 32 tokens", samples.speed(16, 32), (ours, peer), (rate,)),
+            Cell(f"{name}-first", f"prompt of 64 tokens, {whose}", samples.first_token(64), (ours, peer), (first,)),
+        ]
+    return cells
+
+
 _LABEL_SETS = ((10, prompts.LABELS_10, 2.0), (77, prompts.LABELS_77, 5.0))
 
 
@@ -241,5 +267,6 @@ def _busy(cell: Cell) -> Cell:
 def all_cells() -> dict[str, Cell]:
     """Return every cell by name."""
     idle = [*_speed_cells(), *_single_cells()]
+    forms = _form_cells()
     busy = [_busy(cell) for cell in idle if cell.name not in ONLY_IDLE]
-    return {cell.name: cell for cell in (*idle, *busy)}
+    return {cell.name: cell for cell in (*idle, *forms, *busy)}

@@ -147,10 +147,10 @@ class Outrider(Contestant):
 class LlamaServer(Contestant):
     """Upstream's HTTP server."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        """``options`` come after the common ones of the command line."""
+    def __init__(self, folder: Path, *options: str, file: Path | None = None) -> None:
+        """``options`` come after the common ones of the command line; ``file`` instead of the common one."""
         address = Address("127.0.0.1", _free_port(), {})
-        command = [str(llama_peer.find() / llama_peer.SERVER), "--model", str(model_file())]
+        command = [str(llama_peer.find() / llama_peer.SERVER), "--model", str(file or model_file())]
         command += ["--host", address.host, "--port", str(address.port)]
         command += ["--parallel", str(PLACES), "--ctx-size", str(PLACES * PLACE_TOKENS), *options]
         super().__init__(folder, command, lambda: address if http_load.get(address, "/health") else None)
@@ -220,6 +220,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _given_q8_0(folder: Path) -> Contestant:
+    """Start llama-server with the same weights in the form in which ours holds them."""
+    import llama_cpp.llama_cpp as native
+
+    made = folder / "q8_0.gguf"
+    wish = native.llama_model_quantize_default_params()
+    wish.ftype, wish.allow_requantize = native.LLAMA_FTYPE_MOSTLY_Q8_0, True
+    if native.llama_model_quantize(str(model_file()).encode(), str(made).encode(), wish) != 0:
+        raise RuntimeError("llama.cpp cannot requantize the model")
+    return LlamaServer(folder, file=made)
+
+
 def _with_lookup(name: str, folder: Path) -> Contestant:
     return LlamaServer(folder, "--spec-type", name.rpartition(" ")[2])
 
@@ -227,13 +239,16 @@ def _with_lookup(name: str, folder: Path) -> Contestant:
 OURS, SERVER, ONE_THREAD, PYTHON = "outrider", "llama-server", "llama-server -t 1", "llama_cpp.server"
 NAMED, SLOTS = "outrider with a named prefix", "llama-server --slot-save-path"
 UNGUESSED = "outrider without drafting"
+STORED, REQUANTIZED = "outrider with weights as stored", "llama-server, given a Q8_0 file"
 LOOKUPS = tuple(f"llama-server --spec-type {kind}" for kind in ("ngram-simple", "ngram-mod"))
 _PREFIX = f'[[prefixes]]\nname = "shared"\nsystem = {json.dumps(SHARED_SYSTEM)}'
 KINDS: dict[str, Callable[[Path], Contestant]] = {
     OURS: Outrider,
     NAMED: lambda folder: Outrider(folder, _PREFIX),
     UNGUESSED: lambda folder: Outrider(folder, 'drafting = "off"'),
+    STORED: lambda folder: Outrider(folder, 'weights = "stored"'),
     SERVER: LlamaServer,
+    REQUANTIZED: _given_q8_0,
     ONE_THREAD: lambda folder: LlamaServer(folder, "--threads", "1"),
     SLOTS: lambda folder: LlamaServer(folder, "--slot-save-path", f"{folder}/"),
     **{name: functools.partial(_with_lookup, name) for name in LOOKUPS},

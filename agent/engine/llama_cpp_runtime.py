@@ -55,6 +55,8 @@ class LlamaCppRuntime(SequenceStates):
         self._model = native.llama_model_load_from_file(load.model.path.encode(), parameters)
         if not self._model:
             raise ModelUnloadable("llama.cpp refuses the file")
+        if self._metadata(STORED_AS):  # a calibration of other numbers must not count
+            self.name += f", weights as {self._form()}"
         self._adapter = LlamaCppAdapter(self._model, load.model.adapter) if load.model.adapter else None
         # The state of a recurrent model is one for all tokens: no beginning can be cut from it.
         shares = not (native.llama_model_is_recurrent(self._model) or native.llama_model_is_hybrid(self._model))
@@ -69,9 +71,7 @@ class LlamaCppRuntime(SequenceStates):
         if self._adapter:
             self._adapter.put_on(self._context)
         self._memory = native.llama_get_memory(self._context)
-        weights = self._metadata(STORED_AS) and self._form()
-        kept = f"keys and values {load.kv_type}, flash attention {parameters.flash_attn_type}"
-        self.state_format = f"{self.name}, {kept}{weights and f', weights {weights}'}"
+        self.state_format = f"{self.name}, keys and values {load.kv_type}, flash attention {parameters.flash_attn_type}"
         self._vocabulary = native.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
         self.cells: int = native.llama_n_ctx(self._context)
