@@ -255,6 +255,18 @@ async def put_head(request: Request) -> Response:
     return json_response(task_object(deps, spec.name))
 
 
+async def show_calibration(request: Request) -> Response:
+    """``GET /v1/tasks/{name}/calibration``: all of it, as it is put."""
+    query(request)
+    deps = deps_of(request)
+    name = request.path_params["name"]
+    deps.tasks.book.spec(name)
+    calibration = deps.tasks.book.calibration(name)
+    if calibration is None:
+        raise NotFound(f"task {name} is not calibrated: `outrider calibrate {name} examples.jsonl`")
+    return json_response(msgspec.to_builtins(calibration))
+
+
 async def put_calibration(request: Request) -> Response:
     """``PUT /v1/tasks/{name}/calibration``: a calibration, made with the task and the head as they are now."""
     need_admin(request)
@@ -306,5 +318,6 @@ ROUTES = [
     Route("/v1/tasks/{name}/signals", signals, methods=["POST"]),
     Route("/v1/tasks/{name}/head", show_head, methods=["GET"]),
     Route("/v1/tasks/{name}/head", put_head, methods=["PUT"]),
+    Route("/v1/tasks/{name}/calibration", show_calibration, methods=["GET"]),
     Route("/v1/tasks/{name}/calibration", put_calibration, methods=["PUT"]),
 ]

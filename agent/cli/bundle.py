@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.golden import require_golden
 from agent.cli.invocation import Invocation, json_option, model_store, pass_invocation
 from agent.cli.output import confirm, counted, emit_json, notice, size, table
 from agent.cli.pull import Bar
+from agent.errors import OutriderError
 
 if TYPE_CHECKING:
     from agent.models.bundle_file import BundledModel, Index
@@ -33,6 +36,13 @@ def bundle() -> None:
     help="Put the wheels (*.whl, *.tar.gz) of this folder into it too.",
 )
 @click.option("--config", "with_config", is_flag=True, help="Put the configuration into it too, without secrets.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="NAME",
+    help="Put this task into it too, with what it was taught and what it promises, without its examples. Repeatable.",
+)
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @json_option
 @pass_invocation
@@ -42,6 +52,7 @@ def export(
     file: Path,
     wheels: Path | None,
     with_config: bool,
+    tasks: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -52,6 +63,7 @@ def export(
 
     Example:  outrider bundle export default minilm-l6-v2-int8 /media/stick/models.outrider
     """
+    from agent.cli import bundled_tasks
     from agent.errors import WrongState
     from agent.models.aliases import Aliases
     from agent.models.bundle_trust import BundleTrust
@@ -62,7 +74,11 @@ def export(
     store = model_store(invocation)
     aliases = Aliases(store.blobs.root, invocation.settings.engine.model)
     key = BundleTrust(store.data_path).own()
-    parcel = Parcel(config=_config(invocation) if with_config else None, wheels=_wheels(wheels))
+    parcel = Parcel(
+        config=_config(invocation) if with_config else None,
+        wheels=_wheels(wheels),
+        tasks=bundled_tasks.bundled(invocation, tasks),
+    )
     with Bar(hidden=as_json) as bar:
         index = export_bundle(store, [aliases.target(name) for name in names], file, key, parcel, bar)
     if as_json:
@@ -83,7 +99,8 @@ def export(
     help="Write the wheels in it into this folder, for `outrider quantize --setup --find-links`.",
 )
 @click.option("--config-to", type=_FILE, help="Write the configuration in it to this new file.")
-@click.option("--force", is_flag=True, help="Replace other models of the same names.")
+@click.option("--tasks", is_flag=True, help="Take in the tasks in it too. Needs the running daemon.")
+@click.option("--force", is_flag=True, help="Replace other models and tasks of the same names.")
 @json_option
 @pass_invocation
 def import_file(
@@ -93,6 +110,7 @@ def import_file(
     accept_licence: bool,
     wheels: Path | None,
     config_to: Path | None,
+    tasks: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -103,17 +121,21 @@ def import_file(
 
     Example:  outrider bundle import /media/stick/models.outrider
     """
+    from agent.cli import bundled_tasks
     from agent.models.bundling import Landing
 
+    if tasks:
+        bundled_tasks.require_daemon(invocation)
     done = take_in(
         invocation,
         file,
-        Landing(config=config_to, wheels=wheels, replace=force),
+        Landing(config=config_to, wheels=wheels, tasks=tasks, replace=force),
         trusted=trusted,
         accept_licence=accept_licence,
         progress=not as_json,
     )
-    print_imported(done, as_json=as_json)
+    taken = bundled_tasks.take_in(invocation, done.tasks, replace=force) if done.tasks else []
+    print_imported(done, taken, as_json=as_json)
 
 
 @bundle.command()
@@ -181,20 +203,30 @@ def take_in(
         if not accept_licence:
             confirm(f"Do you accept the licence {licence} of {bundled.model.name}? Unattended: --accept-licence.")
 
+    store = model_store(invocation)
     with Bar(hidden=not progress) as bar:
-        return import_bundle(model_store(invocation), file, landing, _asked(invocation, trusted), accept, bar)
+        done = import_bundle(store, file, landing, _asked(invocation, trusted), accept, bar)
+    for model in done.models:
+        try:  # what was measured is another processor's: does this one compute the same?
+            require_golden(invocation, store, model.name)
+        except OutriderError as error:
+            notice(str(error))
+    return done
 
 
-def print_imported(done: Imported, *, as_json: bool) -> None:
+def print_imported(done: Imported, tasks: Sequence[str] = (), *, as_json: bool) -> None:
     """Tell what came in."""
     if as_json:
-        emit_json({"models": done.models, "wheels": done.wheels, "config": done.config, "left": done.left})
+        told = {"models": done.models, "wheels": done.wheels, "config": done.config, "tasks": tasks, "left": done.left}
+        emit_json(told)
         return
     table(["NAME", "SIZE", "LICENCE", "SHA-256"], [(m.name, size(m.bytes), m.licence, m.digest) for m in done.models])
     if done.wheels:
         notice(f"{counted(done.wheels, 'wheel')} written")
+    if tasks:
+        notice(f"tasks: {', '.join(tasks)}")
     if done.left:
-        notice(f"left in the bundle: {', '.join(done.left)}; see --wheels and --config-to")
+        notice(f"left in the bundle: {', '.join(done.left)}; see --wheels, --config-to and --tasks")
 
 
 def _asked(invocation: Invocation, given: str | None) -> Trust:

@@ -93,9 +93,12 @@ def _check_same(before: str, now: str) -> None:
 
 
 def _told(parts: Sequence[Sequence[str]], total: int, what: str) -> Any:
-    """Yield the parts; tell now and then how many inputs are done."""
+    """Yield the parts; tell now and then how many inputs are done. Waits while the battery is low or the device hot."""
+    from agent.strain import wait_while_strained
+
     done, told_at = 0, time.monotonic()
     for part in parts:
+        wait_while_strained(lambda reason: notice(f"paused: {reason}"))
         yield part
         done += len(part)
         if time.monotonic() - told_at > TELL_EVERY_S:

@@ -84,7 +84,7 @@ def against_golden(
     """
     text = plan.texts[0].text
     digest = hashlib.sha256(text.encode()).hexdigest()
-    windows = _done(plan.texts[0], steps).done[:GOLDEN_WINDOWS]
+    windows = windows_of(plan.texts[0], steps)[:GOLDEN_WINDOWS]
     if plan.reference is not None:
         expected = tuple(token for window in windows for token in window.expected)
         if not expected:  # another vocabulary
@@ -112,12 +112,16 @@ def _window_step(text: str, begin: int) -> str:
     return f"window {hashlib.sha256(text.encode()).hexdigest()[:16]} {begin}"
 
 
-def _done(text: Text, steps: Steps) -> Text:
-    """Return the text with what was read of it before."""
+def windows_of(text: Text, steps: Steps) -> tuple[Window, ...]:
+    """Return what was read of a text, from its beginning."""
     found: list[Window] = []
     while (window := steps.found(_window_step(text.text, len(found) * WINDOW_TOKENS), Window)) is not None:
         found.append(window)
-    return Text(text.name, text.text, tuple(found))
+    return tuple(found)
+
+
+def _done(text: Text, steps: Steps) -> Text:
+    return Text(text.name, text.text, windows_of(text, steps))
 
 
 def read_texts(plan: Plan, tell: Tell, steps: Steps | None = None) -> tuple[TextFigures, ...]:

@@ -61,6 +61,7 @@ class Parcel(msgspec.Struct, frozen=True, kw_only=True):
 
     config: str | None = None  # TOML, without secrets
     wheels: tuple[Path, ...] = ()
+    tasks: tuple[bytes, ...] = ()  # each with what it was taught and what it promises, as its owner encodes it
 
 
 class Landing(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +69,7 @@ class Landing(msgspec.Struct, frozen=True, kw_only=True):
 
     config: Path | None = None
     wheels: Path | None = None
+    tasks: bool = False
     replace: bool = False  # other models of the same names
 
 
@@ -77,6 +79,7 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[StoredModel, ...]
     wheels: int  # files written
     config: bool
+    tasks: tuple[bytes, ...]  # for their owner to keep
     left: tuple[str, ...]  # members that nobody asked for
 
 
@@ -103,21 +106,27 @@ def export_bundle(
         wheels = [_member(WHEELS, path, file=path.name) for path in parcel.wheels]
         members = [_member(BLOBS, path) for _, path in sorted(sources.items())] + wheels
         sources |= {wheel.name: path for wheel, path in zip(wheels, parcel.wheels, strict=True)}
-        config = (parcel.config or "").encode()
+        small = {CALIBRATIONS + hashlib.sha256(body).hexdigest(): body for body in sorted(parcel.tasks)}
         if parcel.config is not None:
-            members.insert(0, Member(name=CONFIG, bytes=len(config), sha256=hashlib.sha256(config).hexdigest()))
+            small = {CONFIG: parcel.config.encode()} | small
+        members = [*map(_small, small, small.values()), *members]
         index = Index(schema=SCHEMA, made_by=__version__, models=tuple(models), members=tuple(members))
         if shutil.disk_usage(target.absolute().parent).free < index.bytes + MARGIN:
             raise DiskFull(f"the bundle has {index.bytes >> 20} MiB, which {target.absolute().parent} has no room for")
         if fault := index_fault(index):
             raise InvalidRequest(f"no bundle can be made of this: {fault}")
         with _whole(target) as file:
-            _write(BundleWriter(file), index, key, config, sources, follow)
+            _write(BundleWriter(file), index, key, small, sources, follow)
     return index
 
 
 def _write(
-    writer: BundleWriter, index: Index, key: SecretKey, config: bytes, sources: dict[str, Path], follow: Follow
+    writer: BundleWriter,
+    index: Index,
+    key: SecretKey,
+    small: dict[str, bytes],
+    sources: dict[str, Path],
+    follow: Follow,
 ) -> None:
     raw = msgspec.json.format(msgspec.json.encode(index), indent=1)
     names = ", ".join(bundled.model.name for bundled in index.models)
@@ -126,13 +135,17 @@ def _write(
     writer.small(SIGNATURE, key.sign(raw, f"Outrider bundle: {names[:200]}").encode())
     tell = _teller(index.bytes, follow)
     for member in index.members:
-        if member.name == CONFIG:
-            writer.small(CONFIG, config)
+        if member.name in small:
+            writer.small(member.name, small[member.name])
             tell(member.bytes)
             continue
         with sources[member.name].open("rb") as source:
             writer.member(member, source, tell)
     writer.end()
+
+
+def _small(name: str, body: bytes) -> Member:
+    return Member(name=name, bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
 
 
 def _member(folder: str, path: Path, *, file: str = "") -> Member:
@@ -188,17 +201,18 @@ def import_bundle(
         _require_landing(index, landing)
         accepted = tuple(_accepted(store, lock, bundled, accept) for bundled in index.models)
         missing = [m.bytes for m in index.members if not (m.name.startswith(BLOBS) and store.blobs.unchanged(m.sha256))]
-        require_room(store, sum(missing), f"importing {path.name}")
         with _folder(store, index) as folder:
+            require_room(store, sum(missing), f"importing {path.name}", folder)
             _unpack(reader, index, folder, follow)
             models = _arrived(store, index, folder)
             wheels, config, left = _land(index, folder, landing)
+            tasks = tuple((folder / one.sha256).read_bytes() for one in _tasks(index) if landing.tasks)
             locked = {
                 model.name: _locked(bundled, model, at_ms)
                 for bundled, model, at_ms in zip(index.models, models, accepted, strict=True)
             }
             kept = _take_in(store, models, folder, lambda: lock.put_all(locked))
-    return Imported(models=kept, wheels=wheels, config=config, left=left)
+    return Imported(models=kept, wheels=wheels, config=config, tasks=tasks, left=left)
 
 
 def _require_name(store: ModelStore, lock: LockFile, model: StoredModel, *, replace: bool) -> None:
@@ -308,9 +322,13 @@ def _land(index: Index, folder: Path, landing: Landing) -> tuple[int, bool, tupl
         elif member.name.startswith(WHEELS) and landing.wheels is not None:
             _place(source, landing.wheels / member.file)
             wheels += 1
-        elif member.name == CONFIG or member.name.startswith((WHEELS, CALIBRATIONS)):
+        elif member.name == CONFIG or member.name.startswith(WHEELS) or (member in _tasks(index) and not landing.tasks):
             left.append(member.file or member.name)
     return wheels, config, tuple(left)
+
+
+def _tasks(index: Index) -> list[Member]:
+    return [member for member in index.members if member.name.startswith(CALIBRATIONS)]
 
 
 def _place(source: Path, target: Path) -> None:
