@@ -1,11 +1,13 @@
 """What calls that were stopped have left: folders of pulls and makings, each with a lock beside it.
 
 ``<place>/<key>`` holds the files that are there so far, ``<place>/<key>.lock`` is held by the
-call that works on them. The same call goes on there when it is given again.
+call that works on them. The same call goes on there when it is given again. ``<place>/<key>.room``
+says how large the folder will become, so that calls at the same time do not count on the same space.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import msgspec
 from agent.errors import WrongState
 from agent.models.holding import held
 
+_ROOM = ".room"
 KEPT_S = 7 * 86_400  # what is older is not expected to go on
 
 
@@ -39,7 +42,34 @@ def working_folder(place: Path, key: str, busy: str) -> Iterator[Path]:
     folder = place / key
     with held(_lock_of(folder), busy):
         folder.mkdir(mode=0o700, exist_ok=True)
-        yield folder
+        try:
+            yield folder
+        finally:
+            _room_of(folder).unlink(missing_ok=True)
+
+
+def promise_room(folder: Path, count: int) -> None:
+    """Have other calls count so many bytes of this folder as taken, for as long as somebody works on it."""
+    _room_of(folder).write_text(str(count), encoding="ascii")
+
+
+def promised_room(place: Path, but: Path | None) -> int:
+    """Return the bytes that are still to come into the folders of a place that are worked on now, ``but`` for one."""
+    total = 0
+    for note in place.glob(f"*{_ROOM}"):
+        folder = note.with_suffix("")
+        if folder == but:
+            continue
+        try:
+            with held(_lock_of(folder), "in use", shared=True):
+                if not folder.exists():
+                    note.unlink(missing_ok=True)
+                continue  # nobody works on it any more
+        except WrongState:
+            pass
+        with contextlib.suppress(FileNotFoundError, ValueError):  # it ends, or begins, at this moment
+            total += max(0, int(note.read_text(encoding="ascii")) - _seen(folder).bytes)
+    return total
 
 
 def interrupted(place: Path) -> list[Interrupted]:
@@ -61,6 +91,7 @@ def remove_interrupted(folder: Path) -> bool:
     try:
         with held(_lock_of(folder), "in use"):
             shutil.rmtree(folder)
+            _room_of(folder).unlink(missing_ok=True)
             _lock_of(folder).unlink()
     except (WrongState, FileNotFoundError):
         return False
@@ -76,6 +107,15 @@ def sweep(place: Path) -> None:
 
 def _lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
+
+
+def _room_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}{_ROOM}")
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return how large the files of a folder are."""
+    return _seen(folder).bytes
 
 
 def _seen(folder: Path) -> Interrupted:

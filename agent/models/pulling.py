@@ -30,7 +30,7 @@ from agent.models.blobs import described
 from agent.models.catalogue import source_text, stored_model
 from agent.models.checkpoint import look
 from agent.models.gguf_check import check_gguf
-from agent.models.interrupted import working_folder
+from agent.models.interrupted import folder_bytes, working_folder
 from agent.models.lock_file import LockedModel, LockFile
 from agent.models.manifest import ModelSpec, PackageSource
 from agent.models.pull_access import hub_endpoint, hub_token, is_offline
@@ -102,6 +102,8 @@ def pull(store: ModelStore, settings: PullSettings, wish: Wish, ask: Ask, follow
             return Outcome(model=there, was_there=True, newly_locked=_lock_in(lock, there, None))
         if not want.remote:
             return _take_local(store, lock, want, locked, wish, ask)
+        if wish.require_pinned and not (want.spec and want.spec.pinned) and (locked is None or wish.update):
+            raise _not_pinned(want.name)
         _require_network(settings, wish)
         with PullChild() as child:
             return _download(child, store, lock, settings, want, None if wish.update else locked, wish, ask, follow)
@@ -210,7 +212,7 @@ def _download(
     files = chosen(want, listing.files)
     promised = _promised(want, locked, files)
     if wish.require_pinned and len(promised) < len(files):
-        raise InvalidRequest(f"{want.name} is not pinned: its digests are not known before the first pull")
+        raise _not_pinned(want.name)
     _require_class(want, listing.parameters, force=wish.force)
     licence, accept = (want.spec.licence, want.spec.accept) if want.spec else (listing.licence or "unknown", False)
     accepted = locked.accepted_at_ms if locked and locked.licence == licence else None
@@ -232,7 +234,7 @@ def _download(
     if must_accept:
         accepted = int(time.time() * 1000)
     with _folder(store, want, listing.revision, files) as folder:
-        require_room(store, (size or 0) - _arrived(folder), f"pulling {want.name}")
+        require_room(store, (size or 0) - folder_bytes(folder), f"pulling {want.name}", folder)
         child.fetch(
             msgspec.structs.replace(job, action="fetch", revision=listing.revision, folder=str(folder), files=files),
             follow,
@@ -268,6 +270,10 @@ def _promised(want: Wanted, locked: LockedModel | None, files: tuple[RemoteFile,
         ):
             raise _differs(want.name)
     return known
+
+
+def _not_pinned(name: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} is not pinned: its digests are not known before the first pull")
 
 
 def _differs(name: str) -> WrongState:
@@ -370,10 +376,6 @@ def _lock_in(
     )
     lock.put(model.name, entry)
     return True
-
-
-def _arrived(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
 @contextmanager

@@ -108,7 +108,8 @@ def quantize(store: ModelStore, wish: Wish, follow: Follow) -> Outcome:
     if (there := already_made(store, name, making, force=wish.force)) is not None:
         return Outcome(model=there, source_bytes=source.path.stat().st_size, was_there=True, warnings=warnings)
     with making_folder(store, making) as folder:
-        require_room(store, expected_bytes(source.header, target, source.path.stat().st_size), f"making {name}")
+        expected = expected_bytes(source.header, target, source.path.stat().st_size)
+        require_room(store, expected, f"making {name}", folder)
         job = Job(
             recipe=wish.recipe,
             source=str(source.path),

@@ -17,7 +17,9 @@ from agent.models import bundling, pulling
 from agent.models.bundle_trust import BundleTrust
 from agent.models.bundling import Landing, import_bundle
 from agent.models.collecting import collect, remove_model
+from agent.models.interrupted import working_folder
 from agent.models.pulling import Wish, pull
+from agent.models.room import require_room
 from agent.settings import PullSettings
 from agent.types import ModelFormat
 
@@ -65,10 +67,29 @@ def test_too_little_space_is_told_before_anything_is_written(small_disk, bundle,
     assert store.list() == ()
 
 
+def test_two_calls_do_not_count_on_the_same_space(tmp_path):
+    store = store_at(tmp_path / "data")
+    store.blobs.prepare()
+    store.disk_budget = 10 * MIB
+    pulls = store.blobs.root / "pulls"
+    with working_folder(pulls, "one", "busy") as one, working_folder(pulls, "two", "busy") as two:
+        require_room(store, 6 * MIB, "pulling one", one)
+        with pytest.raises(DiskFull, match="6 MiB more are coming by other calls"):
+            require_room(store, 5 * MIB, "pulling two", two)
+        (one / "part").write_bytes(bytes(4 * MIB))
+        with pytest.raises(DiskFull, match="2 MiB more are coming"):
+            require_room(store, 5 * MIB, "pulling two", two)
+        require_room(store, 3 * MIB, "pulling two", two)
+        require_room(store, 2 * MIB, "pulling one", one)  # again, as a call that goes on does: its own does not count
+        (one / "part").unlink()
+    require_room(store, 9 * MIB, "pulling three")  # the others have ended
+    assert [path.name for path in pulls.glob("*.room")] == []
+
+
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_done(small_disk, bundle, tmp_path, monkeypatch):
     place, _ = small_disk
     for module in (bundling, pulling):
-        monkeypatch.setattr(module, "require_room", lambda *_: None)
+        monkeypatch.setattr(module, "require_room", lambda *_, **__: None)
     store = store_at(place / "data")
     with pytest.raises(DiskFull, match="no space is left"):
         import_bundle(store, bundle, Landing(), quietly, quietly, quietly)
@@ -85,7 +106,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_done(small_disk, bun
 
 def test_a_read_only_store_serves_what_it_has_and_takes_nothing(small_disk, tmp_path, monkeypatch):
     for module in (bundling, pulling):
-        monkeypatch.setattr(module, "require_room", lambda *_: None)  # 2 MiB are never room enough
+        monkeypatch.setattr(module, "require_room", lambda *_, **__: None)  # 2 MiB are never room enough
     elsewhere = store_at(tmp_path / "elsewhere")
     add(elsewhere, "tiny", ModelFormat.GGUF, tiny_gguf=gguf(data=256))
     exported(elsewhere, tmp_path / "tiny", "tiny")
