@@ -16,7 +16,10 @@ TEMPLATE = (
 
 # Tests have a home folder of their own; so have the processes that they start.
 ONNX = "TEST_ONNX_MODELS"
-os.environ.setdefault(ONNX, str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outrider" / "onnx"))
+ARM = "TEST_ARM_ENGINE"
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outrider"
+os.environ.setdefault(ONNX, str(_CACHE / "onnx"))
+os.environ.setdefault(ARM, str(_CACHE / "arm"))
 
 
 def model_file(name="smollm2", **changes):
