@@ -53,6 +53,7 @@ ENVIRONMENTS: dict[EnvironmentName, EnvironmentKind] = {
             "optimum==2.1.0",
             "optimum-onnx==0.1.0",
             "onnx==1.23.2",
+            "onnx-ir==1.1.0",
             "onnxruntime==1.31.1",
             "safetensors",
             "sentencepiece<0.3",

@@ -20,6 +20,8 @@ ARCHITECTURES = {
     "Gemma3ForCausalLM": "gemma3",
     "Phi3ForCausalLM": "phi3",
 }
+# Classes that become ONNX by optimum only: neither onnxruntime-genai's builder nor the tested part of llama.cpp's converter.
+EXPORTED = ("GPTNeoXForCausalLM",)
 # Beginnings of the classes of encoders whose exported graphs were seen to give what torch gives.
 ENCODERS = ("Bert", "Roberta", "XLMRoberta", "DistilBert", "Electra", "MPNet", "Albert", "DebertaV2", "ModernBert")
 _HEADS = {
@@ -42,6 +44,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # f32, f16 or bf16: what a GGUF file must have to lose nothing
     files: tuple[Path, ...]  # that the conversion reads
     context_tokens: int | None = None  # where it is less than the configuration says
+    only_exported: bool = False  # to ONNX, by optimum
     fault: str = ""  # why llama.cpp would not compute what the checkpoint does
 
 
@@ -51,9 +54,9 @@ def look(folder: Path) -> Checkpoint:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     encoder = _encoder(str(name), config)
-    if name not in ARCHITECTURES and encoder is None:
+    if name not in ARCHITECTURES and name not in EXPORTED and encoder is None:
         raise ModelRejected(
-            f"{folder}: {str(name)[:80]} is not converted; {', '.join(ARCHITECTURES)} are, and of encoders "
+            f"{folder}: {str(name)[:80]} is not converted; {', '.join((*ARCHITECTURES, *EXPORTED))} are, and of encoders "
             f"{', '.join(ENCODERS)}, each with {', '.join(_HEADS)}"
         )
     tokenizer = folder / "tokenizer_config.json"
@@ -89,6 +92,7 @@ def look(folder: Path) -> Checkpoint:
         kind=_TYPES[kind],
         files=files,
         context_tokens=_window(config) if name == "Phi3ForCausalLM" else None,
+        only_exported=name in EXPORTED,
         fault=_FAULTS[str(name)](folder, config) if name in _FAULTS else "",
     )
 

@@ -17,6 +17,7 @@ from agent.models.build_env import BuildEnvironment
 from agent.models.checkpoint import Checkpoint, look
 from agent.models.gguf_check import check_gguf
 from agent.models.onnx_making import (
+    BY_OPTIMUM,
     ENCODER_DEFAULTS,
     ENCODER_RECIPES,
     EXPORT_RECIPES,
@@ -33,6 +34,7 @@ from agent.models.quantizing import (
     DEFAULT_RECIPES,
     Follow,
     Outcome,
+    Target,
     Wish,
     already_made,
     making_folder,
@@ -50,6 +52,7 @@ from agent.types import ModelFormat
 
 _METADATA = 64 << 20  # bytes, at most, of tokens and merges in a GGUF file
 _LONGEST_STEM = 58
+_EXPORT_DEFAULTS: dict[Target, str] = {"cpu": "onnx-int8", "phone": "onnx-int4"}
 
 
 def quantize_any(store: ModelStore, data_path: Path, wish: Wish, follow: Follow) -> Outcome:
@@ -69,6 +72,8 @@ def quantize_any(store: ModelStore, data_path: Path, wish: Wish, follow: Follow)
     if found.encoder:
         wish = with_recipe(wish, ENCODER_DEFAULTS, (*EXPORT_RECIPES, *ENCODER_RECIPES), f"the encoder {name}")
         return _encoder(store, data_path, source_of(name, folder, parent, found.files, found.encoder), wish, follow)
+    if found.only_exported:
+        wish = _exported(with_recipe(wish, _EXPORT_DEFAULTS, tuple(GENERATION_RECIPES), f"a {found.architecture}"))
     wish = with_recipe(wish, DEFAULT_RECIPES, (*TARGETS, *GENERATION_RECIPES), name)
     if wish.recipe in GENERATION_RECIPES:
         recipe = GENERATION_RECIPES[wish.recipe]
@@ -79,6 +84,12 @@ def quantize_any(store: ModelStore, data_path: Path, wish: Wish, follow: Follow)
     if wish.recipe == f"gguf-{outcome.model.name.rpartition('-')[2]}":
         return outcome
     return quantize(store, msgspec.structs.replace(wish, source=outcome.model.name), follow)
+
+
+def _exported(wish: Wish) -> Wish:
+    """Return the wish by the way of optimum: the builder does not take the model."""
+    recipe = wish.recipe if wish.recipe.endswith(BY_OPTIMUM) else wish.recipe + BY_OPTIMUM
+    return msgspec.structs.replace(wish, recipe=recipe)
 
 
 def _encoder(store: ModelStore, data_path: Path, source: FolderSource, wish: Wish, follow: Follow) -> Outcome:
@@ -118,7 +129,7 @@ def _convert(
         return Outcome(model=there, source_bytes=found.bytes, was_there=True)
     BuildEnvironment(data_path).require()
     with making_folder(store, making) as work:
-        require_room(store, found.bytes + _METADATA, f"making {name}")
+        require_room(store, found.bytes + _METADATA, f"making {name}", work)
         job = Job(
             recipe="checkpoint",
             source=str(folder),

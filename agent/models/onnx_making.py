@@ -64,12 +64,19 @@ ENCODER_RECIPES = {
 }
 """Of an encoder in ONNX."""
 
+BY_OPTIMUM = "-optimum"  # ending of the recipes that do without the builder of onnxruntime-genai
 GENERATION_RECIPES = {
     "onnx-int4": OnnxRecipe(
         job="generation-int4", title="ONNX int4", ending="-onnx-int4", space=2, environment="generation"
     ),
     "onnx-int8": OnnxRecipe(
         job="generation-int8", title="ONNX int8", ending="-onnx-int8", space=2, environment="generation"
+    ),
+    f"onnx-int4{BY_OPTIMUM}": OnnxRecipe(
+        job="blocks-int4", title="ONNX int4 by optimum", ending="-optimum-int4", space=5, environment="checkpoints"
+    ),
+    f"onnx-int8{BY_OPTIMUM}": OnnxRecipe(
+        job="blocks-int8", title="ONNX int8 by optimum", ending="-optimum-int8", space=5, environment="checkpoints"
     ),
 }
 """Of the checkpoint of a model that writes text."""
@@ -161,7 +168,7 @@ def make_onnx(
     if recipe.environment:
         BuildEnvironment(data_path, recipe.environment).require()
     with making_folder(store, making) as folder:
-        require_room(store, round(source.bytes * recipe.space), f"making {name}")
+        require_room(store, round(source.bytes * recipe.space), f"making {name}", folder)
         job = Job(
             recipe=recipe.job,
             source=str(source.folder),

@@ -37,6 +37,15 @@ def main(kind, folder, text):
                 original_max_position_embeddings=512, pad_token_id=0, eos_token_id=2, bos_token_id=1, **size,
             )
         )  # fmt: skip
+    elif kind == "gpt_neox":
+        tokenizer = _byte_level(lines)
+        size.pop("num_key_value_heads")
+        model = hf.GPTNeoXForCausalLM(
+            hf.GPTNeoXConfig(
+                vocab_size=len(tokenizer), num_hidden_layers=2, max_position_embeddings=512, eos_token_id=0,
+                bos_token_id=0, **size,
+            )
+        )  # fmt: skip
     else:
         tokenizer = _byte_level(lines)
         model = hf.LlamaForCausalLM(

@@ -12,7 +12,11 @@ import numpy as np
 import onnx
 import pytest
 from fakes import tiny_checkpoints, tiny_encoder
+from fakes.runtimes import onnx_order
 
+from agent.engine.onnx_generation_runtime import OnnxGenerationRuntime
+from agent.engine.runtime import Node
+from agent.errors import InvalidRequest
 from agent.models.build_env import FOLDER, BuildEnvironment
 from agent.models.converting import quantize_any
 from agent.models.quantizing import Wish
@@ -98,15 +102,34 @@ def llama_logits(path, ids):
 @needs("generation")
 @needs("checkpoints")
 @pytest.mark.timeout(300)
-def test_the_builder_makes_a_model_that_onnxruntime_genai_runs(store, tmp_path):
+@pytest.mark.parametrize("recipe", ["onnx-int8", "onnx-int8-optimum"])
+def test_both_ways_to_onnx_make_a_model_that_onnxruntime_genai_runs(store, tmp_path, recipe):
     folder, torch = checkpoint(tmp_path, "llama")
-    model = made(store, folder, recipe="onnx-int8", target="phone")
+    model = made(store, folder, recipe=recipe, target="phone")
     assert model.format is ModelFormat.ONNX_GENERATION
     assert (model.context_tokens, model.making.inputs["threads"]) == (512, "4")
     place = store.resolve(model.name).path
     assert Path(place, "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     assert next_token(place, torch["ids"].tolist()) == torch["logits"][-1].argmax()
     assert not list((store.blobs.root / "making").glob("*/*"))
+
+
+@needs("checkpoints")
+@pytest.mark.timeout(300)
+def test_what_the_builder_does_not_take_goes_by_optimum(store, tmp_path):
+    folder, torch = checkpoint(tmp_path, "gpt_neox")
+    with pytest.raises(InvalidRequest, match="there is no recipe 'gguf-q4_0'"):
+        made(store, folder, recipe="gguf-q4_0")
+    model = made(store, folder)
+    assert (model.making.recipe, model.format) == ("onnx-int8-optimum", ModelFormat.ONNX_GENERATION)
+    assert "as torch at" in model.remark
+    runtime = OnnxGenerationRuntime(onnx_order(store.resolve(model.name).path, template="{{ messages[0].content }}"))
+    ids = torch["ids"].tolist()
+    context = runtime.scoring(len(ids))
+    nodes = [Node(token, at, None, wants_row=at == len(ids) - 1) for at, token in enumerate(ids)]
+    for begin in range(0, len(nodes), context.batch_tokens):
+        rows = context.decode(nodes[begin : begin + context.batch_tokens])
+    assert int(np.asarray(rows[-1]).argmax()) == torch["logits"][-1].argmax()
 
 
 def next_token(place, ids):

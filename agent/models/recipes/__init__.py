@@ -21,4 +21,6 @@ RECIPES: dict[str, str] = {
     "encoder-npu": "agent.models.recipes.onnx_to_npu:make",
     "generation-int4": "agent.models.recipes.checkpoint_to_generation:make",
     "generation-int8": "agent.models.recipes.checkpoint_to_generation:make",
+    "blocks-int4": "agent.models.recipes.checkpoint_to_blocks:make",
+    "blocks-int8": "agent.models.recipes.checkpoint_to_blocks:make",
 }

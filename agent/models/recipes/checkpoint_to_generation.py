@@ -36,6 +36,7 @@ source, folder, cache, precision, text, *options = sys.argv[1:]
 sys.argv = ["builder", "-i", source, "-o", folder, "-p", precision, "-e", "cpu", "-c", cache, "--extra_options", *options]
 runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
 """
+_BUILT = "source, folder, cache, precision, text, *options = sys.argv[1:]\n"
 
 
 class _Precision(msgspec.Struct, frozen=True):
@@ -53,7 +54,10 @@ _PRECISIONS = {
 
 
 def make(job: Job, tell: Tell) -> Made:
-    """Write ``model.onnx``, its weights, ``genai_config.json`` and the tokenizer. Raises WrongState, ModelRejected."""
+    """Write ``model.onnx``, its weights, ``genai_config.json`` and the tokenizer. Raises WrongState, ModelRejected.
+
+    A build that was finished before is not made again, only compared; one that was stopped begins anew.
+    """
     precision = _PRECISIONS[job.recipe]
     source, folder = Path(job.source), Path(job.folder)
     require_tokenizer(source)
@@ -64,17 +68,20 @@ def make(job: Job, tell: Tell) -> Made:
         if layer := _LAYER.search(line):
             tell(Progress(step="building", done=int(layer[1]) + 1, total=layers))
         elif line.startswith(b"COMPARING"):
+            whole.touch()
             tell(Progress(step="comparing with torch", done=layers - 1, total=layers))
         elif line.startswith(MARK):
             found.append(line)
 
-    built, staged = folder / "built", folder / "staged"
-    shutil.rmtree(built, ignore_errors=True)
+    built, staged, whole = folder / "built", folder / "staged", folder / "built.whole"
+    is_built = whole.exists()
+    if not is_built:
+        shutil.rmtree(built, ignore_errors=True)
     _stage(source, staged)
     tell(Progress(step="starting torch", done=0, total=layers))
     run_program(
         BuildEnvironment(Path(job.environment), "generation"),
-        _BUILD + COMPARE,
+        (_BUILT if is_built else _BUILD) + COMPARE,
         [
             str(staged),
             str(built),
@@ -88,6 +95,7 @@ def make(job: Job, tell: Tell) -> Made:
         what=f"the builder of onnxruntime-genai does not take {source}",
     )
     remark = judged(job, found[-1] if found else b"", precision.least)
+    whole.unlink(missing_ok=True)  # its files leave now
     names, context = finish(job, built)
     pins = dict(pin.split("==") for pin in ENVIRONMENTS["generation"].pins if "==" in pin)
     return Made(
