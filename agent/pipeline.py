@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from agent import routing
+from agent import routing, task_writer
 from agent.classification import Classifier, LabelEngine
 from agent.confidence import labels as label_confidence
 from agent.confidence.calibration import Judged
@@ -32,6 +32,7 @@ from agent.errors import (
 )
 from agent.records import Accepted, RequestRecord, RequestState
 from agent.task_book import TaskBook
+from agent.task_writer import Example, TaskWriter, WritingEngine
 from agent.telemetry import LOG, METRICS
 from agent.types import (
     Action,
@@ -50,12 +51,8 @@ from agent.types import (
 MOST_RECORDS_UNDER_WAY = 1000
 
 
-class Engine(LabelEngine, Protocol):
-    """Where text is generated. Problems end in ``Generation.failure``, they do not raise."""
-
-    def generate(self, request: InferenceRequest) -> AsyncGenerator[Delta | Generation]:
-        """Yield deltas, then exactly one Generation. Closing the iterator cancels."""
-        ...
+class Engine(LabelEngine, WritingEngine, Protocol):
+    """Where text is generated, labels are scored and texts become vectors."""
 
 
 class Journal(Protocol):
@@ -135,16 +132,15 @@ class Pipeline:
         judge_fields: FieldJudge,
         tasks: TaskBook,
     ) -> None:
-        self._engine = engine
         self._journal = journal
         self._judge = estimator
-        self._judge_fields = judge_fields
         self._policy = policy
         self._now_ms = now_ms
         self._wake_dispatcher = wake_dispatcher
         self.holds = Holds()
         self._tasks = tasks
         self._classifier = Classifier(engine, tasks)
+        self._writer = TaskWriter(engine, tasks, judge_fields)
         self._records: set[asyncio.Future[RequestRecord]] = set()
 
     async def accept(self, request: InferenceRequest) -> tuple[RequestRecord | None, Accepted]:
@@ -172,7 +168,7 @@ class Pipeline:
                 async with aclosing(self._generate(request)) as events:
                     async for event in events:
                         if isinstance(event, Generation):
-                            generation = self._judge_fields(request, event)
+                            generation = event
                         else:
                             yield event
             judged = self._judged(request, generation) if generation else None
@@ -202,7 +198,7 @@ class Pipeline:
     def _generate(self, request: InferenceRequest) -> AsyncGenerator[Delta | Generation]:
         if request.kind is RequestKind.CLASSIFY:
             return self._classify(request)
-        return self._engine.generate(request)
+        return self._writer.generate(request)
 
     async def _classify(self, request: InferenceRequest) -> AsyncGenerator[Delta | Generation]:
         yield await self._classifier.run(request)
@@ -212,12 +208,18 @@ class Pipeline:
         async with aclosing(self._generate(request)) as events:
             async for event in events:
                 if isinstance(event, Generation):
-                    generation = self._judge_fields(request, event)
-                    return generation, self._uncalibrated(request, generation)
+                    return event, self._uncalibrated(request, event)
         raise EngineFailed("the engine ended without an answer; see the daemon's log")
 
+    async def drafted(self, request: InferenceRequest, example: Example) -> Generation:
+        """Return a task's local answer as it would be without what was taught, behind these demonstrations."""
+        return await self._writer.draft(request, example)
+
     def _uncalibrated(self, request: InferenceRequest, generation: Generation) -> Confidence:
-        return label_confidence.judge(generation) if request.kind is RequestKind.CLASSIFY else self._judge(generation)
+        if request.kind is RequestKind.CLASSIFY:
+            return label_confidence.judge(generation)
+        found = self._judge(generation)
+        return task_writer.judge(found, generation) if request.task else found
 
     def _judged(self, request: InferenceRequest, generation: Generation) -> Judged:
         return self._tasks.judge(request, generation, self._uncalibrated(request, generation))

@@ -1,20 +1,24 @@
-"""All that is known of the tasks while requests run: their files, heads, calibrations and mean label scores."""
+"""All that is known of the tasks while requests run: their files, heads, appraisers, calibrations, mean label scores."""
 
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from agent.confidence import appraisers as appraising
 from agent.confidence import calibration as calibrating
+from agent.confidence.appraisers import Appraiser
 from agent.confidence.calibration import Calibration, Judged
 from agent.confidence.heads import AppliedHead, Feature, Head
 from agent.errors import OutriderError
+from agent.structure import ToolChoice
 from agent.task_folder import TaskFolder
-from agent.tasks import TaskSpec
+from agent.tasks import TaskKind, TaskSpec
 from agent.telemetry import LOG
-from agent.types import Confidence, Generation, InferenceRequest, RequestKind
+from agent.types import Confidence, Generation, InferenceRequest, RequestKind, Sampling
 
 FEWEST_INPUTS = 30  # before the mean over them corrects label scores
 LONGEST_MEMORY = 1000  # inputs that the mean follows
@@ -36,6 +40,8 @@ class TaskBook:
     def __init__(self, folder: TaskFolder) -> None:
         self.folder = folder
         self._heads: dict[str, AppliedHead] = {}
+        self._appraisers: dict[str, Appraiser] = {}
+        self._vectors: dict[str, list[array[float]]] = {}  # of the demonstrations, by appraiser
         self._calibrations: dict[str, Calibration] = {}
         self._means: dict[str, LabelMeans] = {}
         self._changed: set[str] = set()
@@ -45,14 +51,27 @@ class TaskBook:
         return self.folder.get(name)
 
     def put(
-        self, *, heads: Iterable[Head] = (), calibrations: Iterable[Calibration] = (), means: Iterable[LabelMeans] = ()
+        self,
+        *,
+        heads: Iterable[Head] = (),
+        appraisers: Iterable[Appraiser] = (),
+        calibrations: Iterable[Calibration] = (),
+        means: Iterable[LabelMeans] = (),
     ) -> None:
-        """Take what is stored. A head that cannot be applied is left out and named in the log."""
+        """Take what is stored. A head or an appraiser that cannot be applied is left out and named in the log."""
         for head in heads:
             try:
                 self._heads[head.task] = AppliedHead(head)
             except ValueError as error:
                 LOG.error("the head of task %s cannot be used: %s; teach it again", head.task, error)
+        for appraiser in appraisers:
+            try:
+                appraising.check(appraiser)
+            except ValueError as error:
+                LOG.error("the appraiser of task %s cannot be used: %s; teach it again", appraiser.task, error)
+            else:
+                self._vectors.clear()
+                self._appraisers[appraiser.task] = appraiser
         self._calibrations |= {one.task: one for one in calibrations}
         self._means |= {one.task: one for one in means}
 
@@ -61,6 +80,8 @@ class TaskBook:
         self._calibrations.pop(task, None)
         if not only_calibration:
             self._heads.pop(task, None)
+            self._appraisers.pop(task, None)
+            self._vectors.clear()
             self._means.pop(task, None)
             self._changed.discard(task)
 
@@ -78,6 +99,22 @@ class TaskBook:
         """Return the head of a task whether or not it still fits."""
         found = self._heads.get(task)
         return found.head if found else None
+
+    def appraiser(self, task: str | None) -> Appraiser | None:
+        """Return the appraiser of a task, None where there is none or the task has changed since it was taught."""
+        found = self._appraisers.get(task) if task else None
+        return found if found and found.task_digest == self._digest(task) else None
+
+    def stored_appraiser(self, task: str) -> Appraiser | None:
+        """Return the appraiser of a task whether or not it still fits."""
+        return self._appraisers.get(task)
+
+    def demonstration_vectors(self, appraiser: Appraiser) -> list[array[float]]:
+        """Return the vectors of an appraiser's demonstrations; they are unpacked once."""
+        found = self._vectors.get(appraiser.id)
+        if found is None:
+            found = self._vectors[appraiser.id] = appraising.vectors_of(appraiser)
+        return found
 
     def calibration(self, task: str) -> Calibration | None:
         """Return the calibration of a task whether or not it still fits."""
@@ -138,11 +175,9 @@ class TaskBook:
         digest = self._digest(request.task)
         if request.task is None or digest is None:
             return Judged(confidence)
-        if request.kind is not RequestKind.CLASSIFY and (request.sampling.temperature or request.sampling.drawn > 1):
-            # Calibrated are the likeliest answers; drawn ones are others.
-            return calibrating.judge(None, calibrating.key_of(digest, generation, confidence), confidence)
         found = calibrating.key_of(digest, generation, confidence)
-        return calibrating.judge(self._calibrations.get(request.task), found, confidence)
+        as_calibrated = request.kind is RequestKind.CLASSIFY or is_usual(request, generation, self.spec(request.task))
+        return calibrating.judge(self._calibrations.get(request.task) if as_calibrated else None, found, confidence)
 
     def _digest(self, task: str | None) -> str | None:
         """Return what the task is now; None where its file is gone or does not hold any more."""
@@ -152,3 +187,24 @@ class TaskBook:
             return self.folder.get(task).digest
         except OutriderError:
             return None
+
+
+def is_usual(request: InferenceRequest, generation: Generation, spec: TaskSpec) -> bool:
+    """Whether a written answer was asked for as those that calibrate are: the likeliest one, and nothing else about it.
+
+    Another limit of its length changes nothing of an answer that ended by itself.
+    """
+    asked = request.sampling
+    usual = Sampling(
+        max_tokens=asked.max_tokens,
+        seed=asked.seed,
+        logprobs=asked.logprobs,
+        top_logprobs=asked.top_logprobs,
+        top_p=asked.top_p,  # of the likeliest token all three are nothing
+        top_k=asked.top_k,
+        min_p=asked.min_p,
+    )
+    whole = asked.max_tokens == spec.max_tokens or generation.finish_reason != "length"
+    free = request.tools is None or request.tools.choice is ToolChoice.AUTO
+    formed = request.response_format is None or spec.kind is TaskKind.EXTRACT
+    return asked == usual and whole and free and formed and request.thinking is None

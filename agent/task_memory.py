@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
+from agent.confidence.appraisers import Appraiser
 from agent.confidence.calibration import Calibration
 from agent.confidence.heads import Head
 from agent.errors import StorageError
@@ -46,6 +47,7 @@ class TaskMemory:
         stored = await self._store.all()
         self.book.put(
             heads=_decoded(stored.heads, Head),
+            appraisers=_decoded(stored.appraisers, Appraiser),
             calibrations=_decoded(stored.calibrations, Calibration),
             means=_decoded(stored.means, LabelMeans),
         )
@@ -56,6 +58,15 @@ class TaskMemory:
         await self._store.put_head(head.task, msgspec.msgpack.encode(head), now_ms=head.created_at_ms)
         self.book.forget(head.task, only_calibration=True)
         self.book.put(heads=[head])
+
+    async def teach_appraiser(self, appraiser: Appraiser) -> None:
+        """Keep an appraiser; a calibration made with an earlier one ends."""
+        appraiser = msgspec.structs.replace(appraiser, created_at_ms=self._now_ms())
+        await self._store.put_appraiser(
+            appraiser.task, msgspec.msgpack.encode(appraiser), now_ms=appraiser.created_at_ms
+        )
+        self.book.forget(appraiser.task, only_calibration=True)
+        self.book.put(appraisers=[appraiser])
 
     async def certify(self, calibration: Calibration) -> None:
         """Keep a calibration; it holds in place of an earlier one."""

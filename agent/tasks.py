@@ -23,6 +23,7 @@ FEWEST_LABELS, MOST_LABELS = 2, 500
 LONGEST_LABEL = 256  # characters
 INSTRUCTION = "Sort the text that the user sends. Reply with exactly one of these labels and nothing else:\n"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+_Count = Annotated[int, Meta(ge=1, le=1 << 20)]
 _Share = Annotated[float, Meta(gt=0, lt=1)]
 _BUDGET = re.compile(r"(?P<amount>[0-9]+(\.[0-9]+)?)/day")
 
@@ -34,6 +35,15 @@ class TaskKind(StrEnum):
     EXTRACT = "extract"  # JSON as the task's schema says
     TOOL = "tool"  # a call of one of the request's tools
     TEXT = "text"  # a text
+
+
+class Match(StrEnum):
+    """When a written answer is right."""
+
+    EXACT = "exact"  # the same text, or the same value of JSON
+    NORMALISED = "normalised"  # but for case, spaces and marks around words
+    NUMERIC = "numeric"  # its last number is that of the right answer
+    FIELDS = "fields"  # by the F1 of the fields of JSON: all of them, or as many as ``field_f1`` says
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -81,13 +91,43 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         dict[str, str], Meta(description='The labels, each with a description (may be ""). Kind labels.')
     ] = {}
     schema: Annotated[dict[str, Any], Meta(description="JSON schema of the answers. Kind extract.")] = {}
+    tools: Annotated[
+        list[dict[str, Any]],
+        Meta(description="Functions as in requests of OpenAI's API. Kind tool; none: each request's."),
+    ] = []
+    max_tokens: Annotated[_Count | None, Meta(description="Most tokens of an answer, where a request names none.")] = (
+        None
+    )
+    match: Annotated[
+        Match | None,
+        Meta(description="When an answer is right: exact, normalised, numeric, fields. None: as suits the kind."),
+    ] = None
+    field_f1: Annotated[
+        float, Meta(gt=0, le=1, description="Least F1 of the fields that counts as right (match fields).")
+    ] = 1.0
+    samples: Annotated[
+        int,
+        Meta(
+            ge=0, le=8, description="Answers drawn beside a doubtful one, where teaching shows that it gains; 0: none."
+        ),
+    ] = 0
     target: Annotated[Target, Meta(description="What `outrider calibrate` is to certify.")] = Target()
 
     @property
     def digest(self) -> str:
-        """What a calibration depends on: kind, labels, schema and prompt; not its target or policies."""
-        shape = (self.name, self.kind, sorted(self.labels.items()), self.schema, self.prompt)
+        """What a calibration depends on: kind, labels, schema, tools, prompt, what is right; not its target or policies."""
+        shape: tuple[Any, ...] = (self.name, self.kind, sorted(self.labels.items()), self.schema, self.prompt)
+        more = (self.tools, self.max_tokens, self.match, self.field_f1, self.samples)
+        if more != ([], None, None, 1.0, 0):
+            shape = (*shape, *more)
         return hashlib.sha256(msgspec.json.encode(shape, order="sorted")).hexdigest()
+
+    @property
+    def matching(self) -> Match:
+        """When an answer is right."""
+        if self.match is not None:
+            return self.match
+        return {TaskKind.TEXT: Match.NORMALISED, TaskKind.EXTRACT: Match.FIELDS}.get(self.kind, Match.EXACT)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,11 +213,25 @@ def check_task(spec: TaskSpec, where: str) -> None:
         raise ConfigError(f"{where}: schema belongs to kind extract, not to {spec.kind}")
     if spec.kind is TaskKind.EXTRACT and not spec.schema:
         raise ConfigError(f"{where}: schema: a task of kind extract needs the JSON schema of its answers")
+    if spec.tools and spec.kind is not TaskKind.TOOL:
+        raise ConfigError(f"{where}: tools belong to kind tool, not to {spec.kind}")
+    _check_match(spec, where)
     named = [name for name in TARGETS if getattr(spec.target, name) is not None]
     if len(named) > 1:
         raise ConfigError(f"{where}: target: {' and '.join(named)} are both set: keep one")
     if spec.target.budget is not None:
         budget_per_day(spec.target.budget, f"{where}: target.budget")
+
+
+def _check_match(spec: TaskSpec, where: str) -> None:
+    if spec.kind is TaskKind.LABELS and (spec.match or spec.samples or spec.max_tokens):
+        raise ConfigError(f"{where}: match, samples and max_tokens belong to written answers, not to kind labels")
+    if spec.match is Match.FIELDS and spec.kind is not TaskKind.EXTRACT:
+        raise ConfigError(f"{where}: match: fields are compared of kind extract, not of {spec.kind}")
+    if spec.match is Match.NUMERIC and spec.kind is not TaskKind.TEXT:
+        raise ConfigError(f"{where}: match: numbers are compared of kind text, not of {spec.kind}")
+    if spec.field_f1 != 1.0 and spec.matching is not Match.FIELDS:
+        raise ConfigError(f"{where}: field_f1 belongs to match fields")
 
 
 def label_fault(name: str) -> str:
@@ -201,7 +255,7 @@ def task_text(spec: TaskSpec) -> str:
 
     tree: dict[str, Any] = msgspec.to_builtins(spec)
     tree = {"name": spec.name, "kind": spec.kind.value, **tree}
-    for table in ("target", "labels", "schema"):  # behind the plain values, which would be read as theirs
+    for table in ("target", "labels", "schema", "tools"):  # behind the plain values, which would be read as theirs
         if table in tree:
             tree[table] = tree.pop(table)
     return tomlkit.dumps(tree)

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
+from agent.appraisal import Appraisal
 from agent.encoder import EncoderSpec
 from agent.likelihoods import LabelScores
 from agent.response_call import ResponseCall
@@ -297,9 +298,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     model_digest: str = ""
     runtime: str = ""
-    end: Token | None = None  # by which the model ended; only when the caller asked for log-probabilities
+    end: Token | None = None  # by which the model ended, where no rule ended the answer
     prompt_logprobs: tuple[Token, ...] = ()  # of an echoed prompt; the first has none and carries 0
     label_scores: LabelScores | None = None  # kind classify
+    appraisal: Appraisal | None = None  # of a taught task's written answer
     failure: Failure | None = None
 
 
@@ -313,6 +315,7 @@ class Confidence(msgspec.Struct, frozen=True, kw_only=True):
     calibration_id: str | None = None
     guarantee: str | None = None  # of a task's answer: what is promised in a few words, or "none"
     signals: dict[str, float] = {}
+    fault: str = ""  # why no answer like this is served, whatever its tokens say
 
 
 class Action(StrEnum):

@@ -148,6 +148,8 @@ def outrider_object(record: RequestRecord, answer: Answer) -> dict[str, Any]:
         found["threshold"] = decision.threshold
     if confidence is not None and confidence.guarantee is not None:
         found["guarantee"] = confidence.guarantee
+    if confidence is not None and confidence.fault:
+        found["fault"] = confidence.fault
     answers: list[Answer | Choice] = [answer, *answer.others]
     if any(said.fields for said in answers):
         found["fields"] = [

@@ -27,6 +27,7 @@ from agent.api import (
     queue_routes,
     request_routes,
     response_routes,
+    signal_routes,
     task_routes,
 )
 from agent.api.auth import caller_of, check_caller
@@ -55,6 +56,7 @@ def create_app(deps: ApiDeps) -> Starlette:
             *response_routes.ROUTES,
             *request_routes.ROUTES,
             *prefix_routes.ROUTES,
+            *signal_routes.ROUTES,
             *task_routes.ROUTES,
             *example_routes.ROUTES,
             *queue_routes.ROUTES,

@@ -6,16 +6,18 @@ made with (labels, schema, prompt): a calibration holds for that and for nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from agent.api.fields import Fields
+from agent.api.structure_request import parse_structure
 from agent.errors import InvalidRequest
 from agent.models.aliases import DEFAULT
 from agent.settings import RoutingSettings
 from agent.strictness import stricter
-from agent.structure import FormatKind, OutputFormat
+from agent.structure import FormatKind, OutputFormat, Tools
 from agent.tasks import TaskKind, TaskSpec
 from agent.types import InferenceRequest, Message, RequestKind
 
@@ -68,8 +70,11 @@ def as_task(request: InferenceRequest, spec: TaskSpec, *, names_model: bool) -> 
         if spec.kind is not TaskKind.TEXT or spec.prompt:
             raise _contradiction(spec, "needs a chat: ask with /v1/chat/completions", "metadata.task")
         return request
-    if spec.kind is TaskKind.TOOL and not (request.tools and request.tools.callable):
-        raise _contradiction(spec, "is of kind tool: the request must bring its tools", "tools")
+    if spec.max_tokens is not None and request.sampling.max_tokens is None:
+        sampling = msgspec.structs.replace(request.sampling, max_tokens=spec.max_tokens)
+        request = msgspec.structs.replace(request, sampling=sampling)
+    if spec.kind is TaskKind.TOOL:
+        request = _with_tools(request, spec)
     if spec.kind is TaskKind.EXTRACT:
         if request.response_format is not None:
             raise _contradiction(spec, "has a schema of its own: leave response_format out", "response_format")
@@ -79,6 +84,23 @@ def as_task(request: InferenceRequest, spec: TaskSpec, *, names_model: bool) -> 
     if not spec.instruction:
         return request
     return msgspec.structs.replace(request, messages=_told(request.messages, spec))
+
+
+def _with_tools(request: InferenceRequest, spec: TaskSpec) -> InferenceRequest:
+    """Return the request with the task's tools; with its own where the task has none."""
+    known = tools_of(spec.tools) if spec.tools else None
+    if request.tools is None and known is not None:
+        return msgspec.structs.replace(request, tools=known)
+    if request.tools is None or not request.tools.callable:
+        raise _contradiction(spec, "is of kind tool: the request must bring its tools", "tools")
+    if known is not None and request.tools.functions != known.functions:
+        raise _contradiction(spec, "has tools of its own: leave tools out", "tools")
+    return request
+
+
+def tools_of(listed: Sequence[Any]) -> Tools | None:
+    """Return tools as a request's body has them. Raises InvalidRequest."""
+    return parse_structure(Fields({"tools": list(listed)}))[1]
 
 
 def _told(messages: tuple[Message, ...], spec: TaskSpec) -> tuple[Message, ...]:

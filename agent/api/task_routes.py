@@ -7,10 +7,6 @@ inputs, made by the very path that answers requests, fits, and hands the result 
 from __future__ import annotations
 
 import asyncio
-import base64
-from array import array
-from collections.abc import Sequence
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -19,30 +15,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.api.deps import ApiDeps, deps_of, need_admin
-from agent.api.fields import Fields
-from agent.api.model_choice import CLASSIFYING, WRITING, need_model
-from agent.api.task_request import as_task
 from agent.api.wire import json_response, query, read_json
-from agent.confidence.calibration import Calibration, key_of
+from agent.confidence.answer_features import VERSION as FEATURES_VERSION
+from agent.confidence.appraisers import Appraiser
+from agent.confidence.appraisers import check as check_appraiser
+from agent.confidence.calibration import Calibration
 from agent.confidence.heads import AppliedHead, Head
 from agent.errors import ConfigError, InvalidRequest, NotFound, WrongState
-from agent.identifiers import uuid7
-from agent.models.aliases import DEFAULT
-from agent.pipeline import refusal
 from agent.tasks import TaskKind, TaskSpec, task_of
-from agent.types import InferenceRequest, Message, RequestKind
 
-ENCODER = "minilm-l6-v2-int8"
-MOST_INPUTS = 256  # in one call for signals
 MOST_BODY_BYTES = 32 << 20  # of a head: 500 labels of 768 numbers, and what it was taught with
-
-
-class Signal(StrEnum):
-    """What is asked of the inputs."""
-
-    EMBEDDING = "embedding"  # the vector of each, by the encoder
-    SCORES = "scores"  # the log-probability of each label as the answer, by the task's model
-    ANSWER = "answer"  # the local answer and how sure it is, before any calibration
 
 
 def task_object(deps: ApiDeps, name: str) -> dict[str, Any]:
@@ -71,6 +53,7 @@ def task_object(deps: ApiDeps, name: str) -> dict[str, Any]:
                 for feature, accuracy, loss in head.compared
             ],
         }
+    found["appraiser"] = appraiser_object(book.stored_appraiser(name), spec)
     found["calibration"] = None
     if calibration is not None:
         told = msgspec.to_builtins(calibration)
@@ -79,6 +62,30 @@ def task_object(deps: ApiDeps, name: str) -> dict[str, Any]:
         found["calibration"] = {**told, "current": not changed, "changed": changed}
     found["inputs_seen"] = means.inputs if means else 0
     return found
+
+
+def appraiser_object(appraiser: Appraiser | None, spec: TaskSpec) -> dict[str, Any] | None:
+    """Return what is told of an appraiser; never an example."""
+    if appraiser is None:
+        return None
+    shown = appraiser.demonstrations
+    return {
+        "id": appraiser.id,
+        "current": appraiser.task_digest == spec.digest,
+        "taught": appraiser.taught,
+        "right": appraiser.right,
+        "auroc": appraiser.auroc,
+        "log_loss": appraiser.log_loss,
+        "figures": list(appraiser.answer.names),
+        "demonstrations": shown.count if shown else 0,
+        "samples": appraiser.samples,
+        "fields": appraiser.fields is not None,
+        "model": appraiser.model,
+        "created_at_ms": appraiser.created_at_ms,
+        "compared": [
+            {"answered": answered, "right": right, "asked": asked} for answered, right, asked in appraiser.compared
+        ],
+    }
 
 
 def changes(deps: ApiDeps, spec: TaskSpec, calibration: Calibration) -> list[str]:
@@ -137,101 +144,6 @@ async def delete_task(request: Request) -> Response:
     return json_response({"name": name, "deleted": True})
 
 
-async def signals(request: Request) -> Response:
-    """``POST /v1/tasks/{name}/signals`` with ``inputs`` and ``signal``. Nothing of it is journaled or escalated."""
-    deps = deps_of(request)
-    spec = deps.tasks.book.spec(request.path_params["name"])
-    fields = Fields(await read_json(request, deps.settings.server.max_body_bytes))
-    signal = fields.choice("signal", Signal)
-    inputs = fields.array("inputs", MOST_INPUTS)
-    model = fields.text("model", 256)  # another one than the task's: what it would do with that
-    fields.finish()
-    if signal is None:
-        raise fields.missing("signal")
-    if not inputs:
-        raise fields.missing("inputs")
-    if not all(isinstance(one, str) and one.strip() for one in inputs):
-        raise fields.wrong_type("inputs", "a list of texts that are not empty")
-    if spec.kind is not TaskKind.LABELS and signal is not Signal.ANSWER:
-        raise fields.wrong_value("signal", f'of a task of kind {spec.kind} is "answer"')
-    if signal is Signal.EMBEDDING:
-        return json_response(await _vectors(deps, inputs))
-    requests = [_request(deps, spec, one, model) for one in inputs]
-    if not deps.tasks.book.needs_no_model(requests[0]) or signal is Signal.SCORES:
-        need_model(deps, requests[0].model, CLASSIFYING if spec.kind is TaskKind.LABELS else WRITING)
-    places = asyncio.Semaphore(deps.settings.engine.parallel)
-
-    async def one_at_its_place(one: InferenceRequest) -> dict[str, Any]:
-        async with places:
-            return await (_scores(deps, one) if signal is Signal.SCORES else _answer(deps, spec, one))
-
-    tasks = [asyncio.create_task(one_at_its_place(one)) for one in requests]
-    try:
-        rows = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return json_response({"signal": signal, "task_digest": spec.digest, "rows": rows})
-
-
-def _request(deps: ApiDeps, spec: TaskSpec, text: str, model: str | None) -> InferenceRequest:
-    now_ms = deps.now_ms()
-    kind = RequestKind.CLASSIFY if spec.kind is TaskKind.LABELS else RequestKind.CHAT
-    asked = InferenceRequest(
-        id=uuid7(now_ms),
-        kind=kind,
-        model=model or DEFAULT,
-        messages=(Message("user", text),),
-        received_at_ms=now_ms,
-        deadline_at_ms=now_ms + int(deps.settings.server.request_timeout_s * 1000),
-    )
-    found = as_task(asked, spec, names_model=model is not None)
-    return msgspec.structs.replace(found, model=deps.aliases.target(found.model))
-
-
-async def _vectors(deps: ApiDeps, inputs: Sequence[str]) -> dict[str, Any]:
-    deadline_at_ms = deps.now_ms() + int(deps.settings.server.request_timeout_s * 1000)
-    told = await deps.engine.embed(ENCODER, inputs, deadline_at_ms=deadline_at_ms)
-    if told.failure:
-        raise refusal(told.failure)
-    raw = b"".join(array("f", vector).tobytes() for vector in told.vectors)
-    return {
-        "signal": Signal.EMBEDDING,
-        "model": told.model,
-        "model_digest": told.model_digest,
-        "runtime": told.runtime,
-        "dimensions": len(told.vectors[0]),
-        "vectors": base64.b64encode(raw).decode("ascii"),
-    }
-
-
-async def _scores(deps: ApiDeps, request: InferenceRequest) -> dict[str, Any]:
-    told = await deps.engine.score(request, sorted(request.labels))
-    if told.failure:
-        raise refusal(told.failure)
-    return {
-        "model": told.model,
-        "model_digest": told.model_digest,
-        "runtime": told.runtime,
-        "logprobs": told.logprobs,
-        "trained": told.trained,
-    }
-
-
-async def _answer(deps: ApiDeps, spec: TaskSpec, request: InferenceRequest) -> dict[str, Any]:
-    generation, confidence = await deps.pipeline.tried(request)
-    if generation.failure:
-        raise refusal(generation.failure)
-    key = key_of(spec.digest, generation, confidence)
-    return {
-        "answer": generation.text,
-        "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in generation.tool_calls],
-        "score": confidence.raw if confidence.score else confidence.score,
-        "key": key,
-    }
-
-
 async def show_head(request: Request) -> Response:
     """``GET /v1/tasks/{name}/head``: the whole head, with its scores of the examples that taught it."""
     query(request)
@@ -267,6 +179,38 @@ async def show_calibration(request: Request) -> Response:
     return json_response(msgspec.to_builtins(calibration))
 
 
+async def show_appraiser(request: Request) -> Response:
+    """``GET /v1/tasks/{name}/appraiser``: the whole appraiser, with the demonstrations that it keeps."""
+    query(request)
+    deps = deps_of(request)
+    name = request.path_params["name"]
+    deps.tasks.book.spec(name)
+    found = deps.tasks.book.stored_appraiser(name)
+    if found is None:
+        raise NotFound(f"task {name} was not taught: `outrider tasks teach {name} examples.jsonl`")
+    return json_response(msgspec.to_builtins(found))
+
+
+async def put_appraiser(request: Request) -> Response:
+    """``PUT /v1/tasks/{name}/appraiser``: a taught appraiser, of the task as it is now."""
+    need_admin(request)
+    deps = deps_of(request)
+    spec = deps.tasks.book.spec(request.path_params["name"])
+    found = decoded(await read_json(request, MOST_BODY_BYTES), Appraiser)
+    if spec.kind is TaskKind.LABELS:
+        raise InvalidRequest(f"task {spec.name} is of kind labels: it has a head", param="task")
+    if (found.task, found.task_digest, found.version) != (spec.name, spec.digest, FEATURES_VERSION):
+        raise WrongState(f"task {spec.name} has changed since this appraiser was taught: teach it again")
+    try:
+        check_appraiser(found)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"the appraiser cannot be applied: {error}", param="appraiser", code="invalid_value"
+        ) from error
+    await deps.tasks.teach_appraiser(found)
+    return json_response(task_object(deps, spec.name))
+
+
 async def put_calibration(request: Request) -> Response:
     """``PUT /v1/tasks/{name}/calibration``: a calibration, made with the task and the head as they are now."""
     need_admin(request)
@@ -274,7 +218,8 @@ async def put_calibration(request: Request) -> Response:
     spec = deps.tasks.book.spec(request.path_params["name"])
     calibration = decoded(await read_json(request, MOST_BODY_BYTES), Calibration)
     head = deps.tasks.book.head(spec.name)
-    check_calibration(spec, head.id if head else "", calibration)
+    appraiser = deps.tasks.book.appraiser(spec.name)
+    check_calibration(spec, head.id if head else appraiser.id if appraiser else "", calibration)
     await deps.tasks.certify(calibration)
     return json_response(task_object(deps, spec.name))
 
@@ -291,12 +236,12 @@ def check_head(spec: TaskSpec, head: Head) -> None:
         raise InvalidRequest(f"the head cannot be applied: {error}", param="head", code="invalid_value") from error
 
 
-def check_calibration(spec: TaskSpec, head_id: str, calibration: Calibration) -> None:
-    """Raise InvalidRequest, or WrongState for one of the task or the head as they were; ``head_id`` is "" for none."""
+def check_calibration(spec: TaskSpec, taught_id: str, calibration: Calibration) -> None:
+    """Raise InvalidRequest, or WrongState for one of the task as it was; ``taught_id``: of its head or appraiser, or ""."""
     if calibration.task != spec.name or calibration.key.task_digest != spec.digest:
         raise WrongState(f"the calibration is not of task {spec.name} as it is now: calibrate again")
-    if calibration.key.estimator.partition(":")[2] != head_id:
-        raise WrongState(f"the head of task {spec.name} is not the one that was calibrated: calibrate again")
+    if calibration.key.estimator.partition(":")[2] != taught_id:
+        raise WrongState(f"what task {spec.name} was taught is not what was calibrated: calibrate again")
     threshold = calibration.threshold
     if threshold is not None and not 0 <= threshold <= 1:
         raise InvalidRequest("the threshold is not in 0..1", param="threshold", code="invalid_value")
@@ -315,9 +260,10 @@ ROUTES = [
     Route("/v1/tasks", create_task, methods=["POST"]),
     Route("/v1/tasks/{name}", show_task, methods=["GET"]),
     Route("/v1/tasks/{name}", delete_task, methods=["DELETE"]),
-    Route("/v1/tasks/{name}/signals", signals, methods=["POST"]),
     Route("/v1/tasks/{name}/head", show_head, methods=["GET"]),
     Route("/v1/tasks/{name}/head", put_head, methods=["PUT"]),
     Route("/v1/tasks/{name}/calibration", show_calibration, methods=["GET"]),
+    Route("/v1/tasks/{name}/appraiser", show_appraiser, methods=["GET"]),
+    Route("/v1/tasks/{name}/appraiser", put_appraiser, methods=["PUT"]),
     Route("/v1/tasks/{name}/calibration", put_calibration, methods=["PUT"]),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from agent.errors import BadExamples, InvalidRequest, NotCertified, WrongState
 
 if TYPE_CHECKING:
     from agent.cli.client import DaemonClient
+    from agent.confidence.appraisers import Appraiser
     from agent.confidence.calibration import Calibration
     from agent.confidence.heads import Head
     from agent.evaluation.certifying import Wish
@@ -89,11 +89,11 @@ def calibrate(
     for text in read.notices:
         notice(text)
     with DaemonClient(invocation.settings) as client:
-        head = _head(client, spec)
-        left = _without_taught(read.found, head, task)
+        head, appraiser = _taught(client, spec)
+        left = _without_taught(read.found, head.texts if head else appraiser.texts if appraiser else (), task)
         if answered and spec.kind is TaskKind.LABELS:
             check_several_labels(left, str(examples))
-        found = calibrated(client, spec, left, wish, head)
+        found = calibrated(client, spec, left, wish, head, appraiser=appraiser)
         if not dry_run:
             import msgspec
 
@@ -159,26 +159,35 @@ def _wish(
     )
 
 
-def _head(client: DaemonClient, spec: TaskSpec) -> Head | None:
-    """Return the head that answers now. Raises WrongState for one of the task as it was."""
+def _taught(client: DaemonClient, spec: TaskSpec) -> tuple[Head | None, Appraiser | None]:
+    """Return what judges answers now. Raises WrongState for what was taught of the task as it was."""
     import msgspec
 
-    from agent.confidence.heads import Head as Stored
+    from agent.confidence.appraisers import Appraiser as StoredAppraiser
+    from agent.confidence.heads import Head as StoredHead
 
     told = client.get(f"/v1/tasks/{spec.name}")
     if told["digest"] != spec.digest:
         raise WrongState(f"the daemon knows another task {spec.name}: does it run with the same --config?")
-    if told["head"] is None:
-        return None
-    if not told["head"]["current"]:
-        raise WrongState(f"task {spec.name} has changed since it was taught: outrider tasks teach {spec.name} EXAMPLES")
-    return msgspec.convert(client.get(f"/v1/tasks/{spec.name}/head"), Stored)
+    stored: dict[str, Any] = {}
+    for what in ("head", "appraiser"):
+        if told[what] is not None:
+            if not told[what]["current"]:
+                raise WrongState(
+                    f"task {spec.name} has changed since it was taught: outrider tasks teach {spec.name} EXAMPLES"
+                )
+            stored[what] = client.get(f"/v1/tasks/{spec.name}/{what}")
+    head, appraiser = stored.get("head"), stored.get("appraiser")
+    return (
+        msgspec.convert(head, StoredHead) if head else None,
+        msgspec.convert(appraiser, StoredAppraiser) if appraiser else None,
+    )
 
 
-def _without_taught(found: Sequence[Example], head: Head | None, task: str) -> list[Example]:
+def _without_taught(found: Sequence[Example], texts: Sequence[bytes], task: str) -> list[Example]:
     from agent.confidence.heads import text_digest
 
-    taught = set(head.texts) if head else set()
+    taught = set(texts)
     left = [one for one in found if text_digest(one.input) not in taught]
     if len(left) < len(found):
         notice(f"{len(found) - len(left)} of {len(found)} examples taught the task and are left out")
@@ -197,6 +206,8 @@ def calibrated(
     wish: Wish,
     head: Head | None,
     model: str | None = None,
+    *,
+    appraiser: Appraiser | None = None,
 ) -> Calibration:
     """Return the calibration by examples, of the task's model or another one; a head is asked as it is."""
     import msgspec
@@ -212,20 +223,26 @@ def calibrated(
     if spec.kind is TaskKind.LABELS and head is None and not _is_trained(client, spec, left, model):
         judged, key, earlier = _by_label_scores(client, spec, left, model)
     else:
-        rows = task_signals.rows(client, spec.name, "answer", [one.input for one in left], spec.digest, model)
+        asked = [{"input": one.input, **({"tools": list(one.tools)} if one.tools else {})} for one in left]
+        rows = task_signals.rows(client, spec.name, "answer", asked, spec.digest, model)
         keys = {msgspec.json.encode(row["key"]) for row in rows}
         if len(keys) > 1:
             raise WrongState("the model or the task was replaced meanwhile: begin again")
         key = msgspec.convert(rows[0]["key"], CalibrationKey)
         judged = [
-            Judgement(one.line, row["score"], _is_right(spec, one, row)) for one, row in zip(left, rows, strict=True)
+            Judgement(one.line, row["score"], _is_right(spec, one, row))
+            for one, row in zip(left, rows, strict=True)
+            if one.answer is None or _is_right(spec, one, row) is not None
         ]
+        if len(judged) < len(left):
+            notice(f"{len(left) - len(judged)} examples are left out: nobody judged what the model answers to them now")
     silent = [one.line for one in judged if one.score is None]
     if silent:
         from agent.evaluation.examples import listed
 
         notice(f"no score (never served): {listed(silent)}")
-    pilot = [Scored(score, right) for score, right in head.pilot] if head else []
+    by = head or appraiser
+    pilot = [Scored(score, right) for score, right in by.pilot] if by else []
     return certify(judged, wish, task=spec.name, key=key, pilot=pilot, earlier=earlier, by_head=head is not None)
 
 
@@ -279,19 +296,14 @@ def _by_label_scores(
 
 
 def _is_right(spec: TaskSpec, one: Example, row: dict[str, Any]) -> bool | None:
-    """Whether an answer is what the example says: a label exactly, JSON by its values, a text but for spaces and case."""
+    from agent.evaluation import matching
     from agent.tasks import TaskKind
 
     if one.answer is None:
         return None
     if spec.kind is TaskKind.LABELS:
         return bool(row["answer"] == one.answer)
-    if spec.kind is TaskKind.TEXT:
-        return " ".join(str(row["answer"]).split()).casefold() == " ".join(one.answer.split()).casefold()
-    try:
-        return bool(json.loads(row["answer"]) == json.loads(one.answer))
-    except ValueError:
-        return False
+    return matching.verdict(spec, one.answers, one.verdict, row)
 
 
 def _tell(found: Calibration, written: Sequence[str], *, stored: bool) -> None:

@@ -99,6 +99,7 @@ def _with(client: DaemonClient, spec: TaskSpec, before: Calibration, candidate: 
     from agent.cli.calibrate import calibrated
     from agent.cli.teach import taught
     from agent.confidence.heads import Head as Stored
+    from agent.tasks import TaskKind
 
     kept = client.get_as_admin(f"/v1/tasks/{spec.name}/examples")
     examples = _examples(kept["calibrate"])
@@ -107,6 +108,11 @@ def _with(client: DaemonClient, spec: TaskSpec, before: Calibration, candidate: 
     wish = _wish(before)
     if not before.key.estimator.partition(":")[2]:
         return None, calibrated(client, spec, examples, wish, None, candidate)
+    if spec.kind is not TaskKind.LABELS:
+        raise NotCertified(
+            "what tells its right answers from its wrong ones was taught of the model in place: "
+            "teach and calibrate it again after a forced promotion"
+        )
     now = msgspec.convert(client.get(f"/v1/tasks/{spec.name}/head"), Stored)
     lessons = _examples(kept["teach"])
     if not lessons:

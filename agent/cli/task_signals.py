@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,17 @@ class Vectors:
         self.model = self.model_digest = self.runtime = ""
 
 
-def pieces(inputs: Sequence[str], most: int = PIECE) -> list[Sequence[str]]:
+def pieces(inputs: Sequence[Any], most: int = PIECE) -> list[Sequence[Any]]:
     """Cut inputs into calls that are not too large."""
-    found: list[list[str]] = [[]]
+    found: list[list[Any]] = [[]]
     size = 0
-    for text in inputs:
-        if found[-1] and (len(found[-1]) == most or size + len(text) > LONGEST_PIECE):
+    for asked in inputs:
+        long = len(asked if isinstance(asked, str) else json.dumps(asked))
+        if found[-1] and (len(found[-1]) == most or size + long > LONGEST_PIECE):
             found.append([])
             size = 0
-        found[-1].append(text)
-        size += len(text)
+        found[-1].append(asked)
+        size += long
     return list(found)
 
 
@@ -57,11 +59,17 @@ def vectors(client: DaemonClient, task: str, inputs: Sequence[str]) -> Vectors:
 
 
 def rows(
-    client: DaemonClient, task: str, signal: str, inputs: Sequence[str], digest: str, model: str | None = None
+    client: DaemonClient,
+    task: str,
+    signal: str,
+    inputs: Sequence[str | dict[str, Any]],
+    digest: str,
+    model: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return a row for each input: signal "scores" or "answer", of the task's model or of another one.
+    """Return a row for each input: signal "scores", "answer" or "draft", of the task's model or of another one.
 
-    Raises WrongState when the task or its model changes.
+    An input is a text, or an object with it and how it is asked about. Raises WrongState when the task or its model
+    changes.
     """
     found: list[dict[str, Any]] = []
     for piece in _told(pieces(inputs, PIECE // 4), len(inputs), "answers"):
@@ -81,7 +89,9 @@ def rows(
 def keep_examples(client: DaemonClient, task: str, use: str, examples: Sequence[Example]) -> None:
     """Have the daemon keep examples, encrypted, for another model than today's; none drops those of before."""
     rows = [{"input": one.input, "answer": one.answer} for one in examples]
-    if sum(len(one.input) for one in examples) > MOST_KEPT:
+    if any(one.others or one.tools or one.verdict is not None for one in examples):
+        rows = []  # more than an input and its answer: brought again for another model
+    elif sum(len(one.input) for one in examples) > MOST_KEPT:
         notice(f"the examples are too large to be kept: for another model, {use} with them again")
         rows = []
     client.put(f"/v1/tasks/{task}/examples", {"use": use, "examples": rows})
@@ -92,7 +102,7 @@ def _check_same(before: str, now: str) -> None:
         raise WrongState("the encoder was replaced meanwhile: begin again")
 
 
-def _told(parts: Sequence[Sequence[str]], total: int, what: str) -> Any:
+def _told(parts: Sequence[Sequence[Any]], total: int, what: str) -> Any:
     """Yield the parts; tell now and then how many inputs are done. Waits while the battery is low or the device hot."""
     from agent.strain import wait_while_strained
 

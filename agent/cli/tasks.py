@@ -37,6 +37,10 @@ tasks.add_command(teach)
 )
 @click.option("--prompt", default="", help="What the model is told. Default: made of the labels.")
 @click.option("--schema", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON schema (extract).")
+@click.option("--tools", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="List of functions (tool).")
+@click.option(
+    "--match", type=click.Choice(["exact", "normalised", "numeric", "fields"]), help="When a written answer is right."
+)
 @click.option("--model", default="", help="Whose answers these are. Default: the default model.")
 @click.option(
     "--egress", type=click.Choice(["never", "approve", "redact", "allow"]), help="The loosest that may leave."
@@ -54,6 +58,8 @@ def new(
     labels: tuple[str, ...],
     prompt: str,
     schema: Path | None,
+    tools: Path | None,
+    match: str | None,
     model: str,
     egress: str | None,
     on_low_confidence: str | None,
@@ -85,11 +91,12 @@ def new(
         tree["labels"] = described
     elif described:
         raise ConfigError("--label belongs to kind labels")
-    if schema is not None:
-        try:
-            tree["schema"] = json.loads(schema.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{schema} is not JSON: {error}") from error
+    for key, file in (("schema", schema), ("tools", tools)):
+        if file is not None:
+            try:
+                tree[key] = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigError(f"{file} is not JSON: {error}") from error
     if asking and not prompt and tree["kind"] != "labels":
         prompt = click.prompt("what the model is told (empty: nothing)", default="", show_default=False, err=True)
     if asking and accuracy is None:
@@ -100,7 +107,7 @@ def new(
         egress = click.prompt(
             "egress", default="never", type=click.Choice(["never", "approve", "redact", "allow"]), err=True
         )
-    given = {"prompt": prompt, "model": model, "egress": egress, "on_low_confidence": on_low_confidence}
+    given = {"prompt": prompt, "model": model, "egress": egress, "on_low_confidence": on_low_confidence, "match": match}
     tree |= {key: value for key, value in given.items() if value}
     if accuracy is not None:
         tree["target"] = {"accuracy": accuracy}
@@ -196,6 +203,13 @@ def show(invocation: Invocation, name: str, as_json: bool) -> None:
     rows = [("name", name), ("kind", spec.kind), ("model", spec.model), ("egress", spec.egress)]
     rows += [(f"label {label}", text or "-") for label, text in spec.labels.items()]
     rows += [("prompt", spec.instruction), ("taught", _taught(row))]
+    if appraiser := row.get("appraiser"):
+        rows += [
+            ("right answers", f"{appraiser['right']} of {appraiser['taught']}"),
+            ("AUROC out of fold", f"{appraiser['auroc']:.3f}"),
+            ("demonstrations", appraiser["demonstrations"]),
+            ("samples", appraiser["samples"]),
+        ]
     if head:
         rows += [("features", head["feature"]), ("accuracy out of fold", f"{head['accuracy']:.1%}")]
     rows.append(("guarantee", _promise(row)))
@@ -210,7 +224,7 @@ def show(invocation: Invocation, name: str, as_json: bool) -> None:
 @json_option
 @pass_invocation
 def rm(invocation: Invocation, name: str, yes: bool, as_json: bool) -> None:
-    """Remove a task: its file, its head and its calibration. Requests that name it are refused then.
+    """Remove a task: its file, what it was taught and its calibration. Requests that name it are refused then.
 
     Example:  outrider tasks rm mail
     """
@@ -261,7 +275,7 @@ def _all(invocation: Invocation) -> list[dict[str, Any]]:
 
 
 def _taught(row: dict[str, Any]) -> str | None:
-    head = row.get("head")
+    head = row.get("head") or row.get("appraiser")
     if not head:
         return None
     return f"by {head['taught']}" + ("" if head["current"] else ", the task has changed since")

@@ -1,4 +1,4 @@
-"""``outrider tasks teach``: a head for a task, from examples."""
+"""``outrider tasks teach``: a head or an appraiser for a task, from examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,10 +18,12 @@ from agent.errors import BadExamples, InvalidRequest, OutriderError
 
 if TYPE_CHECKING:
     from agent.cli.client import DaemonClient
-    from agent.confidence.fit_order import Fitted, Order
+    from agent.confidence.fit_order import AppraisalOrder, Order
     from agent.confidence.heads import Head
     from agent.evaluation.examples import Example
     from agent.tasks import TaskSpec
+
+Result = TypeVar("Result")
 
 MOST_LABELS_SCORED = 20  # by the language model, unless it is asked for
 LONGEST_SCORING_S = 120.0
@@ -65,12 +67,16 @@ def teach(
     keep_examples: bool,
     as_json: bool,
 ) -> None:
-    """Teach the task NAME (kind labels) from EXAMPLES, one JSON object a line.
+    """Teach the task NAME from EXAMPLES, one JSON object a line.
 
     {"input": "where is my card?", "label": "card lost"}
 
-    The features are compared by cross-validation on these very examples and the best are kept.
-    Needs the running daemon. A calibration of the task ends: calibrate again, with examples that
+    {"input": "Two of us, at eight", "answer": {"people": 2}}
+
+    Kind labels: the features are compared by cross-validation on these very examples and the best
+    are kept. Other kinds: the local model answers the examples, and what tells its right answers
+    from its wrong ones is fitted; the examples nearest to a request are shown to it from then on,
+    if that makes more answers right. Needs the running daemon. A calibration of the task ends: calibrate again, with examples that
     did not teach (--hold-back 0.5 leaves half of the file for that).
 
     Example:  outrider tasks teach mail examples.jsonl --hold-back 0.5
@@ -83,12 +89,17 @@ def teach(
     from agent.tasks import TaskKind
 
     spec = folder_beside(invocation.loaded.path).get(name)
-    if spec.kind is not TaskKind.LABELS:
-        raise InvalidRequest(f"task {name} is of kind {spec.kind}: only tasks of kind labels are taught")
+    if spec.kind is not TaskKind.LABELS and features != "auto":
+        raise InvalidRequest(f"task {name} is of kind {spec.kind}: --features belongs to kind labels")
     read = read_examples(examples, spec)
     for text in read.notices:
         notice(text)
     chosen = [one for one in read.found if not is_held_back(text_digest(one.input), hold_back)]
+    if spec.kind is not TaskKind.LABELS:
+        _teach_answers(
+            invocation, spec, chosen, len(read.found) - len(chosen), str(examples), keep_examples, as_json=as_json
+        )
+        return
     if chosen:
         check_several_labels(chosen, str(examples))
     _check_enough(chosen, spec, str(examples))
@@ -118,6 +129,59 @@ def teach(
     )
 
 
+def _teach_answers(
+    invocation: Invocation,
+    spec: TaskSpec,
+    chosen: Sequence[Example],
+    held: int,
+    examples: str,
+    keep: bool,
+    *,
+    as_json: bool,
+) -> None:
+    """Teach a task whose answers are written."""
+    import msgspec
+
+    from agent.cli import teach_answers
+    from agent.cli.client import DaemonClient
+    from agent.confidence.fit_order import Appraised
+
+    with DaemonClient(invocation.settings) as client:
+        found = teach_answers.taught(client, spec, chosen, lambda order: _fit(order, Appraised), keep=keep)
+        client.put(f"/v1/tasks/{spec.name}/appraiser", msgspec.to_builtins(found))
+    shown = found.demonstrations.count if found.demonstrations else 0
+    if as_json:
+        emit_json(
+            {
+                "task": spec.name,
+                "appraiser": found.id,
+                "held_back": held,
+                "taught": found.taught,
+                "right": found.right,
+                "auroc": found.auroc,
+                "log_loss": found.log_loss,
+                "demonstrations": shown,
+                "samples": found.samples,
+                "fields": found.fields is not None,
+                "compared": [{"answered": how, "right": right, "asked": asked} for how, right, asked in found.compared],
+            }
+        )
+        return
+    if found.compared:
+        rows = [(how, f"{right} of {asked}") for how, right, asked in found.compared]
+        table(["ANSWERED", "RIGHT"], rows)
+    click.echo(
+        f"task {spec.name} is taught by {found.taught} answers, {found.right / found.taught:.1%} of them right; "
+        f"right from wrong out of fold: AUROC {found.auroc or 0:.3f}"
+    )
+    click.echo(f"shown to the model: {f'the {shown} nearest examples' if shown else 'no examples'}")
+    notice(
+        f"{held} examples are held back: outrider calibrate {spec.name} {examples} --accuracy 0.9"
+        if held
+        else f"it promises nothing yet: outrider calibrate {spec.name} OTHER-EXAMPLES --accuracy 0.9"
+    )
+
+
 def is_held_back(digest: bytes, share: float) -> bool:
     """Whether an input is left for calibrating: by its text alone, so that another order changes nothing."""
     return int.from_bytes(digest, "big") < share * float(1 << (8 * len(digest)))
@@ -141,7 +205,7 @@ def taught(
 ) -> Head:
     """Return a head fitted to examples; with the label scores of another model than the task's, where one is named."""
     from agent.cli import task_signals
-    from agent.confidence.fit_order import Order
+    from agent.confidence.fit_order import Fitted, Order
     from agent.confidence.heads import Feature, Head, centred, text_digest
 
     inputs = [one.input for one in chosen]
@@ -163,7 +227,7 @@ def taught(
             raise InvalidRequest(f"line {one.line}: the model gave no finite score to every label")
         scores.extend(centred(row["logprobs"]))
     order = Order(labels=len(spec.labels), answers=answers, embedding=vectors.raw, scores=scores.tobytes())
-    fitted = _fit(order)
+    fitted = _fit(order, Fitted)
     probabilities = array("f", fitted.probabilities)
     width = len(spec.labels)
     pilot = []
@@ -216,12 +280,11 @@ def _is_quick(client: DaemonClient, spec: TaskSpec, inputs: Sequence[str], has_v
     return True
 
 
-def _fit(order: Order) -> Fitted:
+def _fit(order: Order | AppraisalOrder, result: type[Result]) -> Result:
     """Fit in a child process: it has numpy, this one stays small."""
     import msgspec
 
     from agent import executable
-    from agent.confidence.fit_order import Fitted as Result
 
     child = subprocess.run(
         executable.command("fit"),
@@ -232,8 +295,8 @@ def _fit(order: Order) -> Fitted:
     )
     if child.returncode:
         lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise InvalidRequest(f"the head cannot be fitted: {lines[-1] if lines else child.returncode}")
-    return msgspec.msgpack.decode(child.stdout, type=Result)
+        raise InvalidRequest(f"these examples cannot be fitted: {lines[-1] if lines else child.returncode}")
+    return msgspec.msgpack.decode(child.stdout, type=result)
 
 
 def _figures(head: Head) -> dict[str, Any]:

@@ -1,13 +1,14 @@
-"""What the child that fits heads is asked, and what it answers. No numpy here: whoever asks has none."""
+"""What the child that fits is asked, and what it answers. No numpy here: whoever asks has none."""
 
 from __future__ import annotations
 
 import msgspec
 
+from agent.confidence.appraisers import Weights
 from agent.confidence.heads import Feature, Layer
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class Order(msgspec.Struct, frozen=True, kw_only=True, tag="head"):
     """Teach a head for these examples."""
 
     labels: int  # how many
@@ -34,3 +35,37 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float
     compared: tuple[Compared, ...]
     probabilities: bytes  # float32, out of fold, one row an example
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of answers (or of their fields), with whether each was right."""
+
+    names: tuple[str, ...]
+    figures: bytes  # float64, little-endian, one row an answer
+    right: tuple[bool, ...]
+
+
+class AppraisalOrder(msgspec.Struct, frozen=True, kw_only=True, tag="appraiser"):
+    """Teach an appraiser by these answers."""
+
+    answer: Judged
+    fields: Judged | None = None
+    sampled: Judged | None = None  # the same answers as ``answer``, with the agreement of samples among the figures
+    seed: int = 0
+
+
+class Fit(msgspec.Struct, frozen=True, kw_only=True):
+    """A fitted model."""
+
+    weights: Weights
+    probabilities: tuple[float, ...]  # out of fold
+    log_loss: float  # of those, nats an answer
+    auroc: float  # of those
+
+
+class Appraised(msgspec.Struct, frozen=True, kw_only=True):
+    """The models of an appraiser."""
+
+    answer: Fit
+    fields: Fit | None = None
+    sampled: Fit | None = None

@@ -1,6 +1,6 @@
 """Fitting of heads, in a process of its own: ``<executable> fit`` (numpy; the daemon has none).
 
-It reads one ``Order`` (MessagePack) from stdin and writes one ``Fitted`` to stdout. Features are
+It reads one ``Order`` or ``AppraisalOrder`` (MessagePack) from stdin and writes what it found to stdout. Features are
 compared by stratified cross-validation; the temperature and the pilot scores come from the same
 out-of-fold predictions, so they know nothing of the example that they judge.
 """
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.confidence.fit_order import Compared, Fitted, Order
+from agent.confidence.fit_order import AppraisalOrder, Compared, Fitted, Order
 from agent.confidence.heads import Feature, Layer
 
 FOLDS = 5
@@ -32,9 +32,11 @@ def main(argv: Sequence[str]) -> int:
     if argv:
         sys.stderr.write("fit takes no arguments\n")
         return 2
-    order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+    from agent.confidence.appraiser_fitting import fit_appraiser
+
+    order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order | AppraisalOrder)
     try:
-        fitted = fit(order)
+        fitted = fit(order) if isinstance(order, Order) else fit_appraiser(order)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -44,7 +44,7 @@ class AnswerTokens:
             chosen = sequence.sampler.draw(self._observer, allowed)
         if self._runtime.ends(chosen):
             if constraint or sequence.generated >= sequence.sampling.min_tokens:
-                if sequence.sampling.logprobs and not constraint:
+                if not constraint:
                     sequence.end = self._describe(sequence, chosen, allowed)
                 return said, "stop"
             chosen = sequence.sampler.draw(self._observer, self._going_on)

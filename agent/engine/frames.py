@@ -207,7 +207,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     output_tokens: int = 0
     failure: Failure | None = None
     incomplete: bool = False  # cut off before it was what its format or tools ask for
-    end: Token | None = None  # the token by which the model ended, where log-probabilities are asked for
+    end: Token | None = None  # the token by which the model ended, where no rule ended the answer
     thought: str = ""
     thought_tokens: int = 0  # of output_tokens
     accepted_tokens: int = 0  # guessed, and a part of the answer

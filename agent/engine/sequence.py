@@ -37,7 +37,7 @@ class Sequence:
         self.decoded = 0  # tokens that the slot holds
         self.answer: list[int] = []  # all tokens generated, the last ones not decoded yet
         self.unsaid: list[Token] = []  # the answer's first tokens, forced before the prompt was decoded
-        self.end: Token | None = None  # by which the model ended, where log-probabilities were asked for
+        self.end: Token | None = None  # by which the model ended, where no rule ended the answer
         self.begun = False  # the prompt is decoded
         self.cached = 0  # prompt tokens that were not computed for this request
         self.cancelled = False

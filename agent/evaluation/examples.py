@@ -1,7 +1,9 @@
 """Examples of a task: one JSON object a line. What is wrong with them is named by line, before anything is done.
 
 ``{"input": "...", "label": "..."}`` for labels, ``{"input": "...", "answer": ...}`` for the other kinds
-(a text, or JSON). Other keys are left alone.
+(a text, or JSON; ``answers``: a list, where several are right). ``"right": false`` says that this answer is a wrong
+one, as somebody has judged it: the example counts where the model gives that very answer. Kind tool may bring the
+``tools`` of each request. Other keys are left alone.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import msgspec
 
 from agent.confidence.heads import text_digest
 from agent.errors import BadExamples
+from agent.evaluation.matching import calls_text
 from agent.tasks import TaskKind, TaskSpec
 
 MOST_EXAMPLES = 20_000
@@ -31,6 +34,14 @@ class Example(msgspec.Struct, frozen=True):
     line: int
     input: str
     answer: str | None = None  # a label, a text, or JSON; None where none is needed
+    others: tuple[str, ...] = ()  # further right answers
+    verdict: bool | None = None  # whether this answer is right, as somebody judged it
+    tools: tuple[Any, ...] = ()  # of this request (kind tool)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All right answers; of a judged one itself."""
+        return (*(() if self.answer is None else (self.answer,)), *self.others)
 
 
 class Examples(msgspec.Struct, frozen=True):
@@ -131,15 +142,41 @@ def _example(line: bytes, number: int, spec: TaskSpec, *, answered: bool) -> Exa
         return "an empty input"
     if len(text) > LONGEST_INPUT:
         return f"an input of more than {LONGEST_INPUT} characters"
+    tools = tree.get("tools") if spec.kind is TaskKind.TOOL else None
+    if tools is not None and not isinstance(tools, list):
+        return '"tools" is no list'
     if not answered:
-        return Example(number, text)
+        return Example(number, text, tools=tuple(tools or ()))
     key = "label" if spec.kind is TaskKind.LABELS else "answer"
-    answer = tree.get(key)
-    if spec.kind is not TaskKind.LABELS and answer is not None and not isinstance(answer, str):
-        answer = json.dumps(answer, sort_keys=True, ensure_ascii=False)
-    if not isinstance(answer, str) or not answer:
+    if spec.kind is TaskKind.LABELS:
+        answer = tree.get(key)
+        return Example(number, text, answer) if isinstance(answer, str) and answer else f'no "{key}"'
+    verdict = tree.get("right")
+    if verdict is not None and not isinstance(verdict, bool):
+        return '"right" is neither true nor false'
+    several = tree.get("answers", [tree.get(key)])
+    if not isinstance(several, list) or not several:
+        return '"answers" is no list of answers'
+    answers = [_written(one, spec) for one in several]
+    if not all(answers):
         return f'no "{key}"'
-    return Example(number, text, answer)
+    if verdict is not None and len(answers) > 1:
+        return '"right" with several answers'
+    return Example(number, text, answers[0], tuple(answers[1:]), verdict, tuple(tools or ()))
+
+
+def _written(answer: Any, spec: TaskSpec) -> str:
+    """Return a right answer as text; empty for none."""
+    if isinstance(answer, str) and spec.kind is not TaskKind.TEXT:
+        try:
+            answer = json.loads(answer)
+        except ValueError:
+            return ""
+    if spec.kind is TaskKind.TOOL:
+        return calls_text(answer if isinstance(answer, list) else [answer])
+    if answer is None or isinstance(answer, str):
+        return answer or ""
+    return json.dumps(answer, sort_keys=True, ensure_ascii=False)
 
 
 def _check_labels(found: Sequence[Example], spec: TaskSpec, faults: _Faults) -> None:
@@ -162,7 +199,7 @@ def _without_repeats(found: Sequence[Example], faults: _Faults) -> tuple[list[Ex
         before = first.setdefault(text_digest(one.input), one)
         if before is one:
             continue
-        if before.answer != one.answer:
+        if (before.answers, before.verdict) != (one.answers, one.verdict):
             faults.add("the same input with another answer", one.line, f"first on line {before.line}")
         else:
             repeated.append(one.line)

@@ -203,6 +203,12 @@ def m009_egress_log(db: sqlite_utils.Database, key: bytes) -> None:
         db.execute(statement)
 
 
+@_migration
+def m010_appraisers(db: sqlite_utils.Database, key: bytes) -> None:
+    """What was learned of tasks whose answers are written."""
+    _create(db, "task_appraisers", TASK_HEADS)
+
+
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:
     # Not Database.create(): it has no words for CHECK constraints over several columns.
     db.execute(f"CREATE TABLE {table} ({columns}) STRICT")

@@ -325,6 +325,13 @@ ON CONFLICT (task) DO UPDATE SET created_at_ms = excluded.created_at_ms, body = 
 HEADS = "SELECT body FROM task_heads ORDER BY task"
 HEAD_DELETE = "DELETE FROM task_heads WHERE task = :task"
 
+APPRAISER_PUT = """
+INSERT INTO task_appraisers (task, created_at_ms, body) VALUES (:task, :now_ms, :body)
+ON CONFLICT (task) DO UPDATE SET created_at_ms = excluded.created_at_ms, body = excluded.body
+"""
+APPRAISERS = "SELECT body FROM task_appraisers ORDER BY task"
+APPRAISER_DELETE = "DELETE FROM task_appraisers WHERE task = :task"
+
 # Of a task the one that has not ended holds; those before it stay, since answers name them.
 CALIBRATION_END = "UPDATE calibrations SET ended_at_ms = :now_ms WHERE task = :task AND ended_at_ms IS NULL"
 CALIBRATION_PUT = "INSERT INTO calibrations (id, task, created_at_ms, body) VALUES (:id, :task, :now_ms, :body)"

@@ -15,12 +15,13 @@ class Learned(msgspec.Struct, frozen=True):
     """All bodies that hold now."""
 
     heads: tuple[bytes, ...]
+    appraisers: tuple[bytes, ...]
     calibrations: tuple[bytes, ...]
     means: tuple[bytes, ...]
 
 
 class TaskStore:
-    """The heads, calibrations and mean label scores of one database."""
+    """The heads, appraisers, calibrations and mean label scores of one database."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -31,7 +32,7 @@ class TaskStore:
         def work(connection: Connection) -> Learned:
             found = [
                 tuple(row["body"] for row in connection.execute(statement).fetchall())
-                for statement in (sql.HEADS, sql.CALIBRATIONS, sql.MEANS)
+                for statement in (sql.HEADS, sql.APPRAISERS, sql.CALIBRATIONS, sql.MEANS)
             ]
             return Learned(*found)
 
@@ -42,6 +43,15 @@ class TaskStore:
 
         def work(connection: Connection) -> None:
             connection.execute(sql.HEAD_PUT, {"task": task, "now_ms": now_ms, "body": body})
+            connection.execute(sql.CALIBRATION_END, {"task": task, "now_ms": now_ms})
+
+        await self._db.write(work, grows=True)
+
+    async def put_appraiser(self, task: str, body: bytes, *, now_ms: int) -> None:
+        """Store the appraiser of a task in place of an earlier one; what was calibrated with that one ends."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sql.APPRAISER_PUT, {"task": task, "now_ms": now_ms, "body": body})
             connection.execute(sql.CALIBRATION_END, {"task": task, "now_ms": now_ms})
 
         await self._db.write(work, grows=True)
@@ -68,10 +78,11 @@ class TaskStore:
             await self._db.write(work)
 
     async def forget(self, task: str, *, now_ms: int) -> None:
-        """Delete head, means and examples of a task and end its calibration."""
+        """Delete head, appraiser, means and examples of a task and end its calibration."""
 
         def work(connection: Connection) -> None:
             connection.execute(sql.HEAD_DELETE, {"task": task})
+            connection.execute(sql.APPRAISER_DELETE, {"task": task})
             connection.execute(sql.MEANS_DELETE, {"task": task})
             connection.execute(sql.CALIBRATION_END, {"task": task, "now_ms": now_ms})
             connection.execute(sql.EXAMPLES_DELETE, {"task": task})

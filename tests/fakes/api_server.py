@@ -29,7 +29,7 @@ import msgspec
 
 from agent.api.app import ApiDeps, ApiServer, create_app, uvicorn_config
 from agent.api.auth import CallerKey, Tokens
-from agent.api.task_routes import ENCODER
+from agent.api.signal_routes import ENCODER
 from agent.background import Background
 from agent.confidence.estimators import estimator
 from agent.confidence.fields import field_judge

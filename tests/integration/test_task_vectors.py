@@ -8,7 +8,7 @@ import pytest
 from fakes import plain_encoders as plain
 from fakes.api_server import ADMIN, Card, served
 
-from agent.api.task_routes import ENCODER
+from agent.api.signal_routes import ENCODER
 from agent.confidence.fit_order import Order
 from agent.confidence.fitting import fit
 from agent.confidence.heads import Head

@@ -163,7 +163,7 @@ def test_a_calibration_of_another_head_is_refused(taught):
     with taught.client(ADMIN) as client:
         response = client.put("/v1/tasks/mail/calibration", json=found["calibration"])
     assert (response.status_code, response.json()["error"]["code"]) == (409, "wrong_state")
-    assert "not the one that was calibrated" in response.json()["error"]["message"]
+    assert "is not what was calibrated" in response.json()["error"]["message"]
     assert taught.get("/v1/tasks/mail").json()["calibration"] is None
 
 

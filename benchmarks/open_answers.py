@@ -1,0 +1,312 @@
+"""What a confidence is worth where answers are written: figures of the recorded answers of the open sets.
+
+    python benchmarks/confidence.py --data DIR --record RAW.jsonl     asks the model for what RAW has not, then reports
+    python benchmarks/confidence.py --data DIR --report RAW.jsonl     asks nothing
+
+A set's taught items fit the appraiser as `outrider tasks teach` does; every figure is of the items asked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agent.batch import open_encoder
+from agent.cli.teach_answers import gains
+from agent.confidence import answer_features, checks, labels, maps
+from agent.confidence.answer_features import Shown
+from agent.confidence.appraiser_fitting import fit
+from agent.confidence.certify import Scored
+from agent.confidence.fit_order import Judged
+from agent.demonstrations import MOST
+from agent.evaluation import matching
+from agent.tasks import TaskKind
+from agent.types import Generation
+from benchmarks import certificates
+from benchmarks.certificates import Answers, Floats
+from benchmarks.open_raw import ENCODER, Kept, key_of, parts_of, read_raw, shown_to
+from benchmarks.open_sets import SETS, Item, OpenSet
+
+DELTA = 0.1
+RIGHT_ONE_IN_FIVE = 0.2
+VOCABULARY = 49152  # of the model: the largest entropy is its logarithm
+
+Figure = tuple[str, float, tuple[float, float] | None, str, bool | None]  # what, value, interval, wanted, met
+
+
+class Told(NamedTuple):
+    """One recorded answer, judged."""
+
+    item: Item
+    generation: Generation
+    figures: dict[str, float]
+    right: bool
+
+
+def is_right(of: OpenSet, item: Item, generation: Generation) -> bool:
+    """Whether a recorded answer is right, as the set judges it."""
+    if item.options:
+        return generation.text in item.answers
+    if of.spec.kind is TaskKind.TOOL:
+        return _call_is_right(generation, json.loads(item.answers[0]))
+    return matching.is_right(of.match, generation.text, item.answers)
+
+
+def _call_is_right(generation: Generation, wanted: list[dict[str, dict[str, list[Any]]]]) -> bool:
+    """Whether the one call has a value that the set allows for each argument; "" allows leaving it out."""
+    if len(generation.tool_calls) != 1 or len(wanted) != 1:
+        return False
+    call = generation.tool_calls[0]
+    ((name, allowed),) = wanted[0].items()
+    given = checks.json_of(call.arguments)
+    if call.name != name.replace(".", "_") or not isinstance(given, dict) or not given.keys() <= allowed.keys():
+        return False
+    return all(_is_among(given[key], values) if key in given else "" in values for key, values in allowed.items())
+
+
+def _is_among(value: Any, allowed: Sequence[Any]) -> bool:
+    if isinstance(value, str):
+        return any(isinstance(one, str) and checks.normalised(one) == checks.normalised(value) for one in allowed)
+    return any(one == value and isinstance(one, bool) == isinstance(value, bool) for one in allowed)
+
+
+def told_of(of: OpenSet, folder: Path, raw: dict[Any, Kept], embed: Any) -> dict[tuple[str, int], list[Told]]:
+    """Return the recorded answers by part and number of demonstrations."""
+    taught, asked = parts_of(of, folder)
+    of_taught = embed(taught)
+    found: dict[tuple[str, int], list[Told]] = {}
+    for part, items in (("taught", taught), ("asked", asked)):
+        vectors = of_taught if part == "taught" else embed(items)
+        for at, (item, vector) in enumerate(zip(items, vectors, strict=True)):
+            for count in (0, MOST):
+                kept = raw.get((of.name, part, count, False, key_of(item)))
+                if kept is None or kept.generation.failure:
+                    continue
+                shown = None
+                if count:
+                    near = shown_to(item, vector, taught, of_taught, count, but=at if part == "taught" else None)
+                    closeness = float(np.dot(vector, of_taught[near[-1]]))
+                    shown = Shown(tuple(taught[i].answers[0] for i in near), closeness)
+                generation = kept.generation if of.spec.kind is TaskKind.TEXT else scored(kept.generation)
+                figures = _figures(of, item, generation, shown)
+                told = Told(item, generation, figures, is_right(of, item, generation))
+                found.setdefault((part, count), []).append(told)
+    return found
+
+
+def _figures(of: OpenSet, item: Item, generation: Generation, shown: Shown | None) -> dict[str, float]:
+    if not item.options:
+        return answer_features.features(of.spec.kind, item.input, generation, shown)
+    scores = generation.label_scores
+    if scores is None:
+        return {}
+    probabilities = labels.distribution(scores)
+    told = labels.judge(generation).signals
+    each = [one / count for one, count in zip(scores.logprobs, scores.token_counts, strict=True)]
+    best = labels.best(item.options, probabilities)
+    return {
+        "margin": told["margin"],
+        "entropy": told["entropy"],
+        "top_probability": told["top_probability"],
+        "mass": math.log(max(1e-9, told.get("mass", 0.0))),
+        "raw_agrees": float(best == int(np.argmax(scores.logprobs))),
+        "mean_agrees": float(best == int(np.argmax(each))),
+        "best_mean": each[best],
+        "length": math.log1p(len(item.input)),
+        "answer_length": math.log1p(len(generation.text)),
+    }
+
+
+class Appraised(NamedTuple):
+    """The answers to what is asked, as an appraiser judges them."""
+
+    answers: Answers
+    pilot: list[Scored]
+    figures: Floats
+    names: tuple[str, ...]
+    asked: list[Told]
+
+
+def appraise(taught: Sequence[Told], asked: Sequence[Told]) -> Appraised:
+    """Fit by the taught, judge the asked. Raises ValueError where the taught are all right or all wrong."""
+    names = tuple(sorted(set.intersection(*(set(one.figures) for one in taught))))
+    figures = array("d", [one.figures[name] for one in taught for name in names])
+    rights = tuple(one.right for one in taught)
+    found = fit(Judged(names=names, figures=figures.tobytes(), right=rights))
+    scores = np.array([found.weights.probability(one.figures) or 0.0 for one in asked])
+    pilot = [Scored(p, right) for p, right in zip(found.probabilities, rights, strict=True)]
+    table = np.array([[one.figures.get(name, 0.0) for name in names] for one in asked])
+    return Appraised(Answers(scores, np.array([one.right for one in asked])), pilot, table, names, list(asked))
+
+
+def others(told: Sequence[Told]) -> dict[str, Floats]:
+    """Return what other programs would go by, of the same answers."""
+    chance = np.random.default_rng(certificates.SEED).random(len(told))
+    if told[0].item.options:
+        scores = [one.generation.label_scores for one in told]
+        raw = np.array([max(one.logprobs) if one else -99.0 for one in scores])
+        margin = np.array([one.figures["margin"] for one in told])
+        entropy = np.array([-one.figures["entropy"] for one in told])
+        return {"margin of the corrected labels (untaught)": margin, "raw log-probability": raw,
+                "entropy alone (as Cactus)": entropy, "random": chance}  # fmt: skip
+    tokens = [
+        [token for token in (*one.generation.tokens, *([one.generation.end] if one.generation.end else []))
+         if not token.forced]
+        for one in told
+    ]  # fmt: skip
+    sums = np.array([math.fsum(token.logprob for token in row) for row in tokens])
+    means = np.array([math.exp(math.fsum(token.logprob for token in row) / max(1, len(row))) for row in tokens])
+    entropies = np.array(
+        [1 - math.fsum(t.entropy for t in row) / max(1, len(row)) / math.log(VOCABULARY) for row in tokens]
+    )
+    margins = np.array([min((t.logprob - t.runner_up_logprob for t in row), default=0.0) for row in tokens])
+    return {
+        "raw log-probability (sum)": sums,
+        "mean log-probability, scaled": means,
+        "entropy alone (as Cactus)": entropies,
+        "least margin": margins,
+        "random": chance,
+    }
+
+
+def attainable(answers: Answers) -> tuple[float, float, dict[float, float]]:
+    """Return APGR with a perfect cloud, its maximum, and the least escalated share for 50, 80 and 95 % of the gap."""
+    right = answers.right[np.argsort(answers.scores, kind="stable")]  # least sure first
+    wrongs = int((~right).sum())
+    gained = np.concatenate([[0.0], np.cumsum(~right) / max(1, wrongs)])
+    share = {level: float(np.argmax(gained >= level - 1e-12)) / len(right) for level in (0.5, 0.8, 0.95)}
+    return float(np.trapezoid(gained, dx=1 / len(right))), (1 + float(right.mean())) / 2, share
+
+
+def figures_of(of: OpenSet, found: dict[tuple[str, int], list[Told]], draws: int) -> Iterator[Figure]:
+    """Yield the figures of one set."""
+    count = MOST if of.demonstrated else 0
+    taught, asked = found.get(("taught", count), []), found.get(("asked", count), [])
+    if not taught or len(asked) < 2:
+        return
+    if plain := {one.item: one.right for one in found.get(("taught", 0), [])} if of.demonstrated else {}:
+        both = [(plain[one.item], one.right) for one in taught if one.item in plain]
+        kept = gains([a for a, _ in both], [b for _, b in both])
+        yield f"right without demonstrations, n={len(both)}", sum(a for a, _ in both) / len(both), None, "", None
+        told = f"right behind the {MOST} nearest, the same {len(both)} ({'kept' if kept else 'not kept'})"
+        yield told, sum(b for _, b in both) / len(both), None, "", None
+    accuracy = float(np.mean([one.right for one in asked]))
+    yield f"accuracy, n={len(asked)}, taught by {len(taught)}", accuracy, None, "", None
+    wanted = of.wanted if accuracy >= RIGHT_ONE_IN_FIVE else None
+    try:
+        appraised = appraise([one for one in taught if one.figures], asked)
+    except ValueError:  # nothing is right: there is nothing to tell apart
+        yield "certified at 90%: share served (the task is escalated whole)", 0.0, None, "0", True
+        return
+    yield from _rankings(appraised, wanted)
+    yield from _certified(appraised, draws, accuracy)
+    if of.spec.kind is TaskKind.EXTRACT:
+        yield from _fields(taught, asked)
+
+
+def _rankings(appraised: Appraised, wanted: float | None) -> Iterator[Figure]:
+    answers = appraised.answers
+    if answers.right.all() or not answers.right.any():
+        return
+    auroc = certificates.auroc(answers)
+    interval = certificates.bootstrap(answers, certificates.auroc)
+    text = f"at least {wanted:g}" if wanted else ""
+    yield "AUROC, appraiser (ours)", auroc, interval, text, auroc >= wanted if wanted else None
+    area, excess = certificates.aurc(answers)
+    yield "AURC, appraiser (ours)", area, None, "", None
+    yield "E-AURC, appraiser (ours)", excess, None, "", None
+    for what, scores in others(appraised.asked).items():
+        ranked = Answers(scores, answers.right)
+        yield f"AUROC, {what}", certificates.auroc(ranked), certificates.bootstrap(ranked, certificates.auroc), "", None
+        yield f"E-AURC, {what}", certificates.aurc(ranked)[1], None, "", None
+    if len(answers.right) >= 150:
+        error, floor = certificates.calibration_error(answers, 100, maps.PULL)
+        yield f"ECE, map by 100 labels (floor {floor:.3f})", error, None, "", None
+    for limit in (0.05, 0.10):
+        share = certificates.oracle_coverage(answers, limit)
+        yield f"coverage at {1 - limit:.0%} (oracle threshold)", share, None, "", None
+    apgr, most, needed = attainable(answers)
+    yield f"APGR, perfect cloud (simulated); at most {most:.3f}", apgr, None, "", None
+    for level, share in needed.items():
+        yield f"CPT({level:.0%}), perfect cloud (simulated)", share, None, "", None
+
+
+def _certified(appraised: Appraised, draws: int, accuracy: float) -> Iterator[Figure]:
+    answers = appraised.answers
+    examples = len(answers.right) // 2
+    for alpha in (0.05, 0.10, 0.20):
+        oracle = certificates.oracle_coverage(answers, alpha)
+        most = certificates.allowed_broken(DELTA, draws)
+        rules = {
+            "pac (ours)": certificates.pac(alpha, DELTA, appraised.pilot),
+            "on average (ours)": certificates.mean(alpha),
+            "naive threshold": certificates.naive(alpha),
+        }
+        for what, rule in rules.items():
+            worth = certificates.worth(answers, rule, examples=examples, draws=draws, alpha=alpha)
+            told = f"{1 - alpha:.0%}, n={examples}, {what}"
+            promised = what.startswith("pac")
+            yield f"{told}: share served (oracle {oracle:.3f})", worth.coverage, None, "", None
+            broken = f"at most {most:.3f}" if promised else ""
+            yield f"{told}: promises broken", worth.broken, None, broken, worth.broken <= most if promised else None
+
+
+def _fields(taught: Sequence[Told], asked: Sequence[Told]) -> Iterator[Figure]:
+    """Tell right fields from wrong ones, by a model of fields."""
+    names = answer_features.FIELD_FEATURES
+
+    def rows(told: Sequence[Told]) -> tuple[list[tuple[float, ...]], list[bool], list[float]]:
+        figures, rights, scores = [], [], []
+        for one in told:
+            truths = matching.fields_right(one.generation.text, one.item.answers[0])
+            for pointer, row in answer_features.field_features(one.item.input, one.generation).items():
+                figures.append(row)
+                rights.append(truths.get(pointer, False))
+                scores.append(one.generation.fields[pointer].score or 0.0)
+        return figures, rights, scores
+
+    figures, rights, _ = rows(taught)
+    if len(set(rights)) < 2:
+        return
+    flat = array("d", [value for row in figures for value in row])
+    fitted = fit(Judged(names=names, figures=flat.tobytes(), right=tuple(rights)))
+    figures, rights, plain = rows(asked)
+    scores = np.array([fitted.weights.probability(dict(zip(names, row, strict=True))) or 0.0 for row in figures])
+    ranked = Answers(scores, np.array(rights))
+    interval = certificates.bootstrap(ranked, certificates.auroc)
+    yield f"fields right, n={len(rights)}", float(np.mean(rights)), None, "", None
+    yield "AUROC of single fields, model of fields (ours)", certificates.auroc(ranked), interval, "", None
+    untaught = Answers(np.array(plain), np.array(rights))
+    interval = certificates.bootstrap(untaught, certificates.auroc)
+    yield "AUROC of single fields, lowest tenth (untaught)", certificates.auroc(untaught), interval, "", None
+
+
+def scored(generation: Generation) -> Generation:
+    """Return a recorded answer with the confidence of its fields."""
+    from agent.confidence.fields import field_judge
+    from agent.structure import FormatKind, OutputFormat
+    from agent.types import InferenceRequest
+
+    form = OutputFormat(kind=FormatKind.JSON_OBJECT)
+    request = InferenceRequest(id="", model="", messages=(), response_format=form, received_at_ms=0)
+    return field_judge("lowest_tenth")(request, generation)
+
+
+def all_figures(folder: Path, raw: Path, draws: int) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of every set that was recorded."""
+    known = read_raw(raw)
+    with open_encoder(ENCODER) as encoder:
+
+        def embed(items: Sequence[Item]) -> list[tuple[float, ...]]:
+            return [tuple(map(float, row)) for row in encoder.embed([one.input for one in items], truncate=True)]
+
+        for of in SETS:
+            if any(key[0] == of.name for key in known):
+                for figure in figures_of(of, told_of(of, folder, known, embed), draws):
+                    yield of.name, figure
