@@ -2,6 +2,8 @@
 
     python benchmarks/confidence.py --data DIR --quick [--json]     about 40 s of processor time
     python benchmarks/confidence.py --data DIR [--draws 400] [--write docs/confidence.md]
+    python benchmarks/confidence.py --data DIR --record RAW.jsonl   asks the language model for written answers
+    python benchmarks/confidence.py --data DIR --report RAW.jsonl   with the figures of those; asks nothing
 
 DIR has one folder a set (banking77, snips). Every figure is of answers to examples that taught
 nothing. ``--write`` puts the tables into a document, between its two marks. Exit code 0 when all
@@ -251,8 +253,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--draws", type=int, default=0, help=f"draws of examples (default {DRAWS}, quick {QUICK_DRAWS})"
     )
+    parser.add_argument(
+        "--record", type=Path, help="record the answers of the open sets in this file, and report nothing"
+    )
+    parser.add_argument("--report", type=Path, help="report the open sets, too, from this file")
     parser.add_argument("--write", type=Path, help="put the table into this document, between its two marks")
     chosen = parser.parse_args(arguments)
+    if chosen.record:
+        from benchmarks.open_raw import record_all
+
+        return record_all(chosen.data, chosen.record)
     draws = chosen.draws or (QUICK_DRAWS if chosen.quick else DRAWS)
     most = 1200 if chosen.quick else 100_000
     rows: list[Row] = []
@@ -275,6 +285,10 @@ def main(arguments: list[str] | None = None) -> int:
                 code = 1
         if not chosen.quick:
             rows += out_of_scope(chosen.data, embed, most)
+    if chosen.report:
+        from benchmarks.open_answers import all_figures
+
+        rows += [Row(name, *figure) for name, figure in all_figures(chosen.data, chosen.report, draws)]
     if chosen.write:
         before, _, rest = chosen.write.read_text(encoding="utf-8").partition(BEGIN)
         chosen.write.write_text(f"{before}{BEGIN}\n{markdown(rows)}{END}{rest.partition(END)[2]}", encoding="utf-8")

@@ -1,7 +1,7 @@
 """What a confidence is worth where answers are written: figures of the recorded answers of the open sets.
 
-    python benchmarks/confidence.py --data DIR --record RAW.jsonl     asks the model for what RAW has not, then reports
-    python benchmarks/confidence.py --data DIR --report RAW.jsonl     asks nothing
+    python benchmarks/open_raw.py --data DIR --record RAW.jsonl       asks the model; a run goes on where one stopped
+    python benchmarks/confidence.py --data DIR --report RAW.jsonl     asks nothing, and adds these figures to its own
 
 A set's taught items fit the appraiser as `outrider tasks teach` does; every figure is of the items asked.
 """
@@ -85,7 +85,7 @@ def told_of(of: OpenSet, folder: Path, raw: dict[Any, Kept], embed: Any) -> dict
         vectors = of_taught if part == "taught" else embed(items)
         for at, (item, vector) in enumerate(zip(items, vectors, strict=True)):
             for count in (0, MOST):
-                kept = raw.get((of.name, part, count, False, key_of(item)))
+                kept = raw.get((of.name, part, count, key_of(item)))
                 if kept is None or kept.generation.failure:
                     continue
                 shown = None
@@ -133,16 +133,25 @@ class Appraised(NamedTuple):
     asked: list[Told]
 
 
-def appraise(taught: Sequence[Told], asked: Sequence[Told]) -> Appraised:
-    """Fit by the taught, judge the asked. Raises ValueError where the taught are all right or all wrong."""
+def appraise(taught: Sequence[Told], asked: Sequence[Told], *, together: bool = False) -> Appraised:
+    """Fit by the taught, judge the asked: each task of a set by itself, as it is taught, or all ``together``.
+
+    Raises ValueError where the taught are all right or all wrong.
+    """
     names = tuple(sorted(set.intersection(*(set(one.figures) for one in taught))))
-    figures = array("d", [one.figures[name] for one in taught for name in names])
-    rights = tuple(one.right for one in taught)
-    found = fit(Judged(names=names, figures=figures.tobytes(), right=rights))
-    scores = np.array([found.weights.probability(one.figures) or 0.0 for one in asked])
-    pilot = [Scored(p, right) for p, right in zip(found.probabilities, rights, strict=True)]
-    table = np.array([[one.figures.get(name, 0.0) for name in names] for one in asked])
-    return Appraised(Answers(scores, np.array([one.right for one in asked])), pilot, table, names, list(asked))
+    scores, rights, pilot, table, judged = [], [], [], [], []
+    for task in [None] if together else sorted({one.item.task for one in asked}):
+        lessons = [one for one in taught if task in {None, one.item.task}]
+        own = [one for one in asked if task in {None, one.item.task}]
+        figures = array("d", [one.figures[name] for one in lessons for name in names])
+        right = tuple(one.right for one in lessons)
+        found = fit(Judged(names=names, figures=figures.tobytes(), right=right))
+        scores += [found.weights.probability(one.figures) or 0.0 for one in own]
+        rights += [one.right for one in own]
+        pilot += [Scored(p, is_right) for p, is_right in zip(found.probabilities, right, strict=True)]
+        table += [[one.figures.get(name, 0.0) for name in names] for one in own]
+        judged += own
+    return Appraised(Answers(np.array(scores), np.array(rights)), pilot, np.array(table), names, judged)
 
 
 def others(told: Sequence[Told]) -> dict[str, Floats]:
@@ -200,11 +209,16 @@ def figures_of(of: OpenSet, found: dict[tuple[str, int], list[Told]], draws: int
     yield f"accuracy, n={len(asked)}, taught by {len(taught)}", accuracy, None, "", None
     wanted = of.wanted if accuracy >= RIGHT_ONE_IN_FIVE else None
     try:
-        appraised = appraise([one for one in taught if one.figures], asked)
+        lessons = [one for one in taught if one.figures]
+        appraised = appraise(lessons, asked)
     except ValueError:  # nothing is right: there is nothing to tell apart
         yield "certified at 90%: share served (the task is escalated whole)", 0.0, None, "0", True
         return
     yield from _rankings(appraised, wanted)
+    if len({one.item.task for one in asked}) > 1:
+        together = appraise(lessons, asked, together=True).answers
+        interval = certificates.bootstrap(together, certificates.auroc)
+        yield "AUROC, one appraiser for all of its tasks", certificates.auroc(together), interval, "", None
     yield from _certified(appraised, draws, accuracy)
     if of.spec.kind is TaskKind.EXTRACT:
         yield from _fields(taught, asked)

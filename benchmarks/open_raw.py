@@ -1,6 +1,6 @@
 """What the local model answers to the items of the open sets: asked once, kept in a raw file, looked at often.
 
-    python benchmarks/open_raw.py --data DIR --record RAW.jsonl [--set NAME ...] [--seconds 240]
+    python benchmarks/open_raw.py --data DIR --record RAW.jsonl [--set NAME ...] [--seconds 400]
 
 A run goes on where the one before it stopped. Answers are greedy and come from a worker as requests do.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -22,18 +23,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program thi
 
 from agent import configuration
 from agent.batch import open_encoder
-from agent.classification import Classifier, sorting
+from agent.classification import Classifier
 from agent.demonstrations import MOST, nearest, with_demonstrations
 from agent.engine.supervisor import EnginePool
 from agent.models.store import open_store
 from agent.structure import FormatKind, OutputFormat, ToolChoice, Tools
 from agent.tasks import TaskKind
-from agent.types import Generation, InferenceRequest, Message, RequestKind, Sampling
+from agent.types import Generation, InferenceRequest, RequestKind, Sampling
 from benchmarks.open_sets import SETS, Item, OpenSet
 
 MODEL, ENCODER = "smollm2-135m-instruct", "minilm-l6-v2-int8"
 LONGEST_ANSWER = {TaskKind.TEXT: 32, TaskKind.EXTRACT: 80, TaskKind.TOOL: 160}
-SAMPLES, SAMPLE_TEMPERATURE = 5, 0.7
+COMPARED = 60  # taught items that are answered without demonstrations, too
+Mode = tuple[str, int, int]  # part, demonstrations, how many items
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +44,6 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     set: str
     part: str  # taught, asked
     shown: int  # demonstrations
-    sampled: bool = False  # drawn answers beside the greedy one
     key: str  # of the item
     generation: Generation
 
@@ -54,38 +55,33 @@ def key_of(item: Item) -> str:
     ).hexdigest()[:16]
 
 
-def read_raw(path: Path) -> dict[tuple[str, str, int, bool, str], Kept]:
+def read_raw(path: Path) -> dict[tuple[str, str, int, str], Kept]:
     """Return what a raw file holds."""
     found = {}
     if path.exists():
         for line in path.read_bytes().splitlines():
             one = msgspec.json.decode(line, type=Kept)
-            found[one.set, one.part, one.shown, one.sampled, one.key] = one
+            found[one.set, one.part, one.shown, one.key] = one
     return found
 
 
-def request_of(of: OpenSet, item: Item, shown: Sequence[Item], *, sampled: bool = False) -> InferenceRequest:
+def request_of(of: OpenSet, item: Item, shown: Sequence[Item]) -> InferenceRequest:
     """Return the request as the task has it."""
     spec = of.spec_of(item)
-    asked = item.input
     if item.options:
-        asked += "\n" + "\n".join(item.options)
-        messages = (*sorting(asked, item.options)[:0], Message("system", spec.prompt), Message("user", asked))
+        messages = spec.messages(item.input + "\n" + "\n".join(item.options))
         return InferenceRequest(
             id="", kind=RequestKind.CLASSIFY, model=MODEL, messages=messages, labels=item.options, received_at_ms=0
         )
-    messages = with_demonstrations(spec.messages(asked), [(one.input, one.answers[0]) for one in shown])
+    messages = with_demonstrations(spec.messages(item.input), [(one.input, one.answers[0]) for one in shown])
     form = None
     if spec.kind is TaskKind.EXTRACT:
         form = OutputFormat(kind=FormatKind.JSON_SCHEMA, source=msgspec.json.encode(spec.schema).decode(), name="task")
-    sampling = Sampling(max_tokens=LONGEST_ANSWER[spec.kind])
-    if sampled:
-        sampling = msgspec.structs.replace(sampling, temperature=SAMPLE_TEMPERATURE, n=SAMPLES, seed=1)
     return InferenceRequest(
         id="",
         model=MODEL,
         messages=messages,
-        sampling=sampling,
+        sampling=Sampling(max_tokens=LONGEST_ANSWER[spec.kind]),
         response_format=form,
         tools=Tools(functions=item.tools, choice=ToolChoice.REQUIRED, parallel=False) if item.tools else None,
         received_at_ms=0,
@@ -135,23 +131,21 @@ def shown_to(
     return [own[at] for at in nearest(vector, [vectors[index] for index in own], count)]
 
 
-async def record(
-    of: OpenSet, folder: Path, raw: Path, until: float, modes: Sequence[tuple[str, int, bool, int]]
-) -> bool:
+async def record(of: OpenSet, folder: Path, raw: Path, until: float, modes: Sequence[Mode]) -> bool:
     """Answer what the raw file has not yet. Returns whether all is done."""
     taught, asked = parts_of(of, folder)
     known = read_raw(raw)
     with open_encoder(ENCODER) as encoder:
         of_taught = [tuple(map(float, row)) for row in encoder.embed([one.input for one in taught])]
         waiting = []
-        for part, shown, sampled, most in modes:
+        for part, shown, most in modes:
             items = (taught if part == "taught" else asked)[:most]
             vectors = [tuple(map(float, v)) for v in encoder.embed([one.input for one in items])]
             for at, (item, vector) in enumerate(zip(items, vectors, strict=True)):
-                if (of.name, part, shown, sampled, key_of(item)) in known:
+                if (of.name, part, shown, key_of(item)) in known:
                     continue
                 near = shown_to(item, vector, taught, of_taught, shown, but=at if part == "taught" else None)
-                waiting.append((part, shown, sampled, item, [taught[i] for i in near]))
+                waiting.append((part, shown, item, [taught[i] for i in near]))
     print(f"{of.name}: {len(waiting)} to ask", file=sys.stderr, flush=True)
     if not waiting:
         return True
@@ -160,16 +154,14 @@ async def record(
         places = asyncio.Semaphore(4)
         with raw.open("ab") as file:
 
-            async def one(part: str, shown: int, sampled: bool, item: Item, near: list[Item]) -> bool:
+            async def one(part: str, shown: int, item: Item, near: list[Item]) -> bool:
                 async with places:
                     if time.monotonic() > until:
                         return False
-                    found = await answer(pool, classifier, request_of(of, item, near, sampled=sampled))
+                    found = await answer(pool, classifier, request_of(of, item, near))
                     if found.failure:
                         print(f"{of.name}: {found.failure.message}", file=sys.stderr, flush=True)
-                    kept = Kept(
-                        set=of.name, part=part, shown=shown, sampled=sampled, key=key_of(item), generation=found
-                    )
+                    kept = Kept(set=of.name, part=part, shown=shown, key=key_of(item), generation=found)
                     file.write(msgspec.json.encode(kept) + b"\n")
                     file.flush()
                     return True
@@ -177,28 +169,30 @@ async def record(
             return all(await asyncio.gather(*(one(*args) for args in waiting)))
 
 
+def modes_of(of: OpenSet) -> list[Mode]:
+    """Return what is recorded of a set: what teaches (some of it without demonstrations, too), then what is asked."""
+    count = MOST if of.demonstrated else 0
+    plain = [("taught", 0, COMPARED)] if of.demonstrated else []
+    return [("taught", count, of.taught), ("asked", count, of.asked), *plain]
+
+
+def record_all(folder: Path, raw: Path, names: Sequence[str] = (), seconds: float = math.inf) -> int:
+    """Record all sets, or those of these names. Returns the exit code: 3 when there is more to do."""
+    until = time.monotonic() + seconds
+    for of in SETS:
+        if (not names or of.name in names) and not asyncio.run(record(of, folder, raw, until, modes_of(of))):
+            return 3
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="What the local model answers to open sets.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--record", type=Path, required=True)
-    parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--seconds", type=float, default=240.0, help="stop and go on in the next run")
-    parser.add_argument("--modes", default="", help="part:shown:sampled:most,...")
+    parser.add_argument("--set", action="append", default=[], help="one of them; repeatable")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop then, and go on in the next run")
     chosen = parser.parse_args()
-    until = time.monotonic() + chosen.seconds
-    done = True
-    for of in SETS:
-        if chosen.set and of.name not in chosen.set:
-            continue
-        modes = [("taught", MOST if of.demonstrated else 0, False, of.taught)]
-        if chosen.modes:
-            modes = [
-                (a, int(b), c == "1", int(d)) for a, b, c, d in (one.split(":") for one in chosen.modes.split(","))
-            ]
-        done = asyncio.run(record(of, chosen.data, chosen.record, until, modes)) and done
-        if not done:
-            break
-    return 0 if done else 3
+    return record_all(chosen.data, chosen.record, chosen.set, chosen.seconds)
 
 
 if __name__ == "__main__":
