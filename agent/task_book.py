@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -41,7 +40,7 @@ class TaskBook:
         self.folder = folder
         self._heads: dict[str, AppliedHead] = {}
         self._appraisers: dict[str, Appraiser] = {}
-        self._vectors: dict[str, list[array[float]]] = {}  # of the demonstrations, by appraiser
+        self._vectors: dict[str, list[tuple[float, ...]]] = {}  # of the demonstrations, by appraiser
         self._calibrations: dict[str, Calibration] = {}
         self._means: dict[str, LabelMeans] = {}
         self._changed: set[str] = set()
@@ -109,7 +108,7 @@ class TaskBook:
         """Return the appraiser of a task whether or not it still fits."""
         return self._appraisers.get(task)
 
-    def demonstration_vectors(self, appraiser: Appraiser) -> list[array[float]]:
+    def demonstration_vectors(self, appraiser: Appraiser) -> list[tuple[float, ...]]:
         """Return the vectors of an appraiser's demonstrations; they are unpacked once."""
         found = self._vectors.get(appraiser.id)
         if found is None:

@@ -286,9 +286,13 @@ def main(arguments: list[str] | None = None) -> int:
         if not chosen.quick:
             rows += out_of_scope(chosen.data, embed, most)
     if chosen.report:
-        from benchmarks.open_answers import all_figures
+        from benchmarks import open_answers
 
-        rows += [Row(name, *figure) for name, figure in all_figures(chosen.data, chosen.report, draws)]
+        told = list(open_answers.all_figures(chosen.data, chosen.report, draws))
+        if chosen.write:
+            open_answers.written(chosen.write, told)
+        else:
+            rows += [Row(name, *figure) for name, figure in told]
     if chosen.write:
         before, _, rest = chosen.write.read_text(encoding="utf-8").partition(BEGIN)
         chosen.write.write_text(f"{before}{BEGIN}\n{markdown(rows)}{END}{rest.partition(END)[2]}", encoding="utf-8")

@@ -2,20 +2,25 @@
 
     python benchmarks/open_raw.py --data DIR --record RAW.jsonl       asks the model; a run goes on where one stopped
     python benchmarks/confidence.py --data DIR --report RAW.jsonl     asks nothing, and adds these figures to its own
+    python benchmarks/open_answers.py --data DIR --report RAW.jsonl [--states STATES.npz] [--write docs/confidence.md]
 
 A set's taught items fit the appraiser as `outrider tasks teach` does; every figure is of the items asked.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program this file has only its own folder
 
 from agent.batch import open_encoder
 from agent.cli.teach_answers import gains
@@ -24,6 +29,7 @@ from agent.confidence.answer_features import Shown
 from agent.confidence.appraiser_fitting import fit
 from agent.confidence.certify import Scored
 from agent.confidence.fit_order import Judged
+from agent.confidence.fitting import logistic
 from agent.demonstrations import MOST
 from agent.evaluation import matching
 from agent.tasks import TaskKind
@@ -33,8 +39,10 @@ from benchmarks.certificates import Answers, Floats
 from benchmarks.open_raw import ENCODER, Kept, key_of, parts_of, read_raw, shown_to
 from benchmarks.open_sets import SETS, Item, OpenSet
 
-DELTA = 0.1
+DELTA, DRAWS = 0.1, 400
+BEGIN, END = "<!-- open: begin -->", "<!-- open: end -->"
 RIGHT_ONE_IN_FIVE = 0.2
+PROBE_STRENGTH = 0.01  # inverse of the L2 penalty, of standardised states
 VOCABULARY = 49152  # of the model: the largest entropy is its logarithm
 
 Figure = tuple[str, float, tuple[float, float] | None, str, bool | None]  # what, value, interval, wanted, met
@@ -312,7 +320,33 @@ def scored(generation: Generation) -> Generation:
     return field_judge("lowest_tenth")(request, generation)
 
 
-def all_figures(folder: Path, raw: Path, draws: int) -> Iterator[tuple[str, Figure]]:
+def probe(path: Path, taught: Sequence[Told], asked: Sequence[Told]) -> Iterator[Figure]:
+    """Tell right from wrong answers by the model's last hidden state, the same items teaching and asked."""
+    known = np.load(path)
+
+    def states(part: str, told: Sequence[Told], at: int) -> Floats:
+        return np.array([known[f"{part} {key_of(one.item)}"][at] for one in told], dtype=np.float64)
+
+    taught = [one for one in taught if f"taught {key_of(one.item)}" in known]
+    asked = [one for one in asked if f"asked {key_of(one.item)}" in known]
+    right = np.array([one.right for one in taught], dtype=np.int64)
+    for at, where in enumerate(("the prompt's end", "the answer's end")):
+        lessons, told = states("taught", taught, at), states("asked", asked, at)
+        mean, scale = lessons.mean(axis=0), np.maximum(lessons.std(axis=0), 1e-6)
+        weights, bias = logistic((lessons - mean) / scale, right, 2, PROBE_STRENGTH)
+        scores = ((told - mean) / scale) @ (weights[1] - weights[0]) + bias[1] - bias[0]
+        ranked = Answers(scores, np.array([one.right for one in asked]))
+        interval = certificates.bootstrap(ranked, certificates.auroc)
+        yield (
+            f"AUROC, probe of the hidden state at {where}, n={len(asked)}",
+            certificates.auroc(ranked),
+            interval,
+            "",
+            None,
+        )
+
+
+def all_figures(folder: Path, raw: Path, draws: int, states: Path | None = None) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of every set that was recorded."""
     known = read_raw(raw)
     with open_encoder(ENCODER) as encoder:
@@ -321,6 +355,46 @@ def all_figures(folder: Path, raw: Path, draws: int) -> Iterator[tuple[str, Figu
             return [tuple(map(float, row)) for row in encoder.embed([one.input for one in items], truncate=True)]
 
         for of in SETS:
-            if any(key[0] == of.name for key in known):
-                for figure in figures_of(of, told_of(of, folder, known, embed), draws):
+            if not any(key[0] == of.name for key in known):
+                continue
+            found = told_of(of, folder, known, embed)
+            for figure in figures_of(of, found, draws):
+                yield of.name, figure
+            if states and of.name == SETS[0].name:
+                for figure in probe(states, found["taught", MOST], found["asked", MOST]):
                     yield of.name, figure
+
+
+def written(document: Path, rows: Sequence[tuple[str, Figure]]) -> None:
+    """Put the table into a document, between its two marks."""
+    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
+    document.write_text(f"{before}{BEGIN}\n{markdown(rows)}{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def markdown(rows: Sequence[tuple[str, Figure]]) -> str:
+    lines = ["| Set | What | Value | 95 % interval | Wanted | |", "|---|---|---:|---|---|---|"]
+    for name, (what, value, interval, wanted, met) in rows:
+        between = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+        mark = "" if met is None else ("yes" if met else "**no**")
+        lines.append(f"| {name} | {what} | {value:.3f} | {between} | {wanted} | {mark} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="What a confidence is worth where answers are written.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the sets, one folder each")
+    parser.add_argument("--report", type=Path, required=True, help="what benchmarks/open_raw.py recorded")
+    parser.add_argument("--states", type=Path, help="what benchmarks/hidden_states.py wrote")
+    parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--write", type=Path, help="put the table into this document, between its two marks")
+    chosen = parser.parse_args()
+    rows = list(all_figures(chosen.data, chosen.report, chosen.draws, chosen.states))
+    if chosen.write:
+        written(chosen.write, rows)
+    else:
+        print(markdown(rows), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -69,7 +69,7 @@ def request_of(of: OpenSet, item: Item, shown: Sequence[Item]) -> InferenceReque
     """Return the request as the task has it."""
     spec = of.spec_of(item)
     if item.options:
-        messages = spec.messages(item.input + "\n" + "\n".join(item.options))
+        messages = spec.messages(item.input)
         return InferenceRequest(
             id="", kind=RequestKind.CLASSIFY, model=MODEL, messages=messages, labels=item.options, received_at_ms=0
         )

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from agent.cli import task_signals
 from agent.cli.output import notice
-from agent.demonstrations import LONGEST, MOST, nearest
+from agent.demonstrations import LONGEST, MOST, MOST_KEPT, nearest
 from agent.errors import BadExamples, OutriderError
 from agent.tasks import TaskKind, TaskSpec
 
 if TYPE_CHECKING:
     from agent.cli.client import DaemonClient
-    from agent.confidence.appraisers import Appraiser
+    from agent.confidence.appraisers import Appraiser, Demonstrations
     from agent.confidence.fit_order import AppraisalOrder, Appraised, Judged
     from agent.evaluation.examples import Example
 
@@ -98,45 +98,45 @@ class _Shelf:
     """The examples as demonstrations, with their vectors."""
 
     def __init__(self, client: DaemonClient, spec: TaskSpec, chosen: Sequence[Example]) -> None:
-        self.told = task_signals.Vectors()
-        self._rows: list[array[float]] = []
-        self._examples = [
-            one for one in chosen if one.verdict is not False and len(one.input) + len(one.answers[0]) <= LONGEST
-        ]
-        if spec.kind is TaskKind.TOOL or len(self._examples) <= MOST:
+        fitting = [one.verdict is not False and len(one.input) + len(one.answers[0]) <= LONGEST for one in chosen]
+        kept = [at for at, fits in enumerate(fitting) if fits][:MOST_KEPT]
+        self._chosen = chosen
+        self._kept: list[int] = []
+        if spec.kind is TaskKind.TOOL or len(kept) <= MOST:
             return
         try:
-            self.told = task_signals.vectors(client, spec.name, [one.input for one in self._examples])
+            self._told = task_signals.vectors(client, spec.name, [one.input for one in chosen])
         except OutriderError as error:
             notice(f"no demonstrations: {error}")
             return
-        figures = array("f", self.told.raw)
-        width = len(figures) // len(self._examples)
-        self._rows = [figures[at : at + width] for at in range(0, len(figures), width)]
-        self._at = {one.line: index for index, one in enumerate(self._examples)}
+        figures = array("f", self._told.raw)
+        width = len(figures) // len(chosen)
+        self._rows = [tuple(figures[at : at + width]) for at in range(0, len(figures), width)]
+        self._kept = kept
+        self._at = {one.line: index for index, one in enumerate(chosen)}
 
     def __bool__(self) -> bool:
-        return bool(self._rows)
+        return bool(self._kept)
 
     def asked(self, one: Example) -> dict[str, Any]:
         """Return an example as an input behind the nearest others."""
-        own = self._at.get(one.line)
-        if own is None:
-            return _plain(one)
-        near = nearest(self._rows[own], self._rows, MOST, but=own)
+        own = self._at[one.line]
+        others = [at for at in self._kept if at != own]
+        near = [others[at] for at in nearest(self._rows[own], [self._rows[at] for at in others])]
         closeness = sum(a * b for a, b in zip(self._rows[own], self._rows[near[-1]], strict=True))
-        shown = [[self._examples[index].input, self._examples[index].answers[0]] for index in near]
+        shown = [[self._chosen[at].input, self._chosen[at].answers[0]] for at in near]
         return {**_plain(one), "shown": shown, "closeness": max(-1.0, min(1.0, closeness))}
 
-    def kept(self) -> Any:
-        from agent.confidence.appraisers import Demonstrations
+    def kept(self) -> Demonstrations:
+        """Return what is shown from now on."""
+        from agent.confidence.appraisers import Demonstrations as Kept
 
-        return Demonstrations(
-            inputs=tuple(one.input for one in self._examples),
-            answers=tuple(one.answers[0] for one in self._examples),
-            vectors=self.told.raw,
-            encoder=self.told.model,
-            encoder_digest=self.told.model_digest,
+        return Kept(
+            inputs=tuple(self._chosen[at].input for at in self._kept),
+            answers=tuple(self._chosen[at].answers[0] for at in self._kept),
+            vectors=array("f", [figure for at in self._kept for figure in self._rows[at]]).tobytes(),
+            encoder=self._told.model,
+            encoder_digest=self._told.model_digest,
             count=MOST,
         )
 

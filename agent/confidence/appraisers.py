@@ -127,11 +127,11 @@ def general(pointer: str) -> str:
     return "/".join("*" if step.isdigit() else step for step in pointer.split("/"))
 
 
-def vectors_of(appraiser: Appraiser) -> list[array[float]]:
+def vectors_of(appraiser: Appraiser) -> list[tuple[float, ...]]:
     """Return the vectors of the demonstrations of an appraiser, one a demonstration."""
     kept = appraiser.demonstrations
     if kept is None:
         return []
     figures = array("f", kept.vectors)
     width = len(figures) // len(kept.inputs)
-    return [figures[at : at + width] for at in range(0, len(figures), width)]
+    return [tuple(figures[at : at + width]) for at in range(0, len(figures), width)]
