@@ -24,7 +24,7 @@ sys.modules.setdefault("pysqlite3.dbapi2", sqlcipher3.dbapi2)
 import sqlite_utils  # noqa: E402 - the alias above must come first
 
 from agent.errors import OutriderError, StorageError  # noqa: E402
-from agent.storage import egress_schema, feedback_schema, report_schema  # noqa: E402
+from agent.storage import egress_schema, feedback_schema, report_schema, task_schema  # noqa: E402
 from agent.storage.connection import (  # noqa: E402
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -150,9 +150,9 @@ SENT_AT_ONCE_2 = "CHECK (allowed = 0 OR egress IN ('redact', 'allow'))"
 @_migration
 def m003_tasks(db: sqlite_utils.Database, key: bytes) -> None:
     """What was learned of tasks: heads, calibrations (the last one of a task holds), mean label scores."""
-    _create(db, "task_heads", TASK_HEADS)
-    _create(db, "calibrations", CALIBRATIONS)
-    _create(db, "label_means", LABEL_MEANS)
+    _create(db, "task_heads", task_schema.TASK_HEADS)
+    _create(db, "calibrations", task_schema.CALIBRATIONS)
+    _create(db, "label_means", task_schema.LABEL_MEANS)
     db.execute("CREATE INDEX calibrations_by_task ON calibrations (task, number)")
 
 
@@ -179,7 +179,7 @@ def m005_report(db: sqlite_utils.Database, key: bytes) -> None:
 @_migration
 def m006_task_examples(db: sqlite_utils.Database, key: bytes) -> None:
     """The examples that taught and calibrated a task, so that both can be done again for another model."""
-    _create(db, "task_examples", TASK_EXAMPLES)
+    _create(db, "task_examples", task_schema.TASK_EXAMPLES)
 
 
 @_migration
@@ -206,7 +206,7 @@ def m009_egress_log(db: sqlite_utils.Database, key: bytes) -> None:
 @_migration
 def m010_appraisers(db: sqlite_utils.Database, key: bytes) -> None:
     """What was learned of tasks whose answers are written."""
-    _create(db, "task_appraisers", TASK_HEADS)
+    _create(db, "task_appraisers", task_schema.TASK_HEADS)
 
 
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:
@@ -311,34 +311,6 @@ EGRESS_LOG = """
     body_sha256 TEXT NOT NULL,
     outcome TEXT NOT NULL,
     mac BLOB NOT NULL
-"""
-
-TASK_HEADS = """
-    task TEXT PRIMARY KEY,
-    created_at_ms INTEGER NOT NULL,
-    body BLOB NOT NULL
-"""
-
-CALIBRATIONS = """
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL,
-    task TEXT NOT NULL,
-    created_at_ms INTEGER NOT NULL,
-    ended_at_ms INTEGER,
-    body BLOB NOT NULL
-"""
-
-LABEL_MEANS = """
-    task TEXT PRIMARY KEY,
-    body BLOB NOT NULL
-"""
-
-TASK_EXAMPLES = """
-    task TEXT NOT NULL,
-    use TEXT NOT NULL CHECK (use IN ('teach', 'calibrate')),
-    created_at_ms INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    PRIMARY KEY (task, use)
 """
 
 COUNTS = {
