@@ -1,8 +1,15 @@
-"""What was found out about a written answer of a task. A value only."""
+"""What was found out about a written answer. Values only."""
 
 from __future__ import annotations
 
 import msgspec
+
+
+class FieldConfidence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How sure one value of a JSON answer is."""
+
+    score: float | None  # 0..1; None: no choice carried it
+    null_probability: float | None = None  # what null had in its place, unconstrained; None: the format forbids null
 
 
 class Appraisal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from agent.appraisal import Appraisal
+from agent.appraisal import Appraisal, FieldConfidence
 from agent.confidence import checks
 from agent.confidence.answer_features import FIELD_FEATURES, VERSION, Shown, features, field_features
 from agent.confidence.appraisers import MOST_SAMPLES, SAMPLE_TEMPERATURE, Appraiser, field_figures
@@ -20,7 +20,7 @@ from agent.demonstrations import Demonstration, nearest, with_demonstrations
 from agent.scores import Vectors
 from agent.task_book import TaskBook
 from agent.tasks import TaskKind
-from agent.types import Confidence, Delta, FieldConfidence, Generation, InferenceRequest, RequestKind
+from agent.types import Confidence, Delta, Generation, InferenceRequest, RequestKind
 
 SEED = 0  # of samples: the same request has the same ones
 

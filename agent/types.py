@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
-from agent.appraisal import Appraisal
+from agent.appraisal import Appraisal, FieldConfidence
 from agent.encoder import EncoderSpec
 from agent.likelihoods import LabelScores
 from agent.response_call import ResponseCall
@@ -254,13 +254,6 @@ class Failure(msgspec.Struct, frozen=True):
     kind: FailureKind
     message: str
     param: str = "messages"  # the parameter that is at fault, where one is
-
-
-class FieldConfidence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How sure one value of a JSON answer is."""
-
-    score: float | None  # 0..1; None: no choice carried it
-    null_probability: float | None = None  # what null had in its place, unconstrained; None: the format forbids null
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

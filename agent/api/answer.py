@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from agent.appraisal import FieldConfidence
 from agent.errors import OutriderError, QueueFull, StillRunning, Unresolved
 from agent.pipeline import refusal
 from agent.records import RequestRecord, RequestState
 from agent.structure import ToolCall
-from agent.types import Action, Choice, FieldConfidence, OnLowConfidence, Reason, Token
+from agent.types import Action, Choice, OnLowConfidence, Reason, Token
 
 LOCAL = "local"
 IMPOSSIBLE = -9999.0  # the OpenAI API's logprob of a token that is not among the likely ones

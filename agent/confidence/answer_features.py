@@ -16,11 +16,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from agent.appraisal import FieldConfidence
 from agent.confidence import checks
 from agent.confidence.fields import Leaf, call_leaves, leaves, overlapping
 from agent.structure import CALL_ARGUMENTS, CALL_NAME, CALL_OPEN
 from agent.tasks import TaskKind
-from agent.types import FieldConfidence, Generation, Token
+from agent.types import Generation, Token
 
 VERSION = 1
 MOST_MARGIN = 12.0  # nats; a margin above it is as good as certain

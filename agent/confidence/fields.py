@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from agent.appraisal import FieldConfidence
 from agent.confidence.estimators import score_of
 from agent.structure import CALL_ARGUMENTS, CALL_NAME, CALL_OPEN, FormatKind
-from agent.types import FieldConfidence, Generation, InferenceRequest, Token
+from agent.types import Generation, InferenceRequest, Token
 
 FieldJudge = Callable[[InferenceRequest, Generation], Generation]
 """Returns the generation with the confidence of each field in it; pure."""

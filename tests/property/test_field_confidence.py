@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.appraisal import FieldConfidence
 from agent.confidence.fields import MOST_FIELDS, call_leaves, field_judge, leaves
 from agent.structure import FormatKind, OutputFormat, ToolCall
-from agent.types import Choice, FieldConfidence, Generation, InferenceRequest, Token
+from agent.types import Choice, Generation, InferenceRequest, Token
 
 JSON = OutputFormat(kind=FormatKind.JSON_OBJECT)
 DOCUMENTS = st.recursive(
