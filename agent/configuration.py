@@ -18,17 +18,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from agent.egress_settings import BudgetSettings, KeySettings
 from agent.errors import ConfigError
-from agent.settings import (
-    AdapterSettings,
-    BudgetSettings,
-    ExperimentSettings,
-    KeySettings,
-    PrefixSettings,
-    PriceSettings,
-    Settings,
-    TargetSettings,
-)
+from agent.linear_regex import UnsafePattern
+from agent.rules import Rulebook
+from agent.settings import AdapterSettings, ExperimentSettings, PrefixSettings, PriceSettings, Settings, TargetSettings
 from agent.strictness import stricter
 from agent.types import Message, NamedPrefix
 
@@ -249,6 +243,7 @@ def _check(settings: Settings) -> None:
         check_target(target)
     for price in settings.prices:
         _check_prices(f"prices {price.name}", price.input, price.output)
+    _check_rules(settings)
     for budget in settings.budgets:
         _check_budget(budget, settings.targets)
     for prefix in settings.prefixes:
@@ -311,6 +306,16 @@ def check_target(target: TargetSettings) -> None:
         raise ConfigError(f"{where}: input_price and output_price go together: set both or none")
     if target.input_price is not None and target.output_price is not None:
         _check_prices(where, target.input_price, target.output_price)
+
+
+def _check_rules(settings: Settings) -> None:
+    names = [rule.name for rule in settings.routing.rules]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"routing.rules: the name {twice[0]} is used twice; names are unique")
+    try:
+        Rulebook(settings.routing.rules)
+    except UnsafePattern as error:
+        raise ConfigError(f"routing.rules: {error}") from error
 
 
 def _check_budget(budget: BudgetSettings, targets: tuple[TargetSettings, ...]) -> None:

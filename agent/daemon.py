@@ -40,7 +40,9 @@ from agent.models.adapters import AdapterCatalog
 from agent.models.aliases import DEFAULT, Aliases
 from agent.models.store import open_store
 from agent.pipeline import Pipeline
-from agent.routing import Policy, TargetRule
+from agent.policy import routing_policy
+from agent.routing import Policy
+from agent.rules import Rulebook
 from agent.settings import Settings
 from agent.storage import Storage, open_storage
 from agent.task_book import TaskBook
@@ -50,7 +52,7 @@ from agent.telemetry import LOG, configure_logging
 from agent.types import EgressPolicy, ModelFile
 
 MAINTAIN_EVERY_S = 30.0
-RELOADED = ("targets", "egress", "redaction", "prices", "budgets")  # the other sections need a restart
+RELOADED = ("targets", "egress", "redaction", "prices", "budgets")  # and routing.rules; the rest needs a restart
 
 
 def now_ms() -> int:
@@ -70,11 +72,16 @@ class _Live:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.rules = Rulebook(settings.routing.rules)
+
+    def take(self, settings: Settings) -> None:
+        """Take over what was reloaded."""
+        self.rules = Rulebook(settings.routing.rules)
+        self.settings = settings
 
     def policy(self) -> Policy:
         current = self.settings
-        targets = tuple(TargetRule(t.name, t.egress, t.handoff, t.fingerprint) for t in current.targets)
-        return Policy(threshold=current.confidence.threshold, targets=targets, ceiling=current.egress.policy)
+        return routing_policy(current, self.rules)
 
 
 async def serve(
@@ -131,7 +138,7 @@ async def serve(
             found = _read_egress(loaded.path, config, needed=has_file)
             budget = Budget(found.targets, found.prices, found.budgets)
             await dispatcher.replace_targets(found.targets, found.redaction, budget)
-            live.settings = found
+            live.take(found)
             LOG.info("targets reloaded: %s", ", ".join(target.name for target in found.targets) or "none")
             _warn_about_egress(live.settings)
             return live.settings
@@ -207,7 +214,8 @@ def _read_egress(path: Path, config: Settings, *, needed: bool) -> Settings:
     """
     absent = not path.exists() and not needed
     found = Settings() if absent else configuration.load(path).settings
-    return msgspec.structs.replace(config, **{name: getattr(found, name) for name in RELOADED})
+    routing = msgspec.structs.replace(config.routing, rules=found.routing.rules)
+    return msgspec.structs.replace(config, routing=routing, **{name: getattr(found, name) for name in RELOADED})
 
 
 def _warn_about_egress(config: Settings) -> None:

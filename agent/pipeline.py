@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import msgspec
@@ -30,10 +30,12 @@ from agent.errors import (
     OutriderError,
     QueueFull,
 )
+from agent.holds import Holds
 from agent.records import Accepted, RequestRecord, RequestState
 from agent.task_book import TaskBook
 from agent.task_writer import Example, TaskWriter, WritingEngine
 from agent.telemetry import LOG, METRICS
+from agent.topics import Topics
 from agent.types import (
     Action,
     Confidence,
@@ -93,31 +95,6 @@ class Verdict(msgspec.Struct, frozen=True):
     replayed: bool = False  # an Idempotency-Key brought an earlier answer back
 
 
-class Holds:
-    """Bounds of what only waits for somebody else's answer. A stop of the daemon ends them all."""
-
-    def __init__(self) -> None:
-        self._bounds: set[asyncio.Timeout] = set()
-        self.ended = False
-
-    @asynccontextmanager
-    async def within(self, left_s: float | None) -> AsyncGenerator[None]:
-        """Raise TimeoutError after ``left_s`` seconds (None: never), or at once when holds end."""
-        async with asyncio.timeout(0 if self.ended else left_s) as bound:
-            self._bounds.add(bound)
-            try:
-                yield
-            finally:
-                self._bounds.discard(bound)
-
-    def end(self) -> None:
-        """End all holds, now and later."""
-        self.ended = True
-        for bound in self._bounds:
-            if not bound.expired():
-                bound.reschedule(asyncio.get_running_loop().time())
-
-
 class Pipeline:
     """Runs requests. Holds no state of a request between runs, but for records under way to the disk."""
 
@@ -141,11 +118,13 @@ class Pipeline:
         self._tasks = tasks
         self._classifier = Classifier(engine, tasks)
         self._writer = TaskWriter(engine, tasks, judge_fields)
+        self._topics = Topics(engine, tasks)
         self._records: set[asyncio.Future[RequestRecord]] = set()
 
     async def accept(self, request: InferenceRequest) -> tuple[RequestRecord | None, Accepted]:
         """Make a request durable that ``run`` is to take up later. Returns the record of its Idempotency-Key, or None."""
-        route = routing.before(request, self._policy())
+        policy = self._policy()
+        route = routing.before(request, policy, await self._topics.look(request, policy.rules))
         return await self._open(request, route), route.accepted
 
     async def run(self, request: InferenceRequest, opened: Accepted | None = None) -> AsyncGenerator[Delta | Verdict]:
@@ -155,7 +134,11 @@ class Pipeline:
         the request is then stored as failed.
         """
         policy = self._policy()
-        route = routing.before(request, policy) if opened is None else routing.resumed(request, opened, policy)
+        facts = await self._topics.look(request, policy.rules)
+        if opened is None:
+            route = routing.before(request, policy, facts)
+        else:
+            route = routing.resumed(request, opened, policy, facts)
         durable_first = opened is not None or _is_durable_first(request, route)
         unopened = None if durable_first else route.accepted
         if opened is None and durable_first and (known := await self._open(request, route)):

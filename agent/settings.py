@@ -18,6 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from agent.compute import DeviceWish
+from agent.egress_settings import BudgetSettings, EgressSettings, KeySettings
+from agent.rule_settings import RuleSettings
 from agent.types import DraftingMode, EgressPolicy, Handoff, KvType, OnLowConfidence, RouteMode, WeightLayout
 
 
@@ -123,6 +125,9 @@ class RoutingSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields
     on_low_confidence: Annotated[
         OnLowConfidence, Meta(description="What a caller gets that names nothing: draft, wait, defer or abstain.")
     ] = OnLowConfidence.DRAFT
+    rules: Annotated[
+        tuple[RuleSettings, ...], Meta(description="[[routing.rules]] tables; the first that holds decides. See below.")
+    ] = ()
 
 
 class QueueSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,29 +181,6 @@ class ConnectivitySettings(_Section, frozen=True, kw_only=True, forbid_unknown_f
     probe_cap_battery_s: Annotated[
         float, Meta(ge=1, le=3600, description="Longest wait between probes on battery, seconds.")
     ] = 300.0
-
-
-class EgressSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What may leave this device at all, whatever requests, tasks, keys and targets say. See docs/egress.md."""
-
-    policy: Annotated[
-        EgressPolicy,
-        Meta(
-            description="No policy of a target or request is looser than this. never: nothing leaves, and no target is probed (air gap)."
-        ),
-    ] = EgressPolicy.ALLOW
-
-
-class KeySettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A caller with a token of its own, one [[keys]] table each. See docs/egress.md."""
-
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the caller.")]
-    token_file: Annotated[
-        str, Meta(description="File with its token, mode 0600. Empty: keys/NAME in data_dir, drawn at the first start.")
-    ] = ""
-    egress: Annotated[EgressPolicy, Meta(description="No request of this caller leaves under a looser policy.")] = (
-        EgressPolicy.ALLOW
-    )
 
 
 class RedactionSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -262,6 +244,16 @@ class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     ca_file: Annotated[str, Meta(description="PEM file with the certificate authority, for a private one.")] = ""
     chain: Annotated[bool, Meta(description="The target is an Outrider that may hand on further.")] = False
     max_reply_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest reply.")] = 16 << 20
+    max_input_tokens: Annotated[
+        int, Meta(ge=0, description="Requests with more tokens, by their length, are not for it; 0: none is too long.")
+    ] = 0
+    failover_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="How long a row waits while it cannot be reached, before the next target of its rule is asked.",
+        ),
+    ] = 60.0
     max_output_tokens: Annotated[
         int,
         Meta(
@@ -290,22 +282,6 @@ class PriceSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     input: Annotated[Decimal, Meta(description="Dollars per million tokens sent.")]
     output: Annotated[Decimal, Meta(description="Dollars per million tokens of the answer.")]
     as_of: Annotated[date | None, Meta(description="When these prices were looked up: 2026-01-31.")] = None
-
-
-class BudgetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What targets may take at most, one [[budgets]] table each. All that cover a row hold. See docs/egress.md."""
-
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Name of the budget.")]
-    target: Annotated[str, Meta(description="Only sends to this target; empty: to all of them together.")] = ""
-    task: Annotated[str, Meta(description="Only requests of this task; empty: of all, and of none.")] = ""
-    dollars_per_day: Annotated[Decimal | None, Meta(description="Ceiling of a day (UTC), dollars.")] = None
-    dollars_per_month: Annotated[Decimal | None, Meta(description="Ceiling of a month (UTC), dollars.")] = None
-    tokens_per_day: Annotated[
-        Annotated[int, Meta(ge=0)] | None, Meta(description="Ceiling of a day, tokens sent and answered.")
-    ] = None
-    tokens_per_month: Annotated[
-        Annotated[int, Meta(ge=0)] | None, Meta(description="Ceiling of a month, tokens sent and answered.")
-    ] = None
 
 
 class PrefixExample(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

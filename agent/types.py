@@ -14,6 +14,7 @@ import msgspec
 from agent.appraisal import Appraisal, FieldConfidence
 from agent.encoder import EncoderSpec
 from agent.likelihoods import LabelScores
+from agent.next_target import NextTarget
 from agent.response_call import ResponseCall
 from agent.structure import CallPiece, OutputFormat, ToolCall, Tools
 
@@ -175,6 +176,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     task: str | None = None
     arm: str | None = None  # of an experiment that it is in: "experiment/arm"
     route_mode: RouteMode = RouteMode.LOCAL_FIRST
+    names_route: bool = False  # its caller chose route_mode: a rule only makes it local_only
     on_low_confidence: OnLowConfidence = OnLowConfidence.DRAFT
     egress: EgressPolicy | None = None  # None: as the target's configuration says
     idempotency_key: str | None = None
@@ -326,6 +328,7 @@ class Reason(StrEnum):
     CONFIDENT = "confident"
     LOW_CONFIDENCE = "low_confidence"
     NO_SIGNAL = "no_signal"
+    RULE = "rule"  # a routing rule says so
     LOCAL_ONLY = "local_only"  # not sure, but the caller forbids any target
     EGRESS_NEVER = "egress_never"  # not sure, but nothing may leave
     ABSTAINED = "abstained"  # not sure, the caller wants no row
@@ -353,6 +356,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     target_fingerprint: str | None = None  # of the target as it was configured then
     egress: EgressPolicy | None = None  # the policy the row is accepted under
     handoff: Handoff = Handoff.FRESH
+    fallbacks: tuple[NextTarget, ...] = ()
+    wanted_s: int = 0  # how long a target's answer is still wanted; 0: as long as a row lives
+    priority: int = 0
     trace: tuple[str, ...] = ()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import click
 import msgspec
 
-from agent import configuration, errors, settings
+from agent import configuration, egress_settings, errors, rule_settings, settings
 from agent.cli.ask import NO_TEXT
 from agent.cli.doctor import PROBLEM_FOUND
 from agent.cli.main import COMMANDS, INTERRUPTED, cli
@@ -95,7 +95,14 @@ def target_table() -> str:
 
 def key_table() -> str:
     """Return the table of the keys of a caller."""
-    return _table(msgspec.structs.fields(settings.KeySettings), "")
+    return _table(msgspec.structs.fields(egress_settings.KeySettings), "")
+
+
+def rule_table() -> str:
+    """Return the table of the keys of a routing rule, and that of its topic."""
+    own = _table(msgspec.structs.fields(rule_settings.RuleSettings), "")
+    topic = _table(msgspec.structs.fields(rule_settings.TopicSettings), "topic.")
+    return f"{own}\n\nOf `topic`:\n\n{topic}"
 
 
 def price_table() -> str:
@@ -105,7 +112,7 @@ def price_table() -> str:
 
 def budget_table() -> str:
     """Return the table of the keys of a budget."""
-    return _table(msgspec.structs.fields(settings.BudgetSettings), "")
+    return _table(msgspec.structs.fields(egress_settings.BudgetSettings), "")
 
 
 def adapter_table() -> str:
@@ -145,10 +152,17 @@ def _type(kind: Any, notes: list[msgspec.Meta]) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(f"`{json.dumps(value)}`" for value in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return "list of strings" if typing.get_args(kind)[0] is str else "list of tables"
+        inner, _ = _unwrapped(typing.get_args(kind)[0])
+        if isinstance(inner, type) and issubclass(inner, enum.Enum):
+            return f"list of {_type(inner, [])}"
+        return "list of strings" if inner is str else "list of tables"
+    if typing.get_origin(kind) is dict:
+        return "table of strings"
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:  # of one type and None
-        kind, inner = _unwrapped(typing.get_args(kind)[0])
-        notes = [*notes, *inner]
+        kind, more = _unwrapped(typing.get_args(kind)[0])
+        notes = [*notes, *more]
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return "table"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return ", ".join(f'`"{value.value}"`' for value in kind)
     name = {str: "string", int: "integer", float: "number", bool: "boolean", Decimal: "number", date: "date"}[kind]
@@ -166,5 +180,5 @@ def _default(field: Any) -> str:
         return "required"
     if field.default is None:
         return "none"
-    default = msgspec.to_builtins(field.default)
+    default = field.default_factory() if field.default is msgspec.NODEFAULT else msgspec.to_builtins(field.default)
     return f"`{json.dumps(default)}`"

@@ -145,6 +145,9 @@ def outrider_object(record: RequestRecord, answer: Answer) -> dict[str, Any]:
         "source": answer.source,
         "state": record.state,
     }
+    if decision is not None:
+        found["rule"] = decision.rule_id
+        found["trace"] = list(decision.trace)
     if decision is not None and decision.threshold is not None:
         found["threshold"] = decision.threshold
     if confidence is not None and confidence.guarantee is not None:

@@ -14,8 +14,9 @@ import msgspec
 from starlette.datastructures import Headers
 
 from agent.configuration import LOOPBACK_HOSTS
+from agent.egress_settings import KeySettings
 from agent.errors import Forbidden, KeyProblem, Unauthorized
-from agent.settings import KeySettings, ServerSettings
+from agent.settings import ServerSettings
 from agent.storage.keys import make_private_folder
 from agent.types import EgressPolicy
 

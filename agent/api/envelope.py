@@ -77,6 +77,7 @@ class Envelope:
             id=uuid7(now_ms),
             model=self._model,
             route_mode=self.route_mode or routing.mode,
+            names_route=self.route_mode is not None,
             on_low_confidence=self._on_low_confidence or routing.on_low_confidence,
             egress=self.egress,
             idempotency_key=self._key,

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "egress": ("agent.cli.egress:egress", "See what has left the device."),
     "budget": ("agent.cli.budget:budget", "See how far what targets may cost is used up."),
     "target": ("agent.cli.target:target", "Say where requests may be escalated to."),
+    "routes": ("agent.cli.routes:routes", "Check the routing rules, and try them on requests."),
     "models": ("agent.cli.models:models", "See, check and remove the installed models."),
     "measure": (
         "agent.cli.measure:measure",

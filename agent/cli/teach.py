@@ -254,6 +254,7 @@ def taught(
         compared=compared,
         pilot=tuple(pilot),
         texts=tuple(text_digest(text) for text in inputs),
+        familiarity=fitted.familiarity,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from agent.confidence.appraisers import Weights
+from agent.confidence.familiarity import Familiarity
 from agent.confidence.heads import Feature, Layer
 
 
@@ -35,6 +36,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float
     compared: tuple[Compared, ...]
     probabilities: bytes  # float32, out of fold, one row an example
+    familiarity: Familiarity | None = None  # of the examples' vectors, where the head reads them
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):

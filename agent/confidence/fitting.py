@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.confidence.familiarity import ALLOWED_OUTSIDE, Familiarity
 from agent.confidence.fit_order import AppraisalOrder, Compared, Fitted, Order
 from agent.confidence.heads import Feature, Layer
 
@@ -83,7 +84,32 @@ def fit(order: Order) -> Fitted:
         temperature=temperatures[best],
         compared=compared,
         probabilities=np.exp(log_softmax(told[best] / temperatures[best])).astype("<f4").tobytes(),
+        familiarity=familiarity(features[Feature.EMBEDDING][0], answers, folds)
+        if Feature.EMBEDDING in layers
+        else None,
     )
+
+
+def familiarity(values: Floats, answers: NDArray[np.int64], folds: NDArray[np.int64]) -> Familiarity | None:
+    """Return which vectors are like these, which have these answers; None where a fold has nothing to compare with."""
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    units = values / np.where(lengths > 0, lengths, 1.0)
+    nearest = np.full(len(answers), np.nan)
+    for fold in np.unique(folds):
+        inside, outside = folds == fold, folds != fold
+        if outside.any():
+            nearest[inside] = (units[inside] @ _centres(units[outside], answers[outside]).T).max(axis=1)
+    if not np.isfinite(nearest).all():
+        return None
+    centres = _centres(units, answers)
+    return Familiarity(centres.astype("<f4").tobytes(), float(np.quantile(nearest, ALLOWED_OUTSIDE)))
+
+
+def _centres(units: Floats, answers: NDArray[np.int64]) -> Floats:
+    means = np.stack([units[answers == label].mean(axis=0) for label in np.unique(answers)])
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    unit: Floats = means / np.where(lengths > 0, lengths, 1.0)
+    return unit
 
 
 def _best(compared: Sequence[Compared]) -> Feature:

@@ -16,6 +16,8 @@ from operator import mul
 
 import msgspec
 
+from agent.confidence.familiarity import Familiarity
+
 VERSION = 1
 
 
@@ -54,6 +56,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     pilot: tuple[tuple[float, bool], ...] = ()  # score and rightness of each taught example, out of fold
     texts: tuple[bytes, ...] = ()  # digests of the inputs that taught it
     created_at_ms: int = 0
+    familiarity: Familiarity | None = None  # which vectors are like those that taught it; None: not kept
 
     @property
     def id(self) -> str:
@@ -87,6 +90,10 @@ class AppliedHead:
     def dimensions(self) -> int:
         """Length of the encoder's vectors; 0 where none is read."""
         return len(self._embedding[0][0]) if self._embedding else 0
+
+    def is_familiar(self, vector: Sequence[float]) -> bool:
+        """Return whether a vector is like those that taught the head; true where that was not kept."""
+        return self.head.familiarity is None or self.head.familiarity.holds(vector)
 
     def probabilities(self, vector: Sequence[float], logprobs: Sequence[float]) -> tuple[float, ...]:
         """Return the probability of each label, in the order of the head's labels; empty for no finite figure."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from agent.egress_settings import BudgetSettings
 from agent.escalation.prices import PriceBook, nanodollars
-from agent.settings import BudgetSettings, PriceSettings, TargetSettings
+from agent.settings import PriceSettings, TargetSettings
 from agent.storage.spending import Amount
 
 

@@ -157,7 +157,7 @@ class Dispatcher:
         self.wake()  # what it put back may be due for its successor
 
     def _lane(self, settings: TargetSettings, redaction: RedactionSettings, budget: Budget) -> Lane:
-        return Lane(
+        lane = Lane(
             make_target(settings, self._connectivity, redaction, now_ms=self._now_ms),
             self._storage.outbox,
             Circuit(self._random),
@@ -168,6 +168,8 @@ class Dispatcher:
             on_battery=self._on_battery,
             budget=budget,
         )
+        lane.moved = self.wake
+        return lane
 
     async def _count_unconfigured(self) -> None:
         """Find the names that rows wait for in vain, among the oldest: rows that never go become the oldest."""

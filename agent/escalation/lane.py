@@ -38,6 +38,7 @@ from agent.telemetry import LOG, METRICS
 from agent.token_estimate import UNKNOWN_ANSWER_TOKENS
 from agent.types import EgressPolicy
 
+OUT_OF_REACH = frozenset({Reach.OFFLINE, Reach.PORTAL, Reach.BLOCKED})
 RETRY_BASE_S = 2.0
 HELD_FLOOR_S = 15.0  # first look at an answer that a target has queued
 STORAGE_AGAIN_S = 5.0
@@ -84,6 +85,7 @@ class Lane:
         self._random = random
         self._on_battery = on_battery
         self.budget = budget
+        self.moved: Callable[[], None] = lambda: None  # told when rows went on to another target
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._claiming: asyncio.Task[None] | None = None
@@ -174,10 +176,21 @@ class Lane:
         probe_in_s = self.circuit.probe_in_s(now_s)
         if probe_in_s is None:
             return await self._claim(now_ms)
+        if self.circuit.reach in OUT_OF_REACH:
+            await self._pass_on(now_ms)
         if probe_in_s > 0:
             return probe_in_s
         await self._probe()
         return 0.0
+
+    async def _pass_on(self, now_ms: int) -> None:
+        """Put rows that have waited long enough to the next target of their rule."""
+        waited_ms = round(self.settings.failover_s * 1000)
+        why = f"{self.circuit.reach}, {self.circuit.reason}"
+        moved = await self._outbox.pass_on(self.settings.name, why, before_ms=now_ms - waited_ms, now_ms=now_ms)
+        if moved:
+            LOG.warning("target %s is %s: %d rows go to the next target of their rule", self.settings.name, why, moved)
+            self.moved()
 
     async def _claim(self, now_ms: int) -> float:
         lease_s = max(self._queue.lease_s, self.settings.timeout_s + LEASE_MARGIN_S)
@@ -223,6 +236,7 @@ class Lane:
             if isinstance(outcome, OverBudget):
                 METRICS.count("sends", target=self.settings.name, outcome="over_budget")
                 LOG.info("escalation %s: put off: %s", row.id, outcome.reason)
+                self.moved()
                 return
             self._learn(outcome)
             await self._settle(row, outcome)
@@ -306,11 +320,13 @@ class Lane:
         reason, left = outcome.reason, outcome.left
         match outcome:
             case Rejected():
-                await self._outbox.reject(row, reason=reason, left=left, now_ms=now_ms, used=outcome.used)
+                ended = await self._outbox.reject(row, reason=reason, left=left, now_ms=now_ms, used=outcome.used)
+                self._tell_moved(row, ended)
             case Retry():
                 wait_s = full_jitter_s(self._random, row.attempts, base_s=RETRY_BASE_S, cap_s=BACKOFF_CAP_S)
                 at_ms = now_ms + round(wait_s * 1000)
-                await self._outbox.retry(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
+                ended = await self._outbox.retry(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
+                self._tell_moved(row, ended)
             case Held():
                 at_ms = now_ms + held_wait_ms(now_ms - row.created_at_ms)
                 await self._outbox.snooze(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
@@ -327,6 +343,11 @@ class Lane:
                 )
             case Blocked():
                 await self._outbox.snooze(row, available_at_ms=now_ms, reason=reason, left=left, now_ms=now_ms)
+
+    def _tell_moved(self, row: Escalation, after: Escalation) -> None:
+        if after.target != row.target:
+            LOG.info("escalation %s: goes on to target %s", row.id, after.target)
+            self.moved()
 
     def _lost(self, outcome: Offline) -> None:
         on_battery = self._on_battery()

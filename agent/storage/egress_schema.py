@@ -12,6 +12,15 @@ STATEMENTS = (
     "ALTER TABLE attempts ADD COLUMN task TEXT NOT NULL DEFAULT ''",
 )
 
+# Who is asked next where a target has no budget, gave up or cannot be reached (JSON: [{name, fingerprint}, ...]).
+ROUTES = (
+    "ALTER TABLE escalations ADD COLUMN next_targets TEXT",
+    (
+        "CREATE INDEX escalations_to_move_on ON escalations (target, turn_ms)"
+        " WHERE state = 'pending' AND next_targets IS NOT NULL"
+    ),
+)
+
 # Of a send and of its line in the log: the policy that let it leave, and what was replaced (JSON: kind -> pieces).
 # NULL in lines of an earlier schema; both are under the chain's MAC in all others.
 LOG_STATEMENTS = (

@@ -8,7 +8,7 @@ from agent.errors import BodyGone, IdempotencyMismatch, NotFound, QueueFull, Sti
 from agent.identifiers import uuid7
 from agent.records import Accepted, EscalationState, RequestRecord, RequestState
 from agent.settings import QueueSettings
-from agent.storage import figures, rows
+from agent.storage import figures, rows, transitions
 from agent.storage import statements as sql
 from agent.storage.changes import Changes
 from agent.storage.connection import Connection
@@ -184,7 +184,9 @@ class Journal:
                 "allowed": allowed,
                 "max_attempts": self._queue.max_attempts,
                 "now_ms": now_ms,
-                "expires_at_ms": now_ms + self._queue.ttl_s * 1000,
+                "expires_at_ms": now_ms + (decision.wanted_s or self._queue.ttl_s) * 1000,
+                "priority": decision.priority,
+                "next_targets": transitions.packed(decision.fallbacks),
                 "bytes": body_bytes,
                 "task": request.task,
                 "estimated_input_tokens": expected.input_tokens,

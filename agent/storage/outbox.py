@@ -12,9 +12,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.egress_settings import BudgetSettings
 from agent.errors import WrongState
 from agent.records import CloudAnswer, Escalation, EscalationState, HoldReason, RequestRecord
-from agent.settings import BudgetSettings
 from agent.storage import costs, figures, rows, spending
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
@@ -28,6 +28,7 @@ from agent.storage.transitions import (
     finish_attempt,
     held,
     hold_changed,
+    move_on,
     wait_for_person,
 )
 from agent.types import EgressPolicy
@@ -81,9 +82,9 @@ class Outbox(OutboxByHand):
         return Amount(tokens_in + tokens_out, None if charge is None else charge.nanodollars)
 
     def _fits(self, connection: Connection, row: Any, amount: Amount, now_ms: int) -> OverBudget | None:
-        """Return None when a budget has room for a leased row; else put it off and return why."""
+        """Return None when a budget has room for a leased row; else put it off, or to its next target, and return why."""
         over = spending.over_budget(connection, self.budgets, row["target"], row["task"], amount, now_ms)
-        if over is not None:
+        if over is not None and move_on(connection, row, over.reason, now_ms) is None:
             connection.execute(
                 sql.ESCALATION_PUT_OFF,
                 {"id": row["id"], "lease": row["lease"], "error": over.reason, "available_at_ms": over.until_ms},
@@ -215,13 +216,15 @@ class Outbox(OutboxByHand):
     async def reject(
         self, row: Escalation, *, reason: str, left: bool, now_ms: int, used: costs.Used | None = None
     ) -> Escalation:
-        """End the row as dead: the target will not take it. ``used``: it was paid for all the same. Raises LeaseLost."""
+        """End the row as dead, or put it to its next target: this one will not take it. ``used``: it was paid for all the same. Raises LeaseLost."""
 
         def work(connection: Connection) -> Escalation:
             leased = held(connection, row)
             finish_attempt(connection, leased, "rejected", reason, left=left, now_ms=now_ms)
             if used is not None:
                 costs.spend(connection, leased, "rejected", used, self.charging, now_ms)
+            if left and (moved := move_on(connection, leased, reason, now_ms)):
+                return moved
             return end(
                 connection, self._retention, leased, EscalationState.DEAD, reason=reason, error=reason, now_ms=now_ms
             )
@@ -251,6 +254,16 @@ class Outbox(OutboxByHand):
         }
 
         return await self._in_chunks(lambda connection: hold_changed(connection, parameters))
+
+    async def pass_on(self, target: str, why: str, *, before_ms: int, now_ms: int) -> int:
+        """Put rows that have waited for ``target`` since ``before_ms`` to their next ones. Returns how many."""
+        parameters = {"target": target, "before_ms": before_ms, "limit": CHUNK_ROWS}
+
+        def work(connection: Connection) -> _Rows:
+            found = connection.execute(sql.ESCALATION_TO_MOVE_ON, parameters).fetchall()
+            return [moved for row in found if (moved := move_on(connection, row, why, now_ms))]
+
+        return await self._in_chunks(work)
 
     async def rescue(self, now_ms: int, *, every_lease: bool = False) -> int:
         """Take back leases that expired (at start: every lease of an earlier life). Returns how many.

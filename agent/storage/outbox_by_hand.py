@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
+from agent.egress_settings import BudgetSettings
 from agent.errors import BodyGone, WrongState
 from agent.records import Escalation, EscalationState, HoldReason
-from agent.settings import BudgetSettings, QueueSettings
+from agent.settings import QueueSettings
 from agent.storage import costs, rows
 from agent.storage import statements as sql
 from agent.storage.changes import Changes

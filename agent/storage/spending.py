@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from agent.settings import BudgetSettings
+from agent.egress_settings import BudgetSettings
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 

@@ -115,10 +115,10 @@ FROM requests WHERE id = :request_id
 ESCALATION_INSERT = """
 INSERT INTO escalations (id, request_id, state, reason, target, target_fingerprint, egress, handoff, allowed,
     max_attempts, turn_ms, created_at_ms, available_at_ms, expires_at_ms, bytes, task,
-    estimated_input_tokens, estimated_output_tokens)
+    estimated_input_tokens, estimated_output_tokens, priority, next_targets)
 VALUES (:id, :request_id, :state, :reason, :target, :target_fingerprint, :egress, :handoff, :allowed,
     :max_attempts, :now_ms, :now_ms, :now_ms, :expires_at_ms, :bytes, :task,
-    :estimated_input_tokens, :estimated_output_tokens)
+    :estimated_input_tokens, :estimated_output_tokens, :priority, :next_targets)
 """
 
 # Rows whose time has come move to the index that claims read.
@@ -160,6 +160,20 @@ ESCALATION_PUT_OFF = """
 UPDATE escalations SET state = 'pending', lease = NULL, lease_expires_at_ms = NULL, last_error = :error,
     available_at_ms = :available_at_ms, deferred = 1
 WHERE id = :id AND lease = :lease AND state = 'leased'
+"""
+
+# To the next target of its rule. What a person released was for the one before.
+ESCALATION_MOVE_ON = """
+UPDATE escalations SET state = iif(allowed, 'pending', 'awaiting_approval'), released = 0, target = :target,
+    target_fingerprint = :target_fingerprint, next_targets = :next_targets, last_error = :error,
+    reason = iif(allowed, reason, 'next_target'), lease = NULL, lease_expires_at_ms = NULL,
+    attempts = 0, snoozes = 0, available_at_ms = :now_ms, deferred = 0
+WHERE id = :id AND state = :from_state AND lease IS :lease
+RETURNING *
+"""
+ESCALATION_TO_MOVE_ON = """
+SELECT * FROM escalations INDEXED BY escalations_to_move_on
+WHERE state = 'pending' AND target = :target AND next_targets IS NOT NULL AND turn_ms <= :before_ms LIMIT :limit
 """
 
 # What a row was allowed or released for does not hold any more: a person decides anew.

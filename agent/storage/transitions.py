@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from agent.errors import LeaseLost, NotFound, WrongState
+from agent.next_target import NextTarget
 from agent.records import Escalation, EscalationState, HoldReason, RequestState
 from agent.storage import egress_log, rows, spending
 from agent.storage import statements as sql
@@ -114,10 +118,12 @@ def again(
 def count_attempt(
     connection: Connection, retention: Retention, row: Any, *, available_at_ms: int, error: str, now_ms: int
 ) -> Escalation:
-    """Put a leased row back with one more attempt, or end it as dead when they are used up."""
+    """Put a leased row back with one more attempt; when they are used up, to the next target, or end it as dead."""
     attempts = row["attempts"] + 1
     if attempts < row["max_attempts"]:
         return again(connection, row, attempts=attempts, available_at_ms=available_at_ms, error=error, now_ms=now_ms)
+    if moved := move_on(connection, row, error, now_ms):
+        return moved
     return end(
         connection,
         retention,
@@ -128,6 +134,32 @@ def count_attempt(
         attempts=attempts,
         now_ms=now_ms,
     )
+
+
+def packed(targets: Sequence[NextTarget]) -> str | None:
+    """Encode who is asked next."""
+    return msgspec.json.encode(targets).decode() if targets else None
+
+
+def move_on(connection: Connection, row: Any, why: str, now_ms: int) -> Escalation | None:
+    """Put an open row to the next target of its rule; None when there is none. A person's release ends with it."""
+    if row["next_targets"] is None:
+        return None
+    first, *others = msgspec.json.decode(row["next_targets"], type=list[NextTarget])
+    moved = connection.execute(
+        sql.ESCALATION_MOVE_ON,
+        {
+            "id": row["id"],
+            "from_state": row["state"],
+            "lease": row["lease"],
+            "target": first.name,
+            "target_fingerprint": first.fingerprint,
+            "next_targets": packed(others),
+            "error": f"{row['target']}: {why}",
+            "now_ms": now_ms,
+        },
+    ).fetchone()
+    return rows.escalation(moved)
 
 
 def wait_for_person(connection: Connection, row: Any, reason: HoldReason) -> Escalation:

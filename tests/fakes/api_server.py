@@ -41,7 +41,8 @@ from agent.escalation.budget import Budget
 from agent.escalation.dispatcher import Dispatcher
 from agent.models.aliases import Aliases
 from agent.pipeline import Pipeline
-from agent.routing import Policy, TargetRule
+from agent.policy import routing_policy
+from agent.rules import Rulebook
 from agent.scores import Scores, Vectors
 from agent.settings import ConnectivitySettings, Settings, TargetSettings
 from agent.storage import open_storage
@@ -338,13 +339,12 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
 
     api.tasks = TaskMemory(TaskBook(TaskFolder(settings.data_path.parent / "tasks")), storage.tasks, now_ms)
     await api.tasks.load()
+    rules = Rulebook(settings.routing.rules)
     pipeline = Pipeline(
         Places(api.engine, settings.engine.parallel, now_ms),
         storage.journal,
         estimator("lowest_tenth"),
-        lambda: Policy(
-            threshold=0.5, targets=tuple(TargetRule(t.name, t.egress, t.handoff, t.fingerprint) for t in api.targets)
-        ),
+        lambda: routing_policy(msgspec.structs.replace(settings, targets=tuple(api.targets)), rules),
         now_ms,
         dispatcher.wake,
         field_judge("lowest_tenth"),

@@ -6,7 +6,7 @@ import json
 from decimal import Decimal
 
 import pytest
-from fakes.cloud import Cloud
+from fakes.cloud import Cloud, html, ok, status
 from fakes.dispatching import (
     QUEUE,
     ended,
@@ -19,10 +19,12 @@ from fakes.dispatching import (
 )
 from fakes.storage_values import enqueue, fast_folder, opened, queued
 
+from agent.egress_settings import BudgetSettings
 from agent.escalation.budget import Budget
 from agent.escalation.consent import under
+from agent.next_target import NextTarget
 from agent.records import EscalationState, RequestState
-from agent.settings import BudgetSettings, RedactionSettings
+from agent.settings import RedactionSettings
 from agent.types import EgressPolicy, RouteMode
 
 
@@ -247,3 +249,40 @@ async def test_a_budget_holds_what_it_has_no_room_for_until_it_is_raised(storage
         for record in records:
             assert (await ended(storage, record)).state is RequestState.RESOLVED
         assert json.loads(cloud.chats[0].body)["max_tokens"] == 100
+
+
+@pytest.mark.parametrize("why", ["refused", "no budget", "portal"])
+async def test_a_row_goes_on_to_the_next_target_of_its_rule(storage, cloud, why):
+    async with Cloud() as first:
+        first.default = status(400) if why == "refused" else ok("first")
+        near = target(first, "near", max_output_tokens=10, failover_s=0)
+        far = target(cloud, max_output_tokens=10)
+        budgets = (BudgetSettings(name="tight", target="near", tokens_per_day=1),) if why == "no budget" else ()
+        if why == "portal":
+            first.default_probe = html()
+        decision = queued("near", fallbacks=(NextTarget("cloud", far.fingerprint),))
+        record = await queue_row(storage, first, decision=decision)
+        async with running(storage, near, far, budget=Budget((near, far), budgets=budgets)):
+            late = await ended(storage, record)
+    assert (late.state, late.answered_by) == (RequestState.RESOLVED, "cloud")
+    assert len(cloud.chats) == 1
+
+
+async def test_what_a_person_released_to_one_target_waits_for_a_person_at_the_next(storage, cloud):
+    async with Cloud() as first:
+        first.default = status(400)
+        near, far = target(first, "near"), target(cloud)
+        waits = queued("near", egress=EgressPolicy.APPROVE, fallbacks=(NextTarget("cloud", far.fingerprint),))
+        record = await queue_row(storage, first, decision=waits)
+        await storage.outbox.release(None, target="near", fingerprint=near.fingerprint, now_ms=now_ms())
+        async with running(storage, near, far):
+            row = await row_until(storage, record, lambda row: row.target == "cloud")
+    assert (row.state, row.reason) == (EscalationState.AWAITING_APPROVAL, "next_target")
+    assert cloud.chats == []
+
+
+async def test_an_answer_that_nobody_wants_any_more_is_not_asked_for(storage, cloud):
+    record = await queue_row(storage, cloud, decision=queued(wanted_s=1))
+    row = await storage.outbox.get(record.id)
+    assert row.expires_at_ms == row.created_at_ms + 1000
+    assert await storage.outbox.claim("cloud", now_ms=row.expires_at_ms, lease_ms=1000) is None

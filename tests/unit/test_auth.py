@@ -7,8 +7,9 @@ import pytest
 from starlette.datastructures import Headers
 
 from agent.api.auth import Role, Tokens, caller_of, check_caller, load_tokens, role_of
+from agent.egress_settings import KeySettings
 from agent.errors import Forbidden, KeyProblem, Unauthorized
-from agent.settings import KeySettings, ServerSettings
+from agent.settings import ServerSettings
 
 TOKENS = Tokens("u" * 40, "a" * 40)
 SERVER = ServerSettings(allowed_hosts=("device.lan",), allowed_origins=("https://app.test",))

@@ -7,10 +7,11 @@ import msgspec
 import pytest
 from fakes.storage_values import DAY, NOW, enqueue, opened, queued, request
 
+from agent.egress_settings import BudgetSettings
 from agent.escalation.budget import Budget
 from agent.escalation.charging import charging
 from agent.records import CloudAnswer, EscalationState
-from agent.settings import BudgetSettings, TargetSettings
+from agent.settings import TargetSettings
 from agent.storage.spending import Amount, OverBudget
 from agent.token_estimate import estimate
 from agent.types import Generation, Handoff, Sampling

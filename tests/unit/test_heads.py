@@ -61,6 +61,20 @@ def test_the_child_fits_and_this_process_applies_the_same():
     assert applied.probabilities(vector.tolist(), scores[5].tolist()) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+def test_a_head_knows_what_is_unlike_all_that_taught_it():
+    values, answers = points(apart=3.0)
+    fitted = fitting.fit(order(values, answers))
+    head = AppliedHead(msgspec.structs.replace(head_of(fitted, ("a", "b", "c")), familiarity=fitted.familiarity))
+    like, _ = points(count=300, apart=3.0)
+    assert sum(map(head.is_familiar, like.tolist())) >= 0.95 * len(like)
+    directions = np.stack([values[answers == label].mean(axis=0) for label in range(3)])
+    unlike = RANDOM.normal(size=(300, 8)) - 6 * directions.sum(axis=0)
+    assert sum(map(head.is_familiar, unlike.tolist())) <= 0.02 * len(unlike)
+    assert not head.is_familiar([0.0] * 8)
+    assert not head.is_familiar([math.nan] * 8)
+    assert AppliedHead(head_of(fitted, ("a", "b", "c"))).is_familiar([0.0] * 8)  # of a head that kept nothing
+
+
 def test_the_logistic_fit_is_where_its_gradient_ends():
     values, answers = points(60)
     weights, bias = fitting.logistic(values, answers, 3, 10.0)
