@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from agent.types import EgressPolicy
+
+
+class ImageConsent(StrEnum):
+    """Whether what is no text may leave for a target: nothing in it can be pseudonymised."""
+
+    NEVER = "never"
+    APPROVE = "approve"
+    ALLOW = "allow"
+
+    @property
+    def egress(self) -> EgressPolicy:
+        """The policy that a request which holds some has at least."""
+        return EgressPolicy(self.value)
 
 
 class EgressSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -48,6 +48,7 @@ class HoldReason(StrEnum):
     POLICY_TIGHTENED = "policy_tightened"  # its target now wants a person's release
     TARGET_CHANGED = "target_changed"  # the name now stands for another address or model
     TARGET_REMOVED = "target_removed"
+    HOLDS_IMAGES = "holds_images"  # images, sound or files, in which nothing can be replaced
 
 
 class Escalation(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,7 @@ class TargetRule(msgspec.Struct, frozen=True):
     egress: EgressPolicy
     handoff: Handoff = Handoff.FRESH
     fingerprint: str = ""  # of its address and model
+    images: EgressPolicy = EgressPolicy.APPROVE  # the loosest policy for requests that hold images, sound or files
     max_input_tokens: int = 0  # longer requests are not for it; 0: none is too long
 
 
@@ -91,7 +92,8 @@ def before(request: InferenceRequest, policy: Policy, facts: Facts = NO_FACTS) -
     mode = _mode(request, rule)
     chosen = _choose(policy, rule, facts)
     target = chosen[0] if chosen else None
-    egress = stricter(_configured(policy, rule, target), request.egress, policy.ceiling, rule.egress if rule else None)
+    told = stricter(_configured(policy, rule, target), request.egress, policy.ceiling, rule.egress if rule else None)
+    egress = stricter(told, target.images) if target and request.has_media else told
     if mode is RouteMode.CLOUD_ONLY and egress is EgressPolicy.NEVER:
         whose = "of every configured target"
         if request.egress is EgressPolicy.NEVER:
@@ -110,7 +112,7 @@ def before(request: InferenceRequest, policy: Policy, facts: Facts = NO_FACTS) -
         _check_media(request, mode, target, egress)
         straight = True
     name = target.name if target else None
-    told = () if rule is None else (f"rule {rule.name} holds before the local model",)
+    by_rule = () if rule is None else (f"rule {rule.name} holds before the local model",)
     return Route(
         mode=mode,
         use_local=mode is not RouteMode.CLOUD_ONLY and not request.has_media,
@@ -124,7 +126,7 @@ def before(request: InferenceRequest, policy: Policy, facts: Facts = NO_FACTS) -
         fallbacks=tuple(NextTarget(one.name, one.fingerprint) for one in chosen[1:]),
         rule=rule,
         facts=facts,
-        trace=(*told, f"route_mode is {mode}", f"egress is {egress}", f"target is {name or 'not configured'}"),
+        trace=(*by_rule, f"route_mode is {mode}", f"egress is {egress}", f"target is {name or 'not configured'}"),
     )
 
 
@@ -227,7 +229,8 @@ def after(
     if generation is not None and not route.straight:  # else it is decided already
         rule = policy.rules.after(request, route.facts, Outcome(score, generation))
         route = _as_rule(route, rule, policy)
-    wanted = next((one.wanted_s for one in (rule, route.rule) if one is not None and one.wanted_s), 0)
+    wishes = [request.wanted_s, *(one.wanted_s for one in (rule, route.rule) if one is not None)]
+    wanted = min(filter(None, wishes), default=0)
     base = Decision(
         action=Action.REFUSED,
         reason=Reason.NO_SIGNAL,

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from agent.compute import DeviceWish
-from agent.egress_settings import BudgetSettings, EgressSettings, KeySettings
+from agent.egress_settings import BudgetSettings, EgressSettings, ImageConsent, KeySettings
 from agent.rule_settings import RuleSettings
 from agent.types import DraftingMode, EgressPolicy, Handoff, KvType, OnLowConfidence, RouteMode, WeightLayout
 
@@ -231,6 +231,12 @@ class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
             description="allow: sent as it is. redact: pseudonymised, or not sent. approve: pseudonymised, then a person releases each row. never: nothing."
         ),
     ]
+    images: Annotated[
+        ImageConsent,
+        Meta(
+            description="Images, sound and files: never; approve, a person releases each row that holds some, whatever egress says; allow, as egress says. Metadata of images are always removed."
+        ),
+    ] = ImageConsent.APPROVE
     api_key_env: Annotated[str, Meta(description="Environment variable with the API key.")] = ""
     api_key_file: Annotated[str, Meta(description="File with the API key, mode 0600.")] = ""
     handoff: Annotated[

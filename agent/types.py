@@ -187,6 +187,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str | None = None  # only requests with the same one share what is cached of their prompts
     received_at_ms: int
     deadline_at_ms: int | None = None
+    wanted_s: int = 0  # how long a late answer is still wanted; 0: as long as a row lives
     hops: int = 0  # how many Outriders this request has come through
     background: bool = False  # nobody waits: it is run after those that somebody waits for, and again after a restart
     response: ResponseCall | None = None  # of the Responses API

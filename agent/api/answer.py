@@ -154,6 +154,9 @@ def outrider_object(record: RequestRecord, answer: Answer) -> dict[str, Any]:
         found["guarantee"] = confidence.guarantee
     if confidence is not None and confidence.fault:
         found["fault"] = confidence.fault
+    row = record.escalation
+    if row is not None and record.state is RequestState.RESOLVED and (record.settled_at_ms or 0) > row.expires_at_ms:
+        found["stale"] = True  # it came when it was not wanted any more
     answers: list[Answer | Choice] = [answer, *answer.others]
     if any(said.fields for said in answers):
         found["fields"] = [

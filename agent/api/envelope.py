@@ -21,6 +21,7 @@ from agent.types import EgressPolicy, InferenceRequest, OnLowConfidence, RouteMo
 MOST_HOPS = 3  # this many Outriders behind a request are a loop
 LONGEST_KEY = 255  # characters of an Idempotency-Key
 LONGEST_DEADLINE_MS = 86_400_000
+LONGEST_WANTED_S = 30 * 86_400
 MOST_METADATA = 16
 
 EXTENSION_HEADERS = {
@@ -28,7 +29,9 @@ EXTENSION_HEADERS = {
     "route_mode": "x-outrider-route-mode",
     "egress": "x-outrider-egress",
     "deadline_ms": "x-outrider-deadline-ms",
+    "wanted_s": "x-outrider-wanted-s",
 }
+_NUMBERS = frozenset({"deadline_ms", "wanted_s"})
 HOPS_HEADER = "x-outrider-hops"
 
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
@@ -49,6 +52,7 @@ class Envelope:
             raise fields.wrong_value("cache_salt", "must have at least one character")
         extension = _extension(fields, headers)
         self._span_ms = extension.integer("deadline_ms", 1, LONGEST_DEADLINE_MS)
+        self._wanted_s = extension.integer("wanted_s", 1, LONGEST_WANTED_S)
         self.route_mode = extension.choice("route_mode", RouteMode)
         self.egress = extension.choice("egress", EgressPolicy)
         self._on_low_confidence = extension.choice("on_low_confidence", OnLowConfidence)
@@ -87,6 +91,7 @@ class Envelope:
             cache_salt=self._cache_salt,
             received_at_ms=now_ms,
             deadline_at_ms=now_ms + (self._span_ms or int(server.request_timeout_s * 1000)),
+            wanted_s=self._wanted_s or 0,
             hops=self._hops,
         )
 
@@ -131,7 +136,7 @@ def _extension(fields: Fields, headers: Headers) -> Fields:
         text = _single(headers, header)
         if text is None:
             continue
-        value: object = int(text) if name == "deadline_ms" and re.fullmatch(r"[0-9]{1,12}", text) else text
+        value: object = int(text) if name in _NUMBERS and re.fullmatch(r"[0-9]{1,12}", text) else text
         if merged.get(name) is not None and merged[name] != value:
             raise InvalidRequest(
                 f"outrider.{name} and the header {header} differ: keep one",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from agent.egress_settings import ImageConsent
 from agent.records import Escalation, HoldReason, RequestRecord
 from agent.settings import TargetSettings
 from agent.strictness import stricter
@@ -29,6 +30,8 @@ def forbidden(record: RequestRecord, row: Escalation, target: TargetSettings) ->
         return f"its policy is {request.egress}"
     if row.egress is EgressPolicy.NEVER:
         return "it was accepted under never"
+    if _holds_media(record) and target.images is ImageConsent.NEVER:
+        return "it holds an image, sound or file, which its target does not get"
     return None
 
 
@@ -63,6 +66,18 @@ def needs_person(row: Escalation, target: TargetSettings) -> HoldReason | None:
     if target.egress not in SENT_AT_ONCE and not row.released:
         return HoldReason.POLICY_TIGHTENED
     return None
+
+
+def images_need_person(record: RequestRecord, row: Escalation, target: TargetSettings) -> HoldReason | None:
+    """Return why a person must release this row for what is no text in it, or None."""
+    if _holds_media(record) and target.images is ImageConsent.APPROVE and not row.released:
+        return HoldReason.HOLDS_IMAGES
+    return None
+
+
+def _holds_media(record: RequestRecord) -> bool:
+    """Whether what would leave holds something that is no text; what a person wrote instead does not."""
+    return record.request is not None and record.request.has_media and not record.edited
 
 
 def under(targets: Sequence[TargetSettings]) -> Callable[[Escalation], HoldReason | None]:

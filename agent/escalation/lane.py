@@ -16,7 +16,7 @@ import msgspec
 from agent.errors import CannotRedact, LeaseLost, StorageError
 from agent.escalation.budget import NO_BUDGET, Budget
 from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s
-from agent.escalation.consent import forbidden, needs_person, strictest
+from agent.escalation.consent import forbidden, images_need_person, needs_person, strictest
 from agent.escalation.handoff import most_output
 from agent.escalation.target import (
     Blocked,
@@ -228,7 +228,7 @@ class Lane:
 
     async def _deliver(self, row: Escalation, record: RequestRecord) -> None:
         try:
-            if reason := needs_person(row, self.settings):
+            if reason := needs_person(row, self.settings) or images_need_person(record, row, self.settings):
                 await self._outbox.hold(row, reason, now_ms=self._now_ms())
                 LOG.info("escalation %s: waits for a person: %s", row.id, reason)
                 return

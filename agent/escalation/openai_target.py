@@ -109,7 +109,8 @@ class OpenAITarget:
         """Return exactly the bytes that would leave, and the way back. Raises BodyGone past the retention, CannotRedact."""
         body = chat_body(record, row, self._settings.model, ceiling=self._settings.max_output_tokens)
         if as_it_is(record, row, self._settings):
-            return Redacted(body, {})
+            holds_media = record.request is not None and record.request.has_media
+            return Redacted(redaction.without_image_metadata(body) if holds_media else body, {})
         media = seen_by_a_person(record, row, self._settings)
         return redaction.redact(body, terms=self._terms, media=media)
 

@@ -57,6 +57,11 @@ def redact(body: bytes, *, terms: Sequence[str] = (), names: Recogniser | None =
     return Redacted(msgspec.json.encode(clean), pseudonyms.values, dict(sorted(pseudonyms.kinds.items())))
 
 
+def without_image_metadata(body: bytes) -> bytes:
+    """Return a JSON body with the metadata of its images gone. Raises CannotRedact for an image that cannot be freed of them."""
+    return msgspec.json.encode(_media(json.loads(body)))
+
+
 def restore(body: bytes, values: Mapping[str, str]) -> bytes:
     """Return a JSON reply with the values back in all of its strings; bytes that are no JSON stay as they are.
 

@@ -1,13 +1,16 @@
 """What leaves under each policy, and what its owner reads: real storage, a real target on loopback."""
 
+import base64
 import json
 import shutil
+import struct
 
 import pytest
 from fakes.cloud import Cloud, ok
-from fakes.dispatching import QUEUE, ended, now_ms, queue_row, running, target
+from fakes.dispatching import QUEUE, ended, now_ms, queue_row, row_until, running, target
 from fakes.storage_values import DAY, fast_folder, opened, queued
 
+from agent.egress_settings import ImageConsent
 from agent.errors import WrongState
 from agent.records import EscalationState, RequestState
 from agent.settings import RedactionSettings
@@ -107,12 +110,33 @@ async def test_what_cannot_be_pseudonymised_is_not_sent_and_says_why(storage, cl
     parts = '[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]'
     messages = (Message("user", TEXT, parts=parts),)
     record = await queue_row(storage, cloud, decision=queued(egress=EgressPolicy.REDACT), messages=messages)
-    async with running(storage, target(cloud, egress=EgressPolicy.REDACT)):
+    async with running(storage, target(cloud, egress=EgressPolicy.REDACT, images=ImageConsent.ALLOW)):
         late = await ended(storage, record)
     assert late.state is RequestState.UNRESOLVED
     assert late.escalation.last_error == "not sent: it holds an image, in which nothing can be replaced"
     assert cloud.chats == []
     assert (await storage.egress_log.totals(0)).rows == 0
+
+
+@pytest.mark.parametrize("consent", ImageConsent)
+async def test_an_image_needs_a_consent_of_its_own_and_loses_its_metadata(storage, cloud, consent):
+    chunks = ((b"IHDR", bytes(13)), (b"eXIf", b"GPS: here"), (b"IEND", b""))
+    photo = b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + name + d + bytes(4) for name, d in chunks)
+    url = "data:image/png;base64," + base64.b64encode(photo).decode()
+    messages = (Message("user", "", parts=json.dumps([{"type": "image_url", "image_url": {"url": url}}])),)
+    record = await queue_row(storage, cloud, decision=queued(), messages=messages)
+    async with running(storage, target(cloud, images=consent)):
+        if consent is ImageConsent.APPROVE:
+            row = await row_until(storage, record, lambda row: row.state is EscalationState.AWAITING_APPROVAL)
+            assert row.reason == "holds_images"
+            assert cloud.chats == []
+            return
+        late = await ended(storage, record)
+    assert late.state is (RequestState.RESOLVED if consent is ImageConsent.ALLOW else RequestState.UNRESOLVED)
+    assert len(cloud.chats) == (consent is ImageConsent.ALLOW)
+    for chat in cloud.chats:
+        sent_url = json.loads(chat.body)["messages"][0]["content"][0]["image_url"]["url"]
+        assert b"GPS" not in base64.b64decode(sent_url.partition(",")[2])
 
 
 async def test_the_log_tells_the_bytes_that_left_not_those_that_were_typed(storage, cloud):

@@ -130,6 +130,10 @@ class TestVerdicts:
         assert decision.handoff == "verify"
         assert decide(request("x" * 5000), rules, 0.1).target == "near"
 
+    @pytest.mark.parametrize(("own", "wanted"), [(0, 60), (30, 30), (90, 60)])
+    def test_an_answer_is_wanted_as_long_as_both_want_it(self, own, wanted):
+        assert decide(request(wanted_s=own), policy(rule(wanted_s=60)), 0.1).wanted_s == wanted
+
     @pytest.mark.parametrize(
         ("fields", "score", "generation", "expected"),
         [
