@@ -1,4 +1,4 @@
-"""The devices that a model can run on, and what was proved of them. Values only."""
+"""The devices that a model can run on, what was proved of them, and how it is computed there. Values only."""
 
 from __future__ import annotations
 
@@ -58,3 +58,17 @@ class DeviceUse(msgspec.Struct, frozen=True, kw_only=True):
     used: DeviceVerdict
     refused: tuple[DeviceVerdict, ...] = ()
     problems: tuple[str, ...] = ()  # providers that are installed and cannot be asked
+
+
+class WeightLayout(StrEnum):
+    """In which form the weights of a model are held in memory."""
+
+    FAST = "fast"  # small files: the one that this processor computes fastest
+    STORED = "stored"  # as they are in the file
+
+
+class DraftingMode(StrEnum):
+    """Whether tokens are guessed and verified several at a time."""
+
+    AUTO = "auto"  # where the step times say that it pays
+    OFF = "off"

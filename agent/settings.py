@@ -17,10 +17,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from agent.compute import DeviceWish
+from agent.compute import DeviceWish, DraftingMode, WeightLayout
 from agent.egress_settings import BudgetSettings, EgressSettings, ImageConsent, KeySettings
 from agent.rule_settings import RuleSettings
-from agent.types import DraftingMode, EgressPolicy, Handoff, KvType, OnLowConfidence, RouteMode, WeightLayout
+from agent.types import EgressPolicy, Handoff, KvType, OnLowConfidence, RouteMode
 
 
 class SharePrefixes(StrEnum):

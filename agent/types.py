@@ -72,20 +72,6 @@ class KvType(StrEnum):
     Q8_0 = "q8_0"  # half the memory, a little less exact
 
 
-class WeightLayout(StrEnum):
-    """In which form the weights of a model are held in memory."""
-
-    FAST = "fast"  # small files: the one that this processor computes fastest
-    STORED = "stored"  # as they are in the file
-
-
-class DraftingMode(StrEnum):
-    """Whether tokens are guessed and verified several at a time."""
-
-    AUTO = "auto"  # where the step times say that it pays
-    OFF = "off"
-
-
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One chat message. ``content`` is its text; the local engine sees nothing else."""
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agent.compute import DraftingMode
 from agent.engine.frames import Load
 from agent.engine.model_guesses import ModelGuesses
 from agent.engine.prompt_lookup import Hits, PromptLookup
 from agent.engine.runtime import Chunk, Runtime
 from agent.engine.sequence import Sequence as Request
 from agent.engine.step_costs import WORTHWHILE, StepCosts
-from agent.types import DraftingMode
 
 
 def draft_lengths(chances: Sequence[Sequence[float]], costs: StepCosts, room: int) -> list[int]:

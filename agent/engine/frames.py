@@ -17,22 +17,10 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from agent.compute import DeviceUse, DeviceVerdict, DeviceWish
+from agent.compute import DeviceUse, DeviceVerdict, DeviceWish, DraftingMode, WeightLayout
 from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.structure import OutputFormat, Tools
-from agent.types import (
-    DraftingMode,
-    Failure,
-    FailureKind,
-    KvType,
-    Message,
-    ModelFile,
-    Prompt,
-    Sampling,
-    Thinking,
-    Token,
-    WeightLayout,
-)
+from agent.types import Failure, FailureKind, KvType, Message, ModelFile, Prompt, Sampling, Thinking, Token
 
 PROTOCOL = 4
 MAX_FRAME_BYTES = 64 << 20

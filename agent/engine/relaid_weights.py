@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from agent import device
+from agent.compute import WeightLayout
 from agent.engine import frames
 from agent.engine.memory_room import memory_room
-from agent.types import ModelFormat, WeightLayout
+from agent.types import ModelFormat
 
 _NATIVE = "llama_cpp.llama_cpp"
 STORED_AS = "outrider.stored_as"  # a key of the metadata in memory: the form of the file

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from agent.compute import DraftingMode
 from agent.evaluation.window import Window
 from agent.models.quality import TextFigures
 from agent.strain import wait_while_strained
-from agent.types import DraftingMode, ModelFile
+from agent.types import ModelFile
 
 EXIT_BROKEN = 1
 CONTEXT_TOKENS = 512  # of the context that serves; the texts are read in one of their own

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from fakes import tiny_gguf
 
+from agent.compute import DraftingMode
 from agent.engine import frames
 from agent.engine.drafting import drafting_of
 from agent.engine.llama_cpp_draft import LlamaCppDraft
@@ -13,7 +14,7 @@ from agent.engine.scheduler import Scheduler
 from agent.engine.supervisor import EnginePool
 from agent.errors import ModelNotFound
 from agent.settings import EngineSettings
-from agent.types import DraftingMode, Message, ModelFile, ModelFormat, Sampling
+from agent.types import Message, ModelFile, ModelFormat, Sampling
 
 ANSWER_TOKENS = 40
 PROMPTS = ("the the ea st", "a st e", "t t t s e a")

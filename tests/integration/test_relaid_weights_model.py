@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from fakes import smollm2
 
+from agent.compute import WeightLayout
 from agent.engine import frames, relaid_weights
 from agent.engine.llama_cpp_runtime import LlamaCppRuntime
 from agent.engine.runtime import Chunk
 from agent.engine.supervisor import EnginePool
 from agent.llama_library import load_backends
 from agent.settings import EngineSettings
-from agent.types import Generation, InferenceRequest, Message, ModelFormat, Sampling, WeightLayout
+from agent.types import Generation, InferenceRequest, Message, ModelFormat, Sampling
 
 pytestmark = [
     pytest.mark.model,
