@@ -189,7 +189,7 @@ def _is(test: tuple[Any, Any], chars: set[str], flags: int) -> bool:
 def _is_member(one: tuple[Any, Any], char: str) -> bool:
     operation, value = one
     if operation is code.LITERAL:
-        return ord(char) == value
+        return bool(ord(char) == value)
     if operation is code.RANGE:
         return bool(value[0] <= ord(char) <= value[1])
     name = str(value)
