@@ -61,7 +61,9 @@ def test_golden_answer(api):
         '"finish_reason":"stop"}],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10,'
         '"prompt_tokens_details":{"cached_tokens":3},"completion_tokens_details":{"reasoning_tokens":0}},"system_fingerprint":"fp_dddddddddddd","outrider":{'
         '"request_id":"<id>","confidence":0.99,"calibrated":false,"decision":"answered","reason":"confident",'
-        '"source":"local","state":"answered","threshold":0.5}}'
+        '"source":"local","state":"answered","rule":"threshold",'
+        '"trace":["route_mode is local_first","egress is approve","target is not configured","threshold: 0.990 >= 0.5"],'
+        '"threshold":0.5}}'
     )
     body = response.json()
     assert response.headers["x-outrider-request-id"] == body["outrider"]["request_id"]
@@ -85,7 +87,9 @@ def test_golden_stream(api):
         (
             f'data: {head}{{}},"logprobs":null,"finish_reason":"stop"}}],"system_fingerprint":"fp_dddddddddddd",'
             '"outrider":{"request_id":"<id>","confidence":0.99,"calibrated":false,"decision":"answered",'
-            '"reason":"confident","source":"local","state":"answered","threshold":0.5}}'
+            '"reason":"confident","source":"local","state":"answered","rule":"threshold",'
+            '"trace":["route_mode is local_first","egress is approve","target is not configured","threshold: 0.990 >= 0.5"],'
+            '"threshold":0.5}}'
         ),
         (
             'data: {"id":"chatcmpl-<id>","object":"chat.completion.chunk","created":0,"model":"small","usage":{'
