@@ -230,37 +230,30 @@ def _shadows(rules: Sequence[RuleSettings]) -> Iterator[Problem]:
                 break
 
 
+_ANY_OF = ("task", "key", "keywords", "language", "failure")
+_THE_SAME = ("regex", "tools", "images", "topic", "valid", "critical")
+
+
 def _covers(wide: RuleSettings, narrow: RuleSettings) -> bool:
-    """Return whether every condition of ``wide`` is one of ``narrow`` too."""
-    lists = ("task", "key", "keywords", "language", "failure")
-    for name in lists:
-        of_wide, of_narrow = set(getattr(wide, name)), set(getattr(narrow, name))
-        if of_wide and not (of_narrow and of_narrow <= of_wide):
-            return False
-    same = ("regex", "tools", "images", "topic", "valid", "critical")
-    if any(
-        getattr(wide, name) not in {None, ""} and getattr(wide, name) != getattr(narrow, name)
-        for name in same
-        if name != "topic"
-    ):
-        return False
-    if wide.topic is not None and wide.topic != narrow.topic:
-        return False
-    if any(
-        (narrow.metadata.get(name) != value and value != "*") or name not in narrow.metadata
-        for name, value in wide.metadata.items()
-    ):
-        return False
-    if wide.prompt_tokens_over and narrow.prompt_tokens_over < wide.prompt_tokens_over:
-        return False
-    if wide.prompt_tokens_under and not 0 < narrow.prompt_tokens_under <= wide.prompt_tokens_under:
-        return False
-    if wide.confidence_below is not None and (
-        narrow.confidence_below is None or narrow.confidence_below > wide.confidence_below
-    ):
-        return False
-    return wide.confidence_from is None or (
-        narrow.confidence_from is not None and narrow.confidence_from >= wide.confidence_from
+    """Return whether every condition of ``wide`` is one of ``narrow`` too, or follows from one."""
+    lists = [({*getattr(wide, name)}, {*getattr(narrow, name)}) for name in _ANY_OF]
+    values = [(getattr(wide, name), getattr(narrow, name)) for name in _THE_SAME]
+    over, under = (
+        (wide.prompt_tokens_over, narrow.prompt_tokens_over),
+        (wide.prompt_tokens_under, narrow.prompt_tokens_under),
+    )
+    below, start = (wide.confidence_below, narrow.confidence_below), (wide.confidence_from, narrow.confidence_from)
+    return (
+        all(not some or (few and few <= some) for some, few in lists)
+        and all(one in (None, "") or one == other for one, other in values)
+        and all(
+            value in {"*", narrow.metadata.get(name)} and name in narrow.metadata
+            for name, value in wide.metadata.items()
+        )
+        and over[1] >= over[0]
+        and (not under[0] or 0 < under[1] <= under[0])
+        and (below[0] is None or (below[1] is not None and below[1] <= below[0]))
+        and (start[0] is None or (start[1] is not None and start[1] >= start[0]))
     )
 
 

@@ -37,7 +37,7 @@ async def readyz(request: Request) -> Response:
     body: dict[str, Any] = {
         "ready": ready,
         "version": deps.version,
-        "problems": [*_problems(deps)],
+        "problems": [*_problems(deps), *await _used_up(deps)],
         "models": [{"name": name, **msgspec.to_builtins(status)} for name, status in sorted(workers.items())],
         "targets": [msgspec.to_builtins(target) for target in targets],
         "queue": await deps.storage.outbox.counts(),
@@ -56,6 +56,17 @@ def _problems(deps: ApiDeps) -> Iterator[str]:
     for target in deps.dispatcher.status():
         if target.state not in {"unknown", "online"}:
             yield f"target {target.name} is {target.state}" + (f": {target.reason}" if target.reason else "")
+
+
+async def _used_up(deps: ApiDeps) -> list[str]:
+    """Name the budgets in which nothing has room any more: rows wait for their next day or month."""
+    ceilings = deps.dispatcher.budget.ceilings
+    standings = await deps.storage.outbox.standings(ceilings, deps.now_ms()) if ceilings else ()
+    return [
+        f"budget {one.budget} is used up: {one.spent:f} of {one.ceiling:f} {one.unit} of the {one.period}"
+        for one in standings
+        if one.used_up
+    ]
 
 
 async def metrics(request: Request) -> Response:

@@ -8,6 +8,7 @@ from fakes.api_server import served, target_at
 from fakes.cloud import cloud_in_thread
 
 from agent.cli.main import cli
+from agent.egress_settings import BudgetSettings
 from agent.rule_settings import RuleSettings
 from agent.settings import RoutingSettings
 from agent.types import RouteMode
@@ -109,3 +110,11 @@ def test_what_decided_is_in_every_answer(tmp_path):
             assert (fine["decision"], fine["rule"]) == ("answered", "doubtful")
             plain = api.chat("unsure").json()["outrider"]
             assert (plain["decision"], plain["rule"]) == ("queued", "threshold")
+
+
+def test_a_budget_that_is_used_up_is_told(tmp_path):
+    budgets = (BudgetSettings(name="closed", tokens_per_day=0),)
+    with served(tmp_path / "data", budgets=budgets) as api:
+        assert "budget closed is used up: 0 of 0 tokens of the day" in api.get("/readyz").json()["problems"]
+        (standing,) = api.get("/v1/budget").json()["data"]
+        assert (standing["budget"], standing["used_up"], standing["spent"]) == ("closed", True, "0")
