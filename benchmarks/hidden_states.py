@@ -87,6 +87,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True, help="the recorded answers")
     parser.add_argument("--write", type=Path, required=True)
+    parser.add_argument("--most", type=int, default=10_000, help="items that teach, and items that are asked")
     chosen = parser.parse_args()
     of = next(one for one in SETS if one.name == SET)
     raw = read_raw(chosen.report)
@@ -97,7 +98,7 @@ def main() -> int:
         of_taught = [tuple(map(float, row)) for row in encoder.embed([one.input for one in taught])]
         for part, items in (("taught", taught), ("asked", asked)):
             vectors = [tuple(map(float, row)) for row in encoder.embed([one.input for one in items])]
-            for at, (item, vector) in enumerate(zip(items, vectors, strict=True)):
+            for at, (item, vector) in list(enumerate(zip(items, vectors, strict=True)))[: chosen.most]:
                 kept = raw.get((SET, part, MOST, key_of(item)))
                 if kept is None:
                     continue

@@ -90,3 +90,25 @@ def test_other_kinds_have_answers_and_a_share_of_escalations_needs_none():
     assert [e.answer for e in found.found] == ['{"b": [1]}', "d"]
     assert 'no "answer": line 1' in fault({"input": "a", "label": "x"}, spec=TEXT)
     assert parse_examples(lines({"input": "a"}), "x", SPEC, answered=False).found[0].answer is None
+
+
+def test_written_answers_may_be_several_judged_or_calls():
+    tool = TaskSpec(name="book", kind=TaskKind.TOOL)
+    call = {"name": "book", "arguments": {"people": 2}}
+    (several,) = parse_examples(lines({"input": "a", "answers": ["x", "y"]}), "x", TEXT).found
+    (judged,) = parse_examples(lines({"input": "a", "answer": "x", "right": False}), "x", TEXT).found
+    (called,) = parse_examples(lines({"input": "a", "answer": call, "tools": [{"type": "function"}]}), "x", tool).found
+    (none,) = parse_examples(lines({"input": "a", "answer": []}), "x", tool).found
+    assert (several.answers, several.verdict) == (("x", "y"), None)
+    assert (judged.answers, judged.verdict) == (("x",), False)
+    assert (json.loads(called.answer), called.tools) == ([call], ({"type": "function"},))
+    assert none.answers == ("[]",)
+    for row, spec, what in (
+        ({"input": "a", "answers": ["x", "y"], "right": True}, TEXT, '"right" with several answers'),
+        ({"input": "a", "answer": "x", "right": "yes"}, TEXT, "neither true nor false"),
+        ({"input": "a", "answers": []}, TEXT, '"answers" is no list'),
+        ({"input": "a", "answer": "no call"}, tool, 'no "answer"'),
+        ({"input": "a", "answer": [{"arguments": {}}]}, tool, 'no "answer"'),
+        ({"input": "a", "answer": [], "tools": {}}, tool, '"tools" is no list'),
+    ):
+        assert what in fault(row, spec=spec), row

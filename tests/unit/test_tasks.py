@@ -5,7 +5,7 @@ import pytest
 
 from agent.errors import ConfigError, TaskNotFound
 from agent.task_folder import TaskFolder
-from agent.tasks import TaskSpec, budget_per_day, parse_task, task_text
+from agent.tasks import Match, TaskKind, TaskSpec, budget_per_day, parse_task, task_text
 
 MAIL = """
 name = "mail"
@@ -31,6 +31,35 @@ def test_a_task_is_read_and_written_back():
     assert parse_task(task_text(spec), "again", "mail") == spec
 
 
+WRITTEN = """
+name = "guests"
+kind = "tool"
+max_tokens = 50
+samples = 3
+
+[[tools]]
+type = "function"
+
+[tools.function]
+name = "book"
+"""
+
+
+def test_a_task_of_written_answers_is_read_and_written_back():
+    spec = parse_task(WRITTEN, "guests.toml", "guests")
+    assert parse_task(task_text(spec), "again", "guests") == spec
+    assert (spec.matching, spec.tools[0]["function"]["name"]) == (Match.EXACT, "book")
+    matching = {kind: TaskSpec(name="x", kind=kind).matching for kind in (TaskKind.TEXT, TaskKind.EXTRACT)}
+    assert matching == {TaskKind.TEXT: Match.NORMALISED, TaskKind.EXTRACT: Match.FIELDS}
+
+
+def test_what_an_answer_is_made_and_judged_by_is_in_the_digest():
+    plain = TaskSpec(name="x", kind=TaskKind.TEXT)
+    changes = ({"max_tokens": 5}, {"match": Match.NUMERIC}, {"samples": 2}, {"prompt": "p"})
+    assert len({plain.digest, *(msgspec.structs.replace(plain, **change).digest for change in changes)}) == 5
+    assert msgspec.structs.replace(plain, egress="never").digest == plain.digest
+
+
 def test_labels_may_be_a_plain_list_and_the_name_the_files():
     spec = parse_task('labels = ["a", "b"]', "sort.toml", "sort")
     assert (spec.name, spec.labels) == ("sort", {"a": "", "b": ""})
@@ -47,6 +76,13 @@ def test_labels_may_be_a_plain_list_and_the_name_the_files():
         (MAIL.replace("accuracy = 0.95", 'budget = "much"'), "write it as 1.0/day"),
         ("name = 'other'\nlabels = ['a', 'b']", "is not the file's"),
         ("labels = ['a']", "2 to 500 labels"),
+        ("labels = ['a', 'b']\nmatch = 'exact'", "not to kind labels"),
+        ("kind = 'text'\nmatch = 'fields'", "fields are compared of kind extract"),
+        ("kind = 'tool'\nmatch = 'numeric'", "numbers are compared of kind text"),
+        ("kind = 'text'\nfield_f1 = 0.5", "field_f1 belongs to match fields"),
+        ("kind = 'text'\nsamples = 9", "samples"),
+        ("kind = 'text'\nmax_tokens = 0", "max_tokens"),
+        ("kind = 'text'\ntools = [{}]", "tools belong to kind tool"),
         ("labels = ['a', 'a']", "'a' comes twice"),
         ("labels = ['a', 'A']", "more than upper and lower case"),
         ("labels = ['a', ' b']", "no space at either end"),
