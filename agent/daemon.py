@@ -38,6 +38,7 @@ from agent.escalation.budget import Budget
 from agent.escalation.dispatcher import Dispatcher
 from agent.models.adapters import AdapterCatalog
 from agent.models.aliases import DEFAULT, Aliases
+from agent.models.first_load import FirstLoad
 from agent.models.store import open_store
 from agent.pipeline import Pipeline
 from agent.policy import routing_policy
@@ -110,7 +111,8 @@ async def serve(
         tokens = load_tokens(config.data_path, config.keys)
         store = open_store(config.data_path)
         aliases = Aliases(store.blobs.root, config.engine.model)
-        catalog = AdapterCatalog(config.adapters, resolve or store.resolve, store.served, store.served_one)
+        found = resolve or FirstLoad(store, device.profile().cpu_model)
+        catalog = AdapterCatalog(config.adapters, found, store.served, store.served_one)
         prefixes = storage.prefix_store(config.engine.prefix_disk_bytes)
         stack.push_async_callback(prefixes.close)
         await prefixes.keep_only({(prefix.name, prefix.model) for prefix in named})

@@ -150,7 +150,7 @@ def verify(invocation: Invocation, names: tuple[str, ...], answers: bool, as_jso
     Example:  outrider models verify
     """
     store = model_store(invocation)
-    chosen = names or tuple(entry.name for entry in store.list() if entry.path)
+    chosen = names or tuple(store.stored_names())
     results = [_verify_one(invocation, store, name, answers=answers) for name in chosen]
     if as_json:
         emit_json(

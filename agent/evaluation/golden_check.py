@@ -42,7 +42,7 @@ class Answers(msgspec.Struct, frozen=True):
 def check_golden(store: ModelStore, name: str, engine: EngineSettings) -> Answers | None:
     """Compare a model with the kept answers of its source; None where none are kept.
 
-    One that does not hold is below the floor from then on. Raises EngineFailed when it cannot be read.
+    It is kept that it holds on this processor; one that does not is below the floor from then on. Raises EngineFailed when it cannot be read.
     """
     stored = store.get(name)
     quality = measured(stored) if stored else None
@@ -53,7 +53,9 @@ def check_golden(store: ModelStore, name: str, engine: EngineSettings) -> Answer
     said = _said(store, name, golden, whole, engine)
     same = sum(one == other for one, other in zip(said, golden.likeliest, strict=False))
     found = Answers(golden.reference, same / len(golden.likeliest), len(golden.likeliest))
-    if not found.hold:
+    if found.hold:
+        store.note(name, checked_on=device.profile().cpu_model)
+    else:
         store.note(name, quality=_below_the_floor(quality, found, same))
     return found
 

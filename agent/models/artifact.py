@@ -71,6 +71,7 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     added_at_ms: int = 0
     quality: Quality | None = None  # as measured on this device
     speeds: tuple[MeasuredSpeed, ...] = ()  # as measured on this device, one for each set of conditions
+    checked_on: str = ""  # processor on which it was seen to say what its source says
     allowed: bool = False  # served by hand although it was measured below the floor
 
     @property

@@ -99,7 +99,9 @@ def export_bundle(
         assert model is not None, "resolve has put it there"
         # What was measured of its speed, and who allowed it, are matters of this device.
         models.append(
-            BundledModel(model=msgspec.structs.replace(model, speeds=(), allowed=False), locked=lock.get(name))
+            BundledModel(
+                model=msgspec.structs.replace(model, speeds=(), allowed=False, checked_on=""), locked=lock.get(name)
+            )
         )
         sources |= {BLOBS + file.sha256: store.blobs.path(file.sha256) for file in model.files}
     with _translated(target):
@@ -269,7 +271,7 @@ def _arrived(store: ModelStore, index: Index, folder: Path) -> list[StoredModel]
 
 def _record(there: StoredModel | None, model: StoredModel) -> StoredModel:
     """Return what to keep of a model. What was measured and allowed here, of the same bytes, stays."""
-    changes: dict[str, Any] = {"added_at_ms": int(time.time() * 1000), "speeds": (), "allowed": False}
+    changes: dict[str, Any] = {"added_at_ms": int(time.time() * 1000), "speeds": (), "allowed": False, "checked_on": ""}
     if there is not None and there.digest == model.digest:
         changes |= {"speeds": there.speeds, "allowed": there.allowed, "quality": there.quality or model.quality}
     return msgspec.structs.replace(model, **changes)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -103,22 +104,22 @@ class ModelStore:
             record = msgspec.json.encode(model)
             if fault := _fault(record):
                 raise InvalidRequest(f"model {model.name!r} cannot be kept: {fault}", param="name")
-            write_durably(self._ref(model.name), record)
+            write_durably(self._ref(model.name), _sealed(record))
         return model
 
-    def note(self, name: str, **changes: Quality | tuple[MeasuredSpeed, ...] | bool) -> StoredModel:
-        """Keep ``quality``, ``speeds`` or ``allowed`` with a model. Raises ModelNotFound when it is not in the store."""
+    def note(self, name: str, **changes: Quality | tuple[MeasuredSpeed, ...] | bool | str) -> StoredModel:
+        """Keep ``quality``, ``speeds``, ``checked_on`` or ``allowed`` with a model. Raises ModelNotFound when it is not in the store."""
         model = self._stored(name)
         with self._files_of(name), self.taking_in():
             model = msgspec.structs.replace(model, **changes)
-            write_durably(self._ref(name), msgspec.json.encode(model))
+            write_durably(self._ref(name), _sealed(msgspec.json.encode(model)))
         return model
 
     def get(self, name: str) -> StoredModel | None:
         """Return what the store has under a name, or None. Raises StorageError for a broken record."""
         path = self._ref(name)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=StoredModel)
+            return msgspec.json.decode(_unsealed(path.read_bytes()), type=StoredModel)
         except (FileNotFoundError, ValueError) as error:
             if isinstance(error, FileNotFoundError):
                 return None
@@ -130,8 +131,11 @@ class ModelStore:
 
     def names(self) -> list[str]:
         """Return every name that is known here: of the store, then of the manifest."""
-        stored = sorted(path.stem for path in (self._root / "refs").glob("*.json"))
-        return list(dict.fromkeys([*stored, *(spec.name for spec in self._manifest.models)]))
+        return list(dict.fromkeys([*self.stored_names(), *(spec.name for spec in self._manifest.models)]))
+
+    def stored_names(self) -> list[str]:
+        """Return every name in the store, those with damaged records too."""
+        return sorted(path.stem for path in (self._root / "refs").glob("*.json"))
 
     def list(self) -> tuple[ModelEntry, ...]:
         """Return every model of the manifest and of the store, but for damaged records; reads no weights."""
@@ -340,6 +344,19 @@ class ModelStore:
 def _is_served(entry: ModelEntry) -> bool:
     tasks = _SERVED_TASKS.get(entry.format, frozenset())
     return bool(tasks & {*entry.tasks}) and entry.state is not ModelState.MISSING
+
+
+def _sealed(record: bytes) -> bytes:
+    """Return a record with its SHA-256 in a second line: a template in it could be altered without any other sign."""
+    return record + b"\n" + hashlib.sha256(record).hexdigest().encode() + b"\n"
+
+
+def _unsealed(data: bytes) -> bytes:
+    """Return the record. Raises ValueError where its digest does not fit; earlier releases wrote none."""
+    record, _, seal = data.partition(b"\n")
+    if seal and _sealed(record) != data:
+        raise ValueError("its SHA-256 does not fit")
+    return record
 
 
 def _fault(record: bytes) -> str | None:

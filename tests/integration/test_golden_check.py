@@ -8,9 +8,11 @@ import pytest
 from fakes import measured, tiny_gguf
 from fakes.command_line import as_json, outrider
 
+from agent.device import profile
 from agent.errors import ModelRejected
 from agent.evaluation.quality import GOLDEN_WINDOWS, Plan, read_texts, shipped_text, windows_of
 from agent.evaluation.steps import Steps
+from agent.models.first_load import FirstLoad
 from agent.models.quality import Golden
 from agent.models.quantizing import Wish, quantize
 from agent.models.store import open_store
@@ -67,6 +69,18 @@ def test_a_bundle_is_tried_where_it_comes_in(device, tmp_path):
     assert "this processor computes something else" in told.stderr
     with pytest.raises(ModelRejected, match="below the floor"):
         open_store(tmp_path / "data").resolve(device.name)
+
+
+def test_what_was_measured_elsewhere_is_tried_before_it_is_first_loaded(device):
+    here = FirstLoad(device.store, profile().cpu_model)
+    keep(device, device.said)  # measured on a "chip" that is none
+    assert here(device.name).name == device.name
+    assert device.store.get(device.name).checked_on == profile().cpu_model
+    keep(device, tuple(token + 1 for token in device.said))
+    assert here(device.name).name == device.name  # it was looked at, and is not again
+    device.store.note(device.name, checked_on="")
+    with pytest.raises(ModelRejected, match="below the floor"):
+        here(device.name)
 
 
 def test_answers_to_another_text_are_no_measure(device):

@@ -343,6 +343,19 @@ def test_a_damaged_record_hides_no_other_model(store, tmp_path):
     assert [entry.name for entry in store.list()] == ["tiny"]
 
 
+def test_a_flipped_bit_anywhere_in_a_record_is_seen(store, tmp_path):
+    model, files = folder_model(tmp_path)
+    store.add(msgspec.structs.replace(model, chat_template="{{ messages[0].content }}"), files)
+    path = tmp_path / "models" / "refs" / "folder.json"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(StorageError, match="is damaged"):
+            store.get("folder")
+    path.write_bytes(whole.partition(b"\n")[0])  # as earlier releases wrote it
+    assert store.get("folder") is not None
+
+
 def test_a_name_that_could_not_be_read_again_is_refused(store, tmp_path):
     model, files = folder_model(tmp_path, name="My Model")
     with pytest.raises(InvalidRequest, match="My Model"):
