@@ -72,7 +72,7 @@ def put_in_place(
             recalibrating.tell(found)
         told: dict[str, Any] = {"name": alias, "model": candidate, "before": None}
         if not dry_run:
-            recalibrating.require_promises(found, candidate, force=force)
+            recalibrating.require_promises(found, alias, candidate, force=force)
             renewals = [one.renewal for one in found if one.renewal]
             body = {"model": candidate, "as": alias, "tasks": renewals, "force": force}
             patience_s = settings.engine.load_timeout_s + 10

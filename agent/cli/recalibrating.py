@@ -174,14 +174,14 @@ def _by_head(
     return calibrate(judged, wish, task=spec.name, key=key, pilot=pilot, by_head=True)
 
 
-def require_promises(found: Sequence[Renewed], candidate: str, *, force: bool) -> None:
+def require_promises(found: Sequence[Renewed], alias: str, candidate: str, *, force: bool) -> None:
     """Raise NotCertified when a promise would end, unless forced."""
     ended = [one for one in found if one.ends]
     if ended and not force:
         named = "; ".join(f"{one.task} ({one.promise}): {one.after_sentence}" for one in ended)
         raise NotCertified(
-            f"nothing was changed: with {candidate} a promise would end. {named}. --force puts {candidate} in place all "
-            "the same; these tasks then promise nothing"
+            f"nothing was changed: with {candidate} a promise would end. {named}. `outrider models promote {candidate} "
+            f"--as {alias} --force` does it all the same; these tasks then promise nothing"
         )
 
 
@@ -193,7 +193,8 @@ def without_daemon(folder: TaskFolder, alias: str, candidate: str, *, force: boo
     if named and not force:
         raise WrongState(
             f"the tasks {', '.join(named[:10])} answer by {alias}, and what they promise can only be calibrated with "
-            f"{candidate} while the daemon runs: start it, or use --force, and they promise nothing until they are calibrated"
+            f"{candidate} while the daemon runs: start it, or use `outrider models promote {candidate} --as {alias} --force`, "
+            "and they promise nothing until they are calibrated"
         )
 
 
