@@ -76,6 +76,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="sc
     offsets: tuple[float, ...] = ()  # nats, added to each label where only the best is wanted
     best_only: bool = False  # find the best label; the others' figures may be missing
     echo: bool = False  # the log-probabilities of the prompt's own tokens
+    hidden: bool = False  # the model's last hidden state at the end of the prompt; then labels may be missing
     top_logprobs: int = 0  # of each of those
     deadline_ms: float | None = None
     scope: str = ""  # as of Generate
@@ -210,6 +211,7 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     label_tokens: tuple[int, ...] = ()
     mass: float | None = None  # probability that an answer begins with any of the labels
     best: int | None = None  # the label with the highest sum of log-probability and offset
+    hidden: bytes = b""  # float32, little endian
     prompt: tuple[Token, ...] = ()  # of an echo; the first has no log-probability and carries 0
     following: Token | None = None  # of an echo: the likeliest token after the prompt
     ends: bool = False  # that token would end an answer

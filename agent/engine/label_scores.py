@@ -85,6 +85,7 @@ class _Job(msgspec.Struct):
     deadline: float | None
     cached: int = 0
     cancelled: bool = False
+    hidden: bytes = b""
 
 
 class LabelScorer:
@@ -131,7 +132,9 @@ class LabelScorer:
             self._refuse(ask, FailureKind.CONTEXT_OVERFLOW, str(error), frames.prompt_param(ask))
             return
         longest = max(map(len, labels), default=0)
-        if not all(labels) or not (labels or ask.echo):
+        if ask.hidden and not self._runtime.hidden_width:
+            self._refuse(ask, FailureKind.REJECTED, "this runtime gives no hidden state of the model", "model")
+        elif not all(labels) or not (labels or ask.echo or ask.hidden):
             self._refuse(ask, FailureKind.REJECTED, "there is no label, or one without tokens", "labels")
         elif len(prompt) + longest > self._runtime.context_tokens:
             text = f"prompt and longest label have {len(prompt) + longest} tokens, the context has {self._runtime.context_tokens}"
@@ -196,6 +199,11 @@ class LabelScorer:
         context = self._begin(job, nodes)
         if job.ask.echo:
             return (yield from self._echo(context, job))
+        if not job.labels:
+            yield from self._decode(context, job, tree, _prompt_nodes(job), {(): 0.0})
+            return frames.Scored(
+                id=job.ask.id, hidden=job.hidden, prompt_tokens=len(job.prompt), cached_tokens=job.cached
+            )
         # A tree of one step is decoded whole at the price of its best part.
         worth_it = context.step_tokens < len(tree.inner) <= MOST_NODES and len(tree.tips) <= context.branches
         if job.ask.best_only and worth_it:
@@ -223,9 +231,7 @@ class LabelScorer:
         """Every label: the rest of the prompt and the tree in as few batches as they fit."""
         size = len(job.prompt)
         logprobs: dict[Path, float] = {(): 0.0}
-        nodes: list[tuple[Path, Node]] = [
-            ((), Node(job.prompt[at], at, None, wants_row=at == size - 1)) for at in range(job.cached, size)
-        ]
+        nodes = _prompt_nodes(job)
         for number, group in enumerate(tree.groups(context.branches)):
             if number:
                 context.keep(size)
@@ -249,11 +255,14 @@ class LabelScorer:
         """Decode the nodes and note the log-probability of each child of those with a row."""
         for begin in range(0, len(nodes), context.batch_tokens):
             batch = nodes[begin : begin + context.batch_tokens]
-            rows = iter(context.decode([node for _, node in batch]))
+            ends_prompt = job.ask.hidden and any(node.wants_row and not path for path, node in batch)
+            rows = iter(context.decode([node for _, node in batch], hidden=ends_prompt))
+            if ends_prompt:
+                job.hidden = _finite(context.hidden()).astype("<f4").tobytes()
             self._held += [node.token for _, node in batch if node.branches is None]
             for path, node in batch:
                 if node.wants_row:
-                    following = tree.children[path]
+                    following = tree.children.get(path, [])
                     figures = _logprobs(next(rows), following)
                     for token, figure in zip(following, figures, strict=True):
                         logprobs[(*path, token)] = logprobs[path] + figure
@@ -268,10 +277,7 @@ class LabelScorer:
             for depth in range(1, len(label) + 1):
                 above[label[:depth]] = max(offset, above.get(label[:depth], -math.inf))
         logprobs: dict[Path, float] = {(): 0.0}
-        prompt: list[tuple[Path, Node]] = [
-            ((), Node(job.prompt[at], at, None, wants_row=at == size - 1)) for at in range(job.cached, size)
-        ]
-        yield from self._decode(context, job, tree, prompt, logprobs)
+        yield from self._decode(context, job, tree, _prompt_nodes(job), logprobs)
         seen: set[Path] = {()}
         frontier: list[tuple[float, Path]] = []
         while True:
@@ -304,6 +310,7 @@ class LabelScorer:
             label_tokens=tuple(map(len, job.labels)),
             mass=min(1.0, math.fsum(math.exp(figure) for figure in disjoint if figure is not None)) if whole else None,
             best=totals.index(max(totals)) if totals else None,
+            hidden=job.hidden,
             prompt_tokens=len(job.prompt),
             cached_tokens=job.cached,
         )
@@ -321,6 +328,18 @@ class LabelScorer:
             prompt_tokens=len(job.prompt),
             cached_tokens=job.cached,
         )
+
+
+def _prompt_nodes(job: _Job) -> list[tuple[Path, Node]]:
+    """Return what of the prompt is not computed; the last of it wants a row."""
+    size = len(job.prompt)
+    return [((), Node(job.prompt[at], at, None, wants_row=at == size - 1)) for at in range(job.cached, size)]
+
+
+def _finite(state: Row) -> Row:
+    if not np.isfinite(state).all():
+        raise NoDistribution
+    return state
 
 
 def _failed(ask: frames.Score, kind: FailureKind, message: str, param: str = "") -> frames.Scored:

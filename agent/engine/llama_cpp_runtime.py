@@ -74,6 +74,7 @@ class LlamaCppRuntime(SequenceStates):
         self.state_format = f"{self.name}, keys and values {load.kv_type}, flash attention {parameters.flash_attn_type}"
         self._vocabulary = native.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = native.llama_vocab_n_tokens(self._vocabulary)
+        self.hidden_width: int = native.llama_model_n_embd(self._model)
         self.cells: int = native.llama_n_ctx(self._context)
         self.context_tokens: int = min(load.context_tokens, self.cells)
         self.saved_tokens = int(self.cells * SAVED_SHARE) if shares else 0

@@ -49,6 +49,7 @@ class LlamaCppScoring:
         parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
         parameters.n_seq_max = parameters.n_outputs_max = BRANCHES
         parameters.kv_unified = True  # the branches share the cells of their prompt
+        parameters.pooling_type = native.LLAMA_POOLING_TYPE_NONE  # a hidden state is that of one token
         parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.no_perf = True
         self._context = native.llama_init_from_model(model, parameters)
@@ -58,15 +59,20 @@ class LlamaCppScoring:
             adapter.put_on(self._context)
         self._memory = native.llama_get_memory(self._context)
         self._vocabulary_size: int = native.llama_vocab_n_tokens(native.llama_model_get_vocab(model))
+        self._hidden_width: int = native.llama_model_n_embd(model)
+        self._hidden_at = 0
         self._batch = _TreeBatch(BATCH_TOKENS, BRANCHES)
         self._shared = 0  # tokens of the prompt
         self._lengths: dict[int, int] = {}  # of branches that have tokens of their own
         self._used = 0
 
-    def decode(self, nodes: Sequence[Node]) -> list[Row]:
+    def decode(self, nodes: Sequence[Node], *, hidden: bool = False) -> list[Row]:
         """Append nodes and return the rows asked for, in one native call."""
         shared, lengths = self._check(nodes)
         rows_at = self._batch.fill(nodes, pad_from=shared)
+        self._hidden_at = rows_at[0] if hidden and rows_at else -1
+        # With it every token of a batch gets a row: a fifth more work where there are few labels.
+        native.llama_set_embeddings(self._context, hidden)
         with self._threads.step(StepKind.SCORE, len(nodes)) as threads:
             native.llama_set_n_threads(self._context, threads, threads)
             status = native.llama_decode(self._context, self._batch.native)
@@ -99,6 +105,13 @@ class LlamaCppScoring:
                     raise ValueError(f"branch {branch} does not go on at {position}")
                 lengths[branch] = position + 1
         return shared, lengths
+
+    def hidden(self) -> Row:
+        """Return the hidden state at the first node that wanted a row."""
+        pointer = native.llama_get_embeddings_ith(self._context, self._hidden_at) if self._hidden_at >= 0 else None
+        if not pointer:
+            raise RuntimeBroken("the last decode kept no hidden state")
+        return np.ctypeslib.as_array(pointer, shape=(self._hidden_width,))
 
     def keep(self, tokens: int) -> None:
         """Forget everything after the first tokens of the shared prompt."""

@@ -1,4 +1,4 @@
-"""A decoder graph that gives the logits of chosen tokens only.
+"""A decoder graph that gives the logits of chosen tokens only, and what they are made of.
 
 The builder's graphs compute those of every token. Of a prompt only the last are wanted, and with
 a small model they are a fifth to two thirds of all work: tokens are chosen right before that step.
@@ -12,12 +12,13 @@ import onnx
 
 LARGEST_GRAPH = 64 << 20  # bytes, without the weights in files of their own
 CHOSEN = "outrider_chosen_tokens"  # the new input: int64, which tokens of a run
+HIDDEN = "outrider_hidden_states"  # the new output: of the same tokens, before the last product; free unless asked for
 _HEADS = frozenset({"MatMul", "MatMulNBits", "MatMulInteger", "Gemm"})
 _BEHIND = frozenset({"Cast", "Mul", "Div", "Tanh", "Add"})  # what may stand between the last product and the logits
 
 
 def with_chosen_rows(path: Path, logits: str) -> bytes | None:
-    """Return the graph with the input CHOSEN; None where it is of another kind, and is run as it is."""
+    """Return the graph with the input CHOSEN and the output HIDDEN; None where it is of another kind, and is run as it is."""
     if path.stat().st_size > LARGEST_GRAPH:
         return None
     model = onnx.load_model(str(path), load_external_data=False)
@@ -26,10 +27,11 @@ def with_chosen_rows(path: Path, logits: str) -> bytes | None:
         return None
     index, node = head
     hidden = node.input[0]
-    node.input[0] = f"{hidden}.chosen"
+    node.input[0] = HIDDEN
     choice = onnx.helper.make_node("Gather", [hidden, CHOSEN], [node.input[0]], name=node.input[0], axis=1)
     model.graph.node.insert(index, choice)
     model.graph.input.append(onnx.helper.make_tensor_value_info(CHOSEN, onnx.TensorProto.INT64, ["chosen"]))
+    model.graph.output.append(onnx.ValueInfoProto(name=HIDDEN))  # its type is worked out when the graph is loaded
     for value in (*model.graph.output, *model.graph.value_info):
         if value.name == logits and len(value.type.tensor_type.shape.dim) > 1:
             value.type.tensor_type.shape.dim[1].dim_param = "chosen"

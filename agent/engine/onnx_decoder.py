@@ -60,11 +60,13 @@ class OnnxDecoder:
         inputs = {one.name: one for one in self._session.get_inputs()}
         outputs = {one.name: one for one in self._session.get_outputs()}
         _check_names("inputs", set(inputs), {self._ids, self._mask, *self._past}, {self._positions, logit_rows.CHOSEN})
-        _check_names("outputs", set(outputs), {self._logits, *self._present}, set())
+        _check_names("outputs", set(outputs), {self._logits, *self._present}, {logit_rows.HIDDEN})
         self._has_positions = self._positions in inputs
         self.data_type = _type_of(inputs[self._past[0]])
         self._ids_type, self._mask_type = _type_of(inputs[self._ids]), _type_of(inputs[self._mask])
         self._logits_type = _type_of(outputs[self._logits])
+        self.hidden_width, self._hidden_type = _hidden(outputs)
+        self.hidden: NDArray[np.float32] = np.zeros((0, 0, self.hidden_width), np.float32)
         for name in self._past:
             self._check_shape(inputs[name])
         last = outputs[self._logits].shape
@@ -73,7 +75,7 @@ class OnnxDecoder:
                 f"the graph's {self._logits} are of {last}: wanted are those of every token, for a vocabulary of "
                 f"{self.vocabulary_size} (the builder's option prune_lm_head leaves all but the last out)"
             )
-        self._bound: dict[tuple[int, int, int], Any] = {}
+        self._bound: dict[tuple[int, int, int, bool], Any] = {}
 
     def _check_shape(self, past: Any) -> None:
         _, heads, width = self.shape
@@ -112,33 +114,41 @@ class OnnxDecoder:
         ends: Sequence[int],
         *,
         chosen: Sequence[int] = (),
+        hidden: bool = False,
     ) -> NDArray[np.float32]:
         """Append tokens to rows from ``first`` on, as many to each; ``ends`` are the lengths of the rows after it.
 
         More than one token only with one row. Returns the logits of the ``chosen`` ones of these
-        tokens, counted from 0: (rows, chosen, vocabulary). Raises RuntimeBroken.
+        tokens, counted from 0: (rows, chosen, vocabulary). With ``hidden``, the attribute of that
+        name has their hidden states: (rows, chosen, hidden_width). Raises RuntimeBroken.
         """
         if not self.joins:
             each = zip(range(first, first + len(tokens)), tokens, ends, strict=True)
-            return np.concatenate([self._run_row(values, row, new, end, chosen) for row, new, end in each])
+            told = [self._run_row(values, row, new, end, chosen) for row, new, end in each]
+            self.hidden = np.concatenate([states for _, states in told])
+            return np.concatenate([logits for logits, _ in told])
         ids = np.asarray(tokens, self._ids_type)
         rows, count = ids.shape
-        binding = self._binding(values, first, rows)
+        binding = self._binding(values, first, rows, hidden=hidden)
         fed = self._feeds(ids, ends, chosen)
         for name, given in fed.items():
             binding.bind_input(name, "cpu", 0, given.dtype.type, given.shape, given.ctypes.data)
         made = max(1, len(chosen)) if self._chooses else count
         logits: NDArray[Any] = np.empty((rows, made, self.vocabulary_size), self._logits_type)
         binding.bind_output(self._logits, "cpu", 0, self._logits_type, logits.shape, logits.ctypes.data)
+        states: NDArray[Any] = np.empty((rows, made, self.hidden_width), self._hidden_type)
+        if hidden:
+            binding.bind_output(logit_rows.HIDDEN, "cpu", 0, self._hidden_type, states.shape, states.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise RuntimeBroken(f"ONNX Runtime: {_reason(error)}") from error
+        self.hidden = states.astype(np.float32, copy=False)
         return self._chosen(logits, chosen)
 
     def _run_row(
         self, values: KeyValues, row: int, tokens: Sequence[int], end: int, chosen: Sequence[int]
-    ) -> NDArray[np.float32]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run a graph that gives back all keys and values; keep those of the new tokens."""
         start = end - len(tokens)
         past = {
@@ -147,14 +157,17 @@ class OnnxDecoder:
         }
         ids = np.asarray([tokens], self._ids_type)
         try:
-            logits, *present = self._session.run([self._logits, *self._present], self._feeds(ids, [end], chosen) | past)
+            states = [logit_rows.HIDDEN] if self.hidden_width else []
+            made = self._session.run([self._logits, *self._present, *states], self._feeds(ids, [end], chosen) | past)
+            logits, present = made[0], made[1 : 1 + len(self._present)]
             for layer, whole in zip(values.data, present, strict=True):
                 layer[row, :, start:end] = whole[0, :, start:end]
         except Exception as error:
             raise RuntimeBroken(f"ONNX Runtime: {_reason(error)}") from error
         if logits.shape[1:] != (max(1, len(chosen)) if self._chooses else len(tokens), self.vocabulary_size):
             raise RuntimeBroken(f"the graph gives logits of {logits.shape} for {len(tokens)} tokens")
-        return self._chosen(logits, chosen)
+        hidden = made[-1].astype(np.float32, copy=False) if states else np.zeros((1, 0, 0), np.float32)
+        return self._chosen(logits, chosen), hidden
 
     def _feeds(self, ids: NDArray[Any], ends: Sequence[int], chosen: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return all inputs but the past."""
@@ -171,9 +184,9 @@ class OnnxDecoder:
         kept = logits[:, : len(chosen)] if self._chooses else logits[:, list(chosen)]
         return kept.astype(np.float32, copy=False)
 
-    def _binding(self, values: KeyValues, first: int, rows: int) -> Any:
+    def _binding(self, values: KeyValues, first: int, rows: int, *, hidden: bool) -> Any:
         """Return where the keys and values of some rows are read and written."""
-        key = (id(values), first, rows)
+        key = (id(values), first, rows, hidden)
         if (known := self._bound.get(key)) is not None:
             return known
         binding = self._session.io_binding()
@@ -210,6 +223,14 @@ def _check_names(what: str, found: set[str], wanted: set[str], optional: set[str
     if missing or unknown:
         told = [f"{names[0]} is {how}" for names, how in ((missing, "missing"), (unknown, "not known")) if names]
         raise ModelUnloadable(f"the graph's {what} are not what genai_config.json says: {', '.join(told)}")
+
+
+def _hidden(outputs: dict[str, Any]) -> tuple[int, Any]:
+    """Return the length of a hidden state, 0 where the graph gives none, and the type of its numbers."""
+    found = outputs.get(logit_rows.HIDDEN)
+    if found is None or len(found.shape) != 3 or not isinstance(found.shape[2], int):
+        return 0, np.float32
+    return found.shape[2], _type_of(found)
 
 
 def _type_of(one: Any) -> Any:

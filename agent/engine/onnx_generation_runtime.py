@@ -80,6 +80,7 @@ class OnnxGenerationRuntime(RowStates):
         self._template = _chat_template(load, folder)
         self.thinking = self._template.thinking if self._template else None
         self._decoder = OnnxDecoder(folder, self._threads)
+        self.hidden_width = self._decoder.hidden_width
         self._take_memory(load, folder, room_bytes)
         ends = [token for text in (*END_TEXTS, folder.eos) if (token := self._tokens.find(text)) is not None]
         self._ends = frozenset(token for token in (*folder.ends, *ends) if self._tokens.is_control(token))
@@ -89,7 +90,7 @@ class OnnxGenerationRuntime(RowStates):
             quantization=folder.graph.quantization,
             fills_gaps=gap_marks is not None,
             thinks=self.thinking is not None,
-            absent=_absent(load, joins=self._decoder.joins),
+            absent=_absent(load, joins=self._decoder.joins, hidden=bool(self._decoder.hidden_width)),
         )
         self._prompts = PromptTokens(
             lambda text, special: self._tokens.tokenize(text, special=special),
@@ -307,11 +308,13 @@ def _chat_template(load: frames.Load, folder: GenerationFolder) -> ChatTemplate 
         raise ModelUnloadable(str(error)) from error
 
 
-def _absent(load: frames.Load, *, joins: bool) -> tuple[str, ...]:
+def _absent(load: frames.Load, *, joins: bool, hidden: bool) -> tuple[str, ...]:
     """Name what the settings ask for and an ONNX graph does not have."""
     found = ["LoRA adapters", "threads by load: their number is fixed when the model is loaded"]
     if not joins:
         found.append("several answers in one run: this graph computes them one after the other")
+    if not hidden:
+        found.append("hidden states, as features of tasks: the logits of this graph are not a product by fixed weights")
     if load.devices in {DeviceWish.GPU, DeviceWish.NPU}:
         found.append(f"engine.devices {load.devices}: models that write run on the processor")
     if load.kv_type is not KvType.F16:

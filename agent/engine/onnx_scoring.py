@@ -22,7 +22,7 @@ from agent import device
 from agent.engine.key_values import Values
 from agent.engine.kv_cache import scoring_cell_count
 from agent.engine.onnx_decoder import OnnxDecoder
-from agent.engine.runtime import Node, Row
+from agent.engine.runtime import Node, Row, RuntimeBroken
 
 SEVERAL = 2  # tokens of the prompt in a run, at least
 PROMPT_TOKENS = 16  # in a run of fixed size
@@ -61,6 +61,7 @@ class OnnxScoring:
         self._shared = 0  # tokens of the prompt
         self._copied = [0] * rows  # tokens of the prompt that each row has; the first has all
         self._used = 0
+        self._hidden: Row | None = None
         self._tips: dict[int, tuple[int, _Ended]] = {}  # of branches that have tokens of their own: length, last
 
     def _sizes_agree(self) -> bool:
@@ -77,14 +78,15 @@ class OnnxScoring:
         beside = run(values, 0, [tokens[:1]] * self._rows, [PROMPT_TOKENS + 1] * self._rows, chosen=(0,))[-1]
         return np.array_equal(whole, pieces) and np.array_equal(alone, beside)
 
-    def decode(self, nodes: Sequence[Node]) -> list[Row]:
+    def decode(self, nodes: Sequence[Node], *, hidden: bool = False) -> list[Row]:
         """Append nodes and return the rows asked for."""
         self._check(nodes)
+        self._hidden = None
         shared = sum(node.branches is None for node in nodes)
         rows: dict[int, Row] = {}
         step = PROMPT_TOKENS if self.fixed else BATCH_TOKENS
         for begin in range(0, shared, step):
-            rows |= self._prompt(nodes[begin : min(begin + step, shared)], begin)
+            rows |= self._prompt(nodes[begin : min(begin + step, shared)], begin, hidden=hidden)
         rows |= self._branches(list(enumerate(nodes))[shared:])
         self._used += len(nodes)
         return [rows[at] for at, node in enumerate(nodes) if node.wants_row]
@@ -111,12 +113,20 @@ class OnnxScoring:
                     raise ValueError(f"branch {branch} does not go on at {position}")
                 lengths[branch] = position + 1
 
-    def _prompt(self, nodes: Sequence[Node], begin: int) -> dict[int, Row]:
+    def hidden(self) -> Row:
+        """Return the hidden state at the first node of the prompt that wanted a row."""
+        if self._hidden is None:
+            raise RuntimeBroken("the last decode kept no hidden state")
+        return self._hidden
+
+    def _prompt(self, nodes: Sequence[Node], begin: int, *, hidden: bool) -> dict[int, Row]:
         """Compute tokens of the prompt in the first row."""
         size = PROMPT_TOKENS if self.fixed else max(SEVERAL, len(nodes))
         filled = [*(node.token for node in nodes), *[0] * (size - len(nodes))]
         chosen = [at for at, node in enumerate(nodes) if node.wants_row]
-        logits = self._decoder.run(self._values, 0, [filled], [self._shared + size], chosen=chosen)
+        logits = self._decoder.run(self._values, 0, [filled], [self._shared + size], chosen=chosen, hidden=hidden)
+        if hidden and chosen and self._hidden is None:
+            self._hidden = self._decoder.hidden[0, 0]
         self._shared += len(nodes)
         return {begin + at: row for at, row in zip(chosen, logits[0], strict=True)}
 

@@ -81,12 +81,16 @@ class ScoringContext(Protocol):
     step_tokens: int  # a decode costs as much as one of the next multiple of this
     branches: int
 
-    def decode(self, nodes: Sequence[Node]) -> list[Row]:
+    def decode(self, nodes: Sequence[Node], *, hidden: bool = False) -> list[Row]:
         """Append nodes, parents first, and return a row for each that wants one.
 
-        The rows hold until the next decode. Raises ValueError, with nothing changed, for
+        ``hidden`` keeps what ``hidden`` returns; it changes no row. The rows hold until the next decode. Raises ValueError, with nothing changed, for
         nodes that break the rules, and RuntimeBroken when the native layer fails.
         """
+        ...
+
+    def hidden(self) -> Row:
+        """Return the model's last hidden state at the first node that wanted a row in the last decode with ``hidden``."""
         ...
 
     def keep(self, tokens: int) -> None:
@@ -105,6 +109,7 @@ class Runtime(Protocol):
     batch_tokens: int  # most tokens in one decode
     drafted_tokens: int  # most drafted ones in one decode; 0 where a slot cannot be cut
     vocabulary_size: int  # length of a row
+    hidden_width: int  # length of a hidden state; 0 where the runtime gives none
     thinking: ThinkingMarks | None  # of a model that thinks before it answers
     state_format: str  # what one life of a model has packed, another of the same format may unpack
     traits: ModelTraits

@@ -22,6 +22,7 @@ LONGEST = 40
 class FakeRuntime:
     name = "fake"
     vocabulary_size = VOCABULARY
+    hidden_width = 4
     traits = ModelTraits(parameters=1, quantization="none", fills_gaps=True, thinks=False)
     thinking = None
     state_format = "fake"
@@ -188,8 +189,9 @@ class FakeScoring:
         self.own = {}
         self.used = 0
         self.decoded = 0
+        self.state = None
 
-    def decode(self, nodes):
+    def decode(self, nodes, *, hidden=False):
         assert 0 < len(nodes) <= self.batch_tokens
         rows = []
         for token, position, branches, wants_row in nodes:
@@ -210,9 +212,14 @@ class FakeScoring:
                 assert all(self.own[branch] == self.own[branches[0]] for branch in branches)
             if wants_row:
                 rows.append(spread(content))
+                self.state = rows[0][: FakeRuntime.hidden_width] if hidden else None
         assert self.used <= self.cells
         self.decoded += len(nodes)
         return rows
+
+    def hidden(self):
+        assert self.state is not None
+        return self.state
 
     def keep(self, tokens):
         assert 0 <= tokens <= len(self.shared)
