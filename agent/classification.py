@@ -9,6 +9,7 @@ for them once. A task corrects by the mean over its earlier inputs as soon as th
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
@@ -32,7 +33,12 @@ class LabelEngine(Protocol):
     """Where labels are scored and texts become vectors. Problems end in ``failure``, they do not raise."""
 
     async def score(
-        self, request: InferenceRequest, labels: Sequence[str], *, messages: Sequence[Message] | None = None
+        self,
+        request: InferenceRequest,
+        labels: Sequence[str],
+        *,
+        messages: Sequence[Message] | None = None,
+        hidden: bool = False,
     ) -> Scores: ...
 
     async def embed(self, model: str, texts: Sequence[str], *, deadline_at_ms: int | None = None) -> Vectors: ...
@@ -97,7 +103,8 @@ class Classifier:
         about = head.head
         vectors, scores = Vectors(), Scores()
         spent_ms = 0.0
-        if about.feature is not Feature.SCORES:
+        parts = about.feature.parts
+        if Feature.EMBEDDING in parts:
             text = request.messages[-1].content
             vectors = await self._engine.embed(about.encoder, [text], deadline_at_ms=request.deadline_at_ms)
             spent_ms += vectors.duration_ms
@@ -105,16 +112,19 @@ class Classifier:
                 return _generation(vectors, spent_ms, vectors.failure)
             if vectors.model_digest != about.encoder_digest:
                 return None
-        if about.feature is not Feature.EMBEDDING:
-            scores = await self._engine.score(request, about.labels)
+        asks_model = bool(parts & {Feature.HIDDEN, Feature.SCORES})
+        if asks_model:
+            labels = about.labels if Feature.SCORES in parts else ()
+            scores = await self._engine.score(request, labels, hidden=Feature.HIDDEN in parts)
             spent_ms += scores.duration_ms
             if scores.failure:
                 return _generation(scores, spent_ms, scores.failure)
-            if scores.model_digest != about.model_digest:
+            if scores.model_digest != about.model_digest or (Feature.HIDDEN in parts and not scores.hidden):
                 return None
+        state = array("f", scores.hidden)
         figures = _complete(scores)
         vector = vectors.vectors[0] if vectors.vectors else ()
-        found = dict(zip(about.labels, head.probabilities(vector, figures), strict=False))
+        found = dict(zip(about.labels, head.probabilities(vector, figures, state), strict=False))
         by_label = {label: index for index, label in enumerate(about.labels)}
         order = [by_label[label] for label in request.labels]
         told = LabelScores(
@@ -124,7 +134,7 @@ class Classifier:
             probabilities=tuple(found[label] for label in request.labels) if found else (),
             head=head.id,
         )
-        return _chosen(request, told, _generation(scores if figures else vectors, spent_ms, None))
+        return _chosen(request, told, _generation(scores if asks_model else vectors, spent_ms, None))
 
     async def _without_content(
         self, request: InferenceRequest, labels: list[str], scores: Scores

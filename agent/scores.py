@@ -14,6 +14,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     token_counts: tuple[int, ...] = ()
     mass: float | None = None  # probability that an answer begins with any of the labels
     best: int | None = None
+    hidden: bytes = b""  # float32: the last hidden state at the end of the prompt, where it was asked for and is given
     trained: bool = False  # for these very labels: what it says is a distribution already
     prompt_tokens: int = 0
     cached_tokens: int = 0

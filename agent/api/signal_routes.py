@@ -42,9 +42,13 @@ class Signal(StrEnum):
     """What is asked of the inputs."""
 
     EMBEDDING = "embedding"  # the vector of each, by the encoder
-    SCORES = "scores"  # the log-probability of each label as the answer, by the task's model
+    HIDDEN = "hidden"  # the last hidden state of the task's model at the end of the prompt of each
+    SCORES = "scores"  # the log-probability of each label as the answer, by the task's model; hidden states, too
     ANSWER = "answer"  # the local answer and how sure it is, before any calibration
     DRAFT = "draft"  # the local answer behind given demonstrations, with its figures, before anything was taught
+
+
+OF_LABELS = frozenset({Signal.HIDDEN, Signal.SCORES})
 
 
 class Input(NamedTuple):
@@ -69,22 +73,24 @@ async def signals(request: Request) -> Response:
     if not items:
         raise fields.missing("inputs")
     inputs = [_input(fields, spec, index, item) for index, item in enumerate(items)]
-    if spec.kind is not TaskKind.LABELS and signal is Signal.SCORES:
-        raise fields.wrong_value("signal", f'of a task of kind {spec.kind} is not "scores"')
+    if spec.kind is not TaskKind.LABELS and signal in OF_LABELS:
+        raise fields.wrong_value("signal", f'of a task of kind {spec.kind} is not "{signal}"')
     if spec.kind is TaskKind.LABELS and signal is Signal.DRAFT:
         raise fields.wrong_value("signal", 'of a task of kind labels is not "draft"')
     if signal is Signal.EMBEDDING:
         return json_response(await _vectors(deps, [one.text for one in inputs]))
     requests = [_request(deps, spec, one, model) for one in inputs]
-    if not deps.tasks.book.needs_no_model(requests[0]) or signal is Signal.SCORES:
+    if not deps.tasks.book.needs_no_model(requests[0]) or signal in OF_LABELS:
         need_model(deps, requests[0].model, CLASSIFYING if spec.kind is TaskKind.LABELS else WRITING)
     places = asyncio.Semaphore(deps.settings.engine.parallel)
 
     async def one_at_its_place(one: InferenceRequest, given: Input) -> dict[str, Any]:
         async with places:
             match signal:
+                case Signal.HIDDEN:
+                    return await _scores(deps, one, ())
                 case Signal.SCORES:
-                    return await _scores(deps, one)
+                    return await _scores(deps, one, sorted(one.labels))
                 case Signal.DRAFT:
                     return await _draft(deps, spec, one, given)
                 case _:
@@ -156,8 +162,8 @@ async def _vectors(deps: ApiDeps, inputs: Sequence[str]) -> dict[str, Any]:
     }
 
 
-async def _scores(deps: ApiDeps, request: InferenceRequest) -> dict[str, Any]:
-    told = await deps.engine.score(request, sorted(request.labels))
+async def _scores(deps: ApiDeps, request: InferenceRequest, labels: Sequence[str]) -> dict[str, Any]:
+    told = await deps.engine.score(request, labels, hidden=True)
     if told.failure:
         raise refusal(told.failure)
     return {
@@ -166,6 +172,7 @@ async def _scores(deps: ApiDeps, request: InferenceRequest) -> dict[str, Any]:
         "runtime": told.runtime,
         "logprobs": told.logprobs,
         "trained": told.trained,
+        "hidden": base64.b64encode(told.hidden).decode("ascii") or None,  # float32; null where the model gives none
     }
 
 

@@ -138,6 +138,7 @@ def _by_head(
     client: DaemonClient, spec: TaskSpec, examples: Sequence[Example], wish: Wish, head: Head, candidate: str
 ) -> Calibration:
     """Judge a head that the daemon does not use yet: it is applied here, as the daemon will."""
+    import base64
     from array import array
 
     from agent.cli import task_signals
@@ -157,7 +158,8 @@ def _by_head(
     for number, (one, row) in enumerate(zip(examples, rows, strict=True)):
         figures = [float("nan") if figure is None else figure for figure in row["logprobs"]]
         vector = vectors[number * applied.dimensions : (number + 1) * applied.dimensions]
-        probabilities = applied.probabilities(vector, figures)
+        state = array("f", base64.b64decode(row["hidden"] or ""))
+        probabilities = applied.probabilities(vector, figures, state)
         score = labels.raw_score(probabilities, by_head=True)
         right = None
         if one.answer is not None:

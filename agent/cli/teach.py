@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import time
@@ -50,10 +51,11 @@ keep_examples_option = click.option(
 )
 @click.option(
     "--features",
-    type=click.Choice(["auto", "embedding", "scores", "both"]),
+    type=click.Choice(["auto", "embedding", "hidden", "scores", "embedding+hidden", "both", "hidden+scores", "all"]),
     default="auto",
     show_default=True,
-    help="What to compare: the encoder's vectors, the language model's label scores. auto: what is quick.",
+    help="What to compare, and the averages of that: the encoder's vectors, the language model's last hidden state, "
+    "its label scores; both: vectors and scores. auto: all that is quick.",
 )
 @keep_examples_option
 @json_option
@@ -210,8 +212,9 @@ def taught(
 
     inputs = [one.input for one in chosen]
     answers = tuple(spec.names.index(str(one.answer)) for one in chosen)
+    wanted = Feature.ALL.parts if features == "auto" else Feature(features).parts
     vectors = task_signals.Vectors()
-    if features != "scores":
+    if Feature.EMBEDDING in wanted:
         try:
             vectors = task_signals.vectors(client, spec.name, inputs)
         except OutriderError as error:
@@ -219,14 +222,22 @@ def taught(
                 raise
             notice(f"no vectors: {error}")
     rows: list[dict[str, Any]] = []
-    if features in {"scores", "both"} or (features == "auto" and _is_quick(client, spec, inputs, bool(vectors.raw))):
-        rows = task_signals.rows(client, spec.name, "scores", inputs, spec.digest, model)
+    asks_model = len(wanted - {Feature.EMBEDDING}) > 0
+    if asks_model and (features != "auto" or _is_quick(client, spec, inputs, bool(vectors.raw))):
+        signal = "scores" if Feature.SCORES in wanted else "hidden"
+        rows = task_signals.rows(client, spec.name, signal, inputs, spec.digest, model)
     scores = array("f")
-    for one, row in zip(chosen, rows, strict=False):
+    for one, row in zip(chosen, rows if Feature.SCORES in wanted else (), strict=False):
         if None in row["logprobs"]:
             raise InvalidRequest(f"line {one.line}: the model gave no finite score to every label")
         scores.extend(centred(row["logprobs"]))
-    order = Order(labels=len(spec.labels), answers=answers, embedding=vectors.raw, scores=scores.tobytes())
+    order = Order(
+        labels=len(spec.labels),
+        answers=answers,
+        embedding=vectors.raw,
+        hidden=_states(rows, features) if Feature.HIDDEN in wanted else b"",
+        scores=scores.tobytes(),
+    )
     fitted = _fit(order, Fitted)
     probabilities = array("f", fitted.probabilities)
     width = len(spec.labels)
@@ -236,19 +247,20 @@ def taught(
         top = max(row_of)
         pilot.append((float(top), row_of.index(top) == answer))
     compared = tuple((one.feature.value, one.accuracy, one.log_loss) for one in fitted.compared)
-    reads_vectors, reads_scores = fitted.feature is not Feature.SCORES, fitted.feature is not Feature.EMBEDDING
+    reads_vectors, asked = Feature.EMBEDDING in fitted.feature.parts, fitted.feature is not Feature.EMBEDDING
     return Head(
         task=spec.name,
         task_digest=spec.digest,
         labels=spec.names,
         feature=fitted.feature,
         embedding=fitted.embedding,
+        hidden=fitted.hidden,
         scores=fitted.scores,
         temperature=fitted.temperature,
         encoder=vectors.model if reads_vectors else "",
         encoder_digest=vectors.model_digest if reads_vectors else "",
-        model=rows[0]["model"] if reads_scores else "",
-        model_digest=rows[0]["model_digest"] if reads_scores else "",
+        model=rows[0]["model"] if asked else "",
+        model_digest=rows[0]["model_digest"] if asked else "",
         taught=len(chosen),
         accuracy=next(one.accuracy for one in fitted.compared if one.feature is fitted.feature),
         compared=compared,
@@ -258,12 +270,22 @@ def taught(
     )
 
 
+def _states(rows: Sequence[dict[str, Any]], features: str) -> bytes:
+    """Return the hidden states; nothing where the model gives none and nobody asked for them by name."""
+    states = [row["hidden"] for row in rows]
+    if None not in states:
+        return b"".join(map(base64.b64decode, states))
+    if features != "auto":
+        raise InvalidRequest("the task's model gives no hidden state: GET /v1/models names that under `absent`")
+    return b""
+
+
 def _is_quick(client: DaemonClient, spec: TaskSpec, inputs: Sequence[str], has_vectors: bool) -> bool:
-    """Whether the language model's scores of the labels are to be compared, too."""
+    """Whether what the language model says is to be compared, too."""
     from agent.cli import task_signals
 
     if len(spec.labels) > MOST_LABELS_SCORED and has_vectors:
-        notice(f"{len(spec.labels)} labels: the language model's scores are not compared (--features both does)")
+        notice(f"{len(spec.labels)} labels: the language model is not asked (--features all does)")
         return False
     try:
         task_signals.rows(client, spec.name, "scores", inputs[:1], spec.digest)  # loads the model
@@ -272,11 +294,11 @@ def _is_quick(client: DaemonClient, spec: TaskSpec, inputs: Sequence[str], has_v
     except OutriderError as error:
         if not has_vectors:
             raise
-        notice(f"no label scores: {error}")
+        notice(f"nothing of the language model: {error}")
         return False
     estimate_s = (time.monotonic() - began) / min(PROBED, len(inputs)) * len(inputs)
     if estimate_s > LONGEST_SCORING_S and has_vectors:
-        notice(f"the language model's scores would take {estimate_s:.0f} s: not compared (--features both does)")
+        notice(f"the language model would take {estimate_s:.0f} s: it is not asked (--features all does)")
         return False
     return True
 

@@ -15,6 +15,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag="head"):
     labels: int  # how many
     answers: tuple[int, ...]  # the label of each example
     embedding: bytes = b""  # float32, one row an example; empty: not tried
+    hidden: bytes = b""  # the same: last hidden states of the language model
     scores: bytes = b""  # the same, one column a label: log-probabilities less their mean
     seed: int = 0
 
@@ -32,6 +33,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 
     feature: Feature
     embedding: Layer | None
+    hidden: Layer | None
     scores: Layer | None
     temperature: float
     compared: tuple[Compared, ...]

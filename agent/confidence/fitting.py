@@ -19,8 +19,8 @@ from agent.confidence.fit_order import AppraisalOrder, Compared, Fitted, Order
 from agent.confidence.heads import Feature, Layer
 
 FOLDS = 5
-EMBEDDING_STRENGTH = 10.0  # inverse of the L2 penalty: of vectors of length 1, and of standardised scores
-SCORES_STRENGTH = 0.1
+# Inverse of the L2 penalty: of vectors of length 1, of standardised hidden states and scores.
+STRENGTHS = {Feature.EMBEDDING: 10.0, Feature.HIDDEN: 0.01, Feature.SCORES: 0.1}
 _GRADIENT = 1e-4  # a fit ends when no component of the gradient, per example, is above it
 _ROUNDS, _MEMORY = 200, 8
 _CONVINCING = 0.02  # log loss, nats an example: what reading more must gain to be worth the language model's time
@@ -49,19 +49,16 @@ def fit(order: Order) -> Fitted:
     """Return the best head. Raises ValueError for features that are no numbers, or are not of the examples' number."""
     answers = np.asarray(order.answers, dtype=np.int64)
     folds = stratified_folds(answers, FOLDS, order.seed)
-    features: dict[Feature, tuple[Floats, float]] = {}
-    if order.embedding:
-        features[Feature.EMBEDDING] = (_matrix(order.embedding, len(answers)), EMBEDDING_STRENGTH)
-    if order.scores:
-        features[Feature.SCORES] = (_matrix(order.scores, len(answers)), SCORES_STRENGTH)
+    given = {Feature.EMBEDDING: order.embedding, Feature.HIDDEN: order.hidden, Feature.SCORES: order.scores}
+    features = {feature: _matrix(raw, len(answers)) for feature, raw in given.items() if raw}
     if not features:
         raise ValueError("there are no features to teach a head with")
     told = {
-        feature: _out_of_fold(values, answers, order.labels, strength, folds, feature)
-        for feature, (values, strength) in features.items()
+        feature: _out_of_fold(values, answers, order.labels, folds, feature) for feature, values in features.items()
     }
-    if len(told) == 2:
-        told[Feature.BOTH] = (told[Feature.EMBEDDING] + told[Feature.SCORES]) / 2
+    for feature in Feature:  # in the order of what they cost
+        if feature not in told and feature.parts <= features.keys():
+            told[feature] = np.mean([told[part] for part in features if part in feature.parts], axis=0)
     temperatures = {feature: fit_temperature(logits, answers) for feature, logits in told.items()}
     compared = tuple(
         Compared(
@@ -73,18 +70,19 @@ def fit(order: Order) -> Fitted:
     )
     best = _best(compared)
     layers = {
-        feature: _layer(values, answers, order.labels, strength, feature)
-        for feature, (values, strength) in features.items()
-        if best in {feature, Feature.BOTH}
+        feature: _layer(values, answers, order.labels, feature)
+        for feature, values in features.items()
+        if feature in best.parts
     }
     return Fitted(
         feature=best,
         embedding=layers.get(Feature.EMBEDDING),
+        hidden=layers.get(Feature.HIDDEN),
         scores=layers.get(Feature.SCORES),
         temperature=temperatures[best],
         compared=compared,
         probabilities=np.exp(log_softmax(told[best] / temperatures[best])).astype("<f4").tobytes(),
-        familiarity=familiarity(features[Feature.EMBEDDING][0], answers, folds)
+        familiarity=familiarity(features[Feature.EMBEDDING], answers, folds)
         if Feature.EMBEDDING in layers
         else None,
     )
@@ -113,7 +111,7 @@ def _centres(units: Floats, answers: NDArray[np.int64]) -> Floats:
 
 
 def _best(compared: Sequence[Compared]) -> Feature:
-    """Return the cheapest feature that no dearer one beats clearly: vectors, label scores, both."""
+    """Return the cheapest feature that no dearer one beats clearly; they come in the order of what they cost."""
     best = compared[0]
     for one in compared[1:]:
         if one.log_loss < best.log_loss - _CONVINCING:
@@ -143,27 +141,26 @@ def stratified_folds(answers: NDArray[np.int64], count: int, seed: int) -> NDArr
 
 
 def _out_of_fold(
-    values: Floats, answers: NDArray[np.int64], labels: int, strength: float, folds: NDArray[np.int64], feature: Feature
+    values: Floats, answers: NDArray[np.int64], labels: int, folds: NDArray[np.int64], feature: Feature
 ) -> Floats:
     told = np.zeros((len(answers), labels))
     for fold in range(FOLDS):
         left = folds == fold
         if not left.any() or left.all():
             raise ValueError("there are too few examples to compare features: five or more are needed")
-        weights, bias = _taught(values[~left], answers[~left], labels, strength, feature)
+        weights, bias = _taught(values[~left], answers[~left], labels, feature)
         told[left] = log_softmax(values[left] @ weights.T + bias)
     return told
 
 
-def _layer(values: Floats, answers: NDArray[np.int64], labels: int, strength: float, feature: Feature) -> Layer:
-    weights, bias = _taught(values, answers, labels, strength, feature)
+def _layer(values: Floats, answers: NDArray[np.int64], labels: int, feature: Feature) -> Layer:
+    weights, bias = _taught(values, answers, labels, feature)
     return Layer(weights=weights.astype("<f4").tobytes(), bias=tuple(bias.tolist()))
 
 
-def _taught(
-    values: Floats, answers: NDArray[np.int64], labels: int, strength: float, feature: Feature
-) -> tuple[Floats, Floats]:
-    """Fit, with scores standardised first; the result reads features as they come."""
+def _taught(values: Floats, answers: NDArray[np.int64], labels: int, feature: Feature) -> tuple[Floats, Floats]:
+    """Fit, with scores and hidden states standardised first; the result reads features as they come."""
+    strength = STRENGTHS[feature]
     if feature is Feature.EMBEDDING:
         return logistic(values, answers, labels, strength)
     mean, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)

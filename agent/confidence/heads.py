@@ -1,8 +1,9 @@
 """A taught head: a linear map from features of a text to its labels, applied in pure Python.
 
-Features are the vector of an encoder, the log-probabilities that the language model gives to
-the labels, or both (then the two log-probabilities of a label are averaged). ``fitting`` makes
-heads; its process has numpy, this one does not.
+Features are the vector of an encoder, the language model's last hidden state at the end of the
+prompt, the log-probabilities that it gives to the labels, or several of them (then the
+log-probabilities of a label are averaged). ``fitting`` makes heads; its process has numpy, this
+one does not.
 """
 
 from __future__ import annotations
@@ -25,8 +26,25 @@ class Feature(StrEnum):
     """What a head reads."""
 
     EMBEDDING = "embedding"  # the vector of an encoder
+    HIDDEN = "hidden"  # the last hidden state of the language model
     SCORES = "scores"  # log-probabilities of the labels by the language model
-    BOTH = "both"
+    EMBEDDING_HIDDEN = "embedding+hidden"
+    BOTH = "both"  # embedding and scores
+    HIDDEN_SCORES = "hidden+scores"
+    ALL = "all"
+
+    @property
+    def parts(self) -> frozenset[Feature]:
+        """The single features that it is made of."""
+        return _PARTS.get(self, frozenset({self}))
+
+
+_PARTS = {
+    Feature.EMBEDDING_HIDDEN: frozenset({Feature.EMBEDDING, Feature.HIDDEN}),
+    Feature.BOTH: frozenset({Feature.EMBEDDING, Feature.SCORES}),
+    Feature.HIDDEN_SCORES: frozenset({Feature.HIDDEN, Feature.SCORES}),
+    Feature.ALL: frozenset({Feature.EMBEDDING, Feature.HIDDEN, Feature.SCORES}),
+}
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,10 +63,11 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     feature: Feature
     embedding: Layer | None = None
     scores: Layer | None = None
+    hidden: Layer | None = None
     temperature: float = 1.0
     encoder: str = ""  # name of the encoder, and the digest of its file
     encoder_digest: str = ""
-    model: str = ""  # name of the language model that scored the labels, and its digest
+    model: str = ""  # name of the language model that was asked, and its digest
     model_digest: str = ""
     taught: int = 0  # examples
     accuracy: float = 0.0  # out of fold, on the examples that taught it
@@ -63,7 +82,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
         """What names this very head."""
         parts = (VERSION, self.task_digest, self.labels, self.feature, self.embedding, self.scores, self.temperature)
         shape = (*parts, self.encoder_digest, self.model_digest)
-        return hashlib.sha256(msgspec.msgpack.encode(shape)).hexdigest()[:16]
+        whole = (*shape, self.hidden) if self.hidden else shape
+        return hashlib.sha256(msgspec.msgpack.encode(whole)).hexdigest()[:16]
 
 
 def text_digest(text: str) -> bytes:
@@ -78,10 +98,9 @@ class AppliedHead:
         """Raises ValueError for weights that are not of the labels' number, or not finite."""
         self.head = head
         self.id = head.id
-        self._embedding = _rows(head.embedding, len(head.labels)) if head.embedding else None
-        self._scores = _rows(head.scores, len(head.labels)) if head.scores else None
-        wanted = {Feature.EMBEDDING: (True, False), Feature.SCORES: (False, True), Feature.BOTH: (True, True)}
-        if (self._embedding is not None, self._scores is not None) != wanted[head.feature]:
+        layers = {Feature.EMBEDDING: head.embedding, Feature.HIDDEN: head.hidden, Feature.SCORES: head.scores}
+        self._layers = {feature: _rows(layer, len(head.labels)) for feature, layer in layers.items() if layer}
+        if self._layers.keys() != head.feature.parts:
             raise ValueError(f"a head of feature {head.feature} has not the layers that it needs")
         if not math.isfinite(head.temperature) or head.temperature <= 0:
             raise ValueError("the temperature is not a positive number")
@@ -89,22 +108,24 @@ class AppliedHead:
     @property
     def dimensions(self) -> int:
         """Length of the encoder's vectors; 0 where none is read."""
-        return len(self._embedding[0][0]) if self._embedding else 0
+        found = self._layers.get(Feature.EMBEDDING)
+        return len(found[0][0]) if found else 0
 
     def is_familiar(self, vector: Sequence[float]) -> bool:
         """Return whether a vector is like those that taught the head; true where that was not kept."""
         return self.head.familiarity is None or self.head.familiarity.holds(vector)
 
-    def probabilities(self, vector: Sequence[float], logprobs: Sequence[float]) -> tuple[float, ...]:
+    def probabilities(
+        self, vector: Sequence[float], logprobs: Sequence[float], hidden: Sequence[float] = ()
+    ) -> tuple[float, ...]:
         """Return the probability of each label, in the order of the head's labels; empty for no finite figure."""
-        given = [*(vector if self._embedding else ()), *(logprobs if self._scores else ())]
-        if not all(map(math.isfinite, given)):
-            return ()
+        given = {Feature.EMBEDDING: vector, Feature.HIDDEN: hidden, Feature.SCORES: logprobs}
         told = []
-        if self._embedding:
-            told.append(log_softmax(_logits(self._embedding, vector)))
-        if self._scores:
-            told.append(log_softmax(_logits(self._scores, centred(logprobs))))
+        for feature, rows in self._layers.items():
+            figures = given[feature]
+            if not all(map(math.isfinite, figures)):
+                return ()
+            told.append(log_softmax(_logits(rows, centred(figures) if feature is Feature.SCORES else figures)))
         mean = [math.fsum(column) / len(told) / self.head.temperature for column in zip(*told, strict=True)]
         return tuple(map(math.exp, log_softmax(mean)))
 

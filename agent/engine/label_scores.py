@@ -132,7 +132,7 @@ class LabelScorer:
             self._refuse(ask, FailureKind.CONTEXT_OVERFLOW, str(error), frames.prompt_param(ask))
             return
         longest = max(map(len, labels), default=0)
-        if ask.hidden and not self._runtime.hidden_width:
+        if ask.hidden and not labels and not self._runtime.hidden_width:
             self._refuse(ask, FailureKind.REJECTED, "this runtime gives no hidden state of the model", "model")
         elif not all(labels) or not (labels or ask.echo or ask.hidden):
             self._refuse(ask, FailureKind.REJECTED, "there is no label, or one without tokens", "labels")
@@ -253,9 +253,10 @@ class LabelScorer:
         logprobs: dict[Path, float],
     ) -> Generator[None, None, None]:
         """Decode the nodes and note the log-probability of each child of those with a row."""
+        wants_state = job.ask.hidden and self._runtime.hidden_width > 0
         for begin in range(0, len(nodes), context.batch_tokens):
             batch = nodes[begin : begin + context.batch_tokens]
-            ends_prompt = job.ask.hidden and any(node.wants_row and not path for path, node in batch)
+            ends_prompt = wants_state and any(node.wants_row and not path for path, node in batch)
             rows = iter(context.decode([node for _, node in batch], hidden=ends_prompt))
             if ends_prompt:
                 job.hidden = _finite(context.hidden()).astype("<f4").tobytes()

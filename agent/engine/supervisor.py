@@ -121,11 +121,13 @@ class EnginePool:
         messages: Sequence[Message] | None = None,
         offsets: Sequence[float] = (),
         best_only: bool = False,
+        hidden: bool = False,
     ) -> Scores:
         """Return the raw log-probability of every label as the answer. Cancelling cancels.
 
         ``messages`` replace those of the request. ``best_only`` finds the label with the
-        highest sum of log-probability and offset and leaves out what cannot win.
+        highest sum of log-probability and offset and leaves out what cannot win. ``hidden`` asks for
+        the hidden state, too; then ``labels`` may be empty.
         """
         try:
             model = await self._supervisor(request.model)
@@ -142,6 +144,7 @@ class EnginePool:
             labels=tuple(labels),
             offsets=tuple(offsets),
             best_only=best_only,
+            hidden=hidden,
             scope=cache_scope(request, self._settings.share_prefixes),
         )
         started = time.monotonic()
@@ -152,6 +155,7 @@ class EnginePool:
             token_counts=scored.label_tokens,
             mass=scored.mass,
             best=scored.best,
+            hidden=scored.hidden,
             prompt_tokens=scored.prompt_tokens,
             cached_tokens=scored.cached_tokens,
             duration_ms=(time.monotonic() - started) * 1000,

@@ -170,6 +170,28 @@ def test_label_scores_do_not_drift(runtime):
     assert all(math.isfinite(figure) and figure < 0 for figure in whole.values())
 
 
+def test_a_hidden_state_is_of_the_prompt_alone_and_changes_no_score(runtime):
+    def scored(scorer, *labels, text=ASKED, hidden=True):
+        scorer.submit(frames.Score(id=1, messages=(Message("user", text),), labels=labels, hidden=hidden))
+        while not (found := scorer.step()):
+            pass
+        assert found[0].failure is None
+        return found[0].logprobs, np.frombuffer(found[0].hidden, "<f4")
+
+    warm = LabelScorer(runtime, waiting_line=1)
+    _, other = scored(warm, text="Something else.")
+    figures, state = scored(LabelScorer(runtime, waiting_line=1), *LABELS)
+    assert state.shape == (runtime.hidden_width,)
+    assert np.isfinite(state).all()
+    assert not np.allclose(state, other)
+    for labels in ((), LABELS[:1], LABELS):
+        again, same = scored(warm, *labels)
+        assert np.abs(same - state).max() <= 0.01 * np.abs(state).max()
+        assert again == pytest.approx(figures[: len(labels)], abs=0.01)
+    plain, none = scored(LabelScorer(runtime, waiting_line=1), *LABELS, hidden=False)
+    assert (plain, none.size) == (pytest.approx(figures, abs=0.01), 0)
+
+
 def test_a_row_can_be_read_again_until_the_next_decode(runtime):
     from agent.engine.runtime import Chunk
 

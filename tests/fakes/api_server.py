@@ -105,7 +105,7 @@ class ScriptedEngine:
     def prefixes(self):
         return [PrefixStatus(name="cities", model=MODEL), PrefixStatus(name="brief", model=MODEL)]
 
-    async def score(self, request, labels, *, messages=None):
+    async def score(self, request, labels, *, messages=None, hidden=False):
         """Favour the label that the text contains: by much, or hardly when it says "unsure"."""
         self.asked.append(request)
         said = (messages or request.messages)[-1].content

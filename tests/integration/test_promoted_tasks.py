@@ -34,7 +34,7 @@ class TwoModels(ScriptedEngine):
     def retire(self, name):
         assert name in DIGESTS
 
-    async def score(self, request, labels, *, messages=None):
+    async def score(self, request, labels, *, messages=None, hidden=False):
         found = await super().score(request, labels, messages=messages)
         figures = list(found.logprobs)
         number = request.messages[-1].content.rpartition(" ")[2]

@@ -23,11 +23,15 @@ LABELS = ("refund", "card lost", "card", "hours", "an opening hour of the branch
 class Engine:
     """Scores every label by its text alone, and every text by its length."""
 
-    async def score(self, request, labels, *, messages=None):
+    async def score(self, request, labels, *, messages=None, hidden=False):
         said = (messages or request.messages)[-1].content
         logprobs = tuple(-random.Random(f"{said} {label}").uniform(1, 20) for label in labels)
         counts = tuple(len(label.split()) for label in labels)
-        return Scores(logprobs=logprobs, token_counts=counts, mass=0.5, model="m", model_digest="d")
+        state = array("f", [random.Random(f"{said} {n}").gauss(0, 1) for n in range(3)]).tobytes() if hidden else b""
+        mass = 0.5 if labels else None
+        return Scores(
+            logprobs=logprobs, token_counts=counts, mass=mass, hidden=state, model="m", model_digest="d"
+        )  # fmt: skip
 
     async def embed(self, model, texts, *, deadline_at_ms=None):
         rows = tuple(tuple(random.Random(f"{text} {n}").gauss(0, 1) for n in range(4)) for text in texts)
@@ -51,8 +55,9 @@ def book(request, tmp_path_factory):
         feature = Feature(request.param)
         head = Head(
             task="t", task_digest=spec.digest, labels=spec.names, feature=feature, encoder="e", encoder_digest="e",
-            embedding=layer(4, 1) if feature is not Feature.SCORES else None, model="m", model_digest="d",
-            scores=layer(len(LABELS), 2) if feature is not Feature.EMBEDDING else None,
+            embedding=layer(4, 1) if Feature.EMBEDDING in feature.parts else None, model="m", model_digest="d",
+            hidden=layer(3, 3) if Feature.HIDDEN in feature.parts else None,
+            scores=layer(len(LABELS), 2) if Feature.SCORES in feature.parts else None,
         )  # fmt: skip
         book.put(heads=[head])
     return book

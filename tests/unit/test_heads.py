@@ -33,7 +33,7 @@ def order(values, answers, **more):
 def head_of(fitted, labels):
     return Head(
         task="t", task_digest="d", labels=labels, feature=fitted.feature, embedding=fitted.embedding,
-        scores=fitted.scores, temperature=fitted.temperature,
+        hidden=fitted.hidden, scores=fitted.scores, temperature=fitted.temperature,
     )  # fmt: skip
 
 
@@ -73,6 +73,33 @@ def test_a_head_knows_what_is_unlike_all_that_taught_it():
     assert not head.is_familiar([0.0] * 8)
     assert not head.is_familiar([math.nan] * 8)
     assert AppliedHead(head_of(fitted, ("a", "b", "c"))).is_familiar([0.0] * 8)  # of a head that kept nothing
+
+
+def test_each_feature_and_every_average_are_compared_and_the_cheapest_good_one_is_kept():
+    _, answers = points(120)
+    signal = RANDOM.normal(size=(len(answers), 30))
+    signal[:, :3] += np.eye(3)[answers] * 5
+    noise = RANDOM.normal(size=(len(answers), 3))
+    fitted = fitting.fit(order(noise, answers, hidden=raw(100 + 7 * signal), scores=raw(noise)))
+    assert [one.feature for one in fitted.compared] == [
+        Feature.EMBEDDING, Feature.HIDDEN, Feature.SCORES, Feature.EMBEDDING_HIDDEN, Feature.BOTH,
+        Feature.HIDDEN_SCORES, Feature.ALL,
+    ]  # fmt: skip
+    assert fitted.feature is Feature.HIDDEN
+    assert (fitted.embedding, fitted.scores) == (None, None)
+    head = AppliedHead(head_of(fitted, ("a", "b", "c")))
+    states = (100 + 7 * signal).astype("<f4").tolist()
+    told = [head.probabilities((), (), state) for state in states]
+    assert np.mean(np.argmax(told, axis=1) == answers) > 0.9
+    assert head.probabilities((), (), [math.inf] * 30) == ()
+    plain = head_of(fitted, ("a", "b", "c"))
+    assert plain.id != msgspec.structs.replace(plain, hidden=fitted.hidden.__class__(weights=b"", bias=())).id
+
+
+def test_a_head_of_an_earlier_release_keeps_its_name():
+    layer = Layer(weights=array("f", [1, 0, 0, 1]).tobytes(), bias=(0.0, 0.0))
+    head = Head(task="t", task_digest="d", labels=("a", "b"), feature=Feature.EMBEDDING, embedding=layer)
+    assert head.id == "ff22d296f57f571a"
 
 
 def test_the_logistic_fit_is_where_its_gradient_ends():

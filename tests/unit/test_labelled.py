@@ -18,7 +18,7 @@ class Engine:
     def __init__(self):
         self.asked = 0
 
-    async def score(self, request, labels, *, messages=None):
+    async def score(self, request, labels, *, messages=None, hidden=False):
         text = (messages or request.messages)[-1].content
         self.asked += messages is None
         if text == "crash":
