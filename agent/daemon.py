@@ -158,6 +158,7 @@ async def serve(
             dispatcher.wake,
             field_judge(config.confidence.estimator),
             tasks.book,
+            config.moderation,
         )
         stack.push_async_callback(pipeline.flush)
         background = Background(pipeline, storage.journal)

@@ -4,6 +4,7 @@ OutriderError
  |-- ConfigError                 422, exit 78
  |-- RequestError                4xx: the caller's input
  |    |-- InvalidRequest         400
+ |    |-- ContentRefused         400: by the moderation of the configuration
  |    |-- ModelNotFound          404
  |    |-- TaskNotFound           404
  |    |-- BadExamples            422: a file of examples, its lines named
@@ -89,6 +90,12 @@ class InvalidRequest(RequestError):
         super().__init__(message, param=param)
         if code is not None:
             self.code = code
+
+
+class ContentRefused(RequestError):
+    """The text is of a kind that the configuration has refused."""
+
+    code = "content_filter"
 
 
 class ModelNotFound(RequestError):

@@ -31,7 +31,9 @@ from agent.errors import (
     QueueFull,
 )
 from agent.holds import Holds
+from agent.moderation import Moderator
 from agent.records import Accepted, RequestRecord, RequestState
+from agent.settings import ModerationSettings
 from agent.task_book import TaskBook
 from agent.task_writer import Example, TaskWriter, WritingEngine
 from agent.telemetry import LOG, METRICS
@@ -108,6 +110,7 @@ class Pipeline:
         wake_dispatcher: Callable[[], None],
         judge_fields: FieldJudge,
         tasks: TaskBook,
+        moderation: ModerationSettings | None = None,
     ) -> None:
         self._journal = journal
         self._judge = estimator
@@ -119,10 +122,12 @@ class Pipeline:
         self._classifier = Classifier(engine, tasks)
         self._writer = TaskWriter(engine, tasks, judge_fields)
         self._topics = Topics(engine, tasks)
+        self._moderator = Moderator(moderation or ModerationSettings(), self._classifier, tasks)
         self._records: set[asyncio.Future[RequestRecord]] = set()
 
     async def accept(self, request: InferenceRequest) -> tuple[RequestRecord | None, Accepted]:
         """Make a request durable that ``run`` is to take up later. Returns the record of its Idempotency-Key, or None."""
+        request = await self._moderator.passed(request)
         policy = self._policy()
         route = routing.before(request, policy, await self._topics.look(request, policy.rules))
         return await self._open(request, route), route.accepted
@@ -131,8 +136,10 @@ class Pipeline:
         """Yield deltas while text is made, then one Verdict. ``opened``: it is durable, and came in by this route.
 
         Raises an OutriderError when there is neither a local answer nor a row that waits:
-        the request is then stored as failed.
+        the request is then stored as failed. What moderation refuses is not stored.
         """
+        if opened is None:
+            request = await self._moderator.passed(request)
         policy = self._policy()
         facts = await self._topics.look(request, policy.rules)
         if opened is None:

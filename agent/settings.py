@@ -192,6 +192,40 @@ class RedactionSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = ()
 
 
+class ModerationAction(StrEnum):
+    """What becomes of a request whose text is of a forbidden kind."""
+
+    REFUSE = "refuse"  # an error, before anything is made of it or stored
+    HOLD = "hold"  # answered here; it leaves the device only when a person has released it
+
+
+class ModerationSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A look at what users say, before the model writes and before a row is accepted. See docs/tasks.md."""
+
+    task: Annotated[
+        str,
+        Meta(
+            description="A taught task of kind labels that sorts the text; empty: nobody looks. While it cannot judge, nothing is answered."
+        ),
+    ] = ""
+    allowed: Annotated[
+        tuple[str, ...],
+        Meta(min_length=1, description="The labels of that task that may pass; all others are forbidden."),
+    ] = ("fine",)
+    action: Annotated[
+        ModerationAction,
+        Meta(
+            description="refuse: an error (requests to be sorted pass). hold: answered here, and sent only when a person has released it."
+        ),
+    ] = ModerationAction.REFUSE
+    least: Annotated[
+        float,
+        Meta(
+            gt=0, le=1, description="Probability of all forbidden labels together from which on a text is one of them."
+        ),
+    ] = 0.5
+
+
 class PullSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where models come from. Requests and targets are not concerned."""
 
@@ -367,6 +401,7 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     connectivity: ConnectivitySettings = ConnectivitySettings()
     egress: EgressSettings = EgressSettings()
     redaction: RedactionSettings = RedactionSettings()
+    moderation: ModerationSettings = ModerationSettings()
     pull: PullSettings = PullSettings()
     storage: StorageSettings = StorageSettings()
     keys: tuple[KeySettings, ...] = ()

@@ -49,6 +49,11 @@ tasks.add_command(teach)
     "--on-low-confidence", type=click.Choice(["draft", "wait", "defer", "abstain"]), help="What a caller gets then."
 )
 @click.option("--accuracy", type=float, help="Of the answers that are served, 0..1: what is to be certified.")
+@click.option(
+    "--preset",
+    type=click.Choice(["moderation", "intent", "triage"]),
+    help="Labels and examples that come with Outrider; docs/tasks.md says what they are worth. Name: the preset's own.",
+)
 @json_option
 @pass_invocation
 def new(
@@ -64,9 +69,12 @@ def new(
     egress: str | None,
     on_low_confidence: str | None,
     accuracy: float | None,
+    preset: str | None,
     as_json: bool,
 ) -> None:
     """Make a task. On a terminal, what is left out is asked for.
+
+    A preset also writes tasks/NAME.examples.jsonl, to teach it with and to add to.
 
     Example:  outrider tasks new mail --label "refund=wants money back" --label "card lost" --accuracy 0.95
     """
@@ -74,6 +82,12 @@ def new(
 
     from agent.tasks import task_of
 
+    if preset is not None:
+        if kind or labels or schema is not None:
+            raise ConfigError(f"preset {preset} has its own labels: leave out --kind, --label and --schema")
+        given = {"prompt": prompt, "model": model, "egress": egress, "on_low_confidence": on_low_confidence}
+        _new_of_preset(invocation, preset, name or preset, given, accuracy, as_json=as_json)
+        return
     asking = sys.stdin.isatty() and not as_json
     if name is None:
         if not asking:
@@ -128,6 +142,42 @@ def new(
             'next, with examples like {"input": "...", "answer": "..."}, one a line:\n'
             f"  outrider calibrate {spec.name} examples.jsonl --accuracy {accuracy or 0.95:g}"
         )
+
+
+def _new_of_preset(
+    invocation: Invocation,
+    preset: str,
+    name: str,
+    given: dict[str, str | None],
+    accuracy: float | None,
+    *,
+    as_json: bool,
+) -> None:
+    from agent.presets import preset_examples, preset_tree
+    from agent.tasks import task_of
+
+    tree = {**preset_tree(preset), "name": name, **{key: value for key, value in given.items() if value}}
+    if accuracy is not None:
+        tree["target"] = {"accuracy": accuracy}
+    spec = task_of(tree, f"task {name}")
+    examples = _folder(invocation).path / f"{name}.examples.jsonl"
+    if examples.exists():
+        raise ConfigError(f"{examples} exists already: remove it first, or choose another name")
+    path = _folder(invocation).put(spec)
+    try:
+        examples.write_text(preset_examples(preset), encoding="utf-8")
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise ConfigError(f"{examples} cannot be written: {error.strerror}") from error
+    if as_json:
+        emit_json({"task": spec, "path": str(path), "examples": str(examples)})
+        return
+    click.echo(f"task {name} is in {path}, its examples in {examples}")
+    notice(
+        f"next:  outrider tasks teach {name} {examples}\n"
+        "these examples are general: add some of your own traffic; with 200 or more that did not teach\n"
+        f"  outrider calibrate {name} YOURS.jsonl --accuracy {accuracy or 0.95:g}"
+    )
 
 
 def _label(text: str) -> tuple[str, str]:
