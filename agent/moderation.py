@@ -13,8 +13,8 @@ import msgspec
 
 from agent.confidence import labels as label_confidence
 from agent.errors import ContentRefused, EngineFailed, OutriderError
-from agent.routing import stricter
 from agent.settings import ModerationAction, ModerationSettings
+from agent.strictness import stricter
 from agent.task_book import TaskBook
 from agent.telemetry import METRICS
 from agent.types import EgressPolicy, Generation, InferenceRequest, RequestKind
@@ -58,9 +58,7 @@ class Moderator:
                 "see [moderation] of the configuration",
                 param="messages",
             )
-        return msgspec.structs.replace(
-            request, egress=stricter(request.egress or EgressPolicy.ALLOW, EgressPolicy.APPROVE)
-        )
+        return msgspec.structs.replace(request, egress=stricter(EgressPolicy.APPROVE, request.egress))
 
     async def _worst(self, request: InferenceRequest) -> tuple[str | None, float]:
         """Return the likeliest forbidden label of the piece that is worst, and how likely that piece is forbidden."""

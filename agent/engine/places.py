@@ -30,6 +30,7 @@ class PlacedEngine(Protocol):
         labels: Sequence[str],
         *,
         messages: Sequence[Message] | None = None,
+        hidden: bool = False,
     ) -> Scores: ...
 
     async def embed(self, model: str, texts: Sequence[str], *, deadline_at_ms: int | None = None) -> Vectors: ...
@@ -137,13 +138,16 @@ class Places:
         labels: Sequence[str],
         *,
         messages: Sequence[Message] | None = None,
+        hidden: bool = False,
     ) -> Scores:
         """Return the scores of the engine."""
         if not request.background:
             async with self._line(request.model).awaited(1):
-                return await self._engine.score(request, labels, messages=messages)
+                return await self._engine.score(request, labels, messages=messages, hidden=hidden)
         try:
-            return await self._when_spare(request, 1, lambda: self._engine.score(request, labels, messages=messages))
+            return await self._when_spare(
+                request, 1, lambda: self._engine.score(request, labels, messages=messages, hidden=hidden)
+            )
         except TimeoutError:
             failure = Failure(FailureKind.TIMEOUT, "the deadline passed before there was a place")
             return Scores(model=request.model, failure=failure)

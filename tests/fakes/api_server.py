@@ -349,6 +349,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         dispatcher.wake,
         field_judge("lowest_tenth"),
         api.tasks.book,
+        settings.moderation,
     )
     background = Background(pipeline, storage.journal)
     app = create_app(
