@@ -36,10 +36,12 @@ from agent.engine.supervisor import EnginePool
 from agent.errors import AddressInUse, OutriderError
 from agent.escalation.budget import Budget
 from agent.escalation.dispatcher import Dispatcher
+from agent.escalation.names import NamesByModel, names_notice
 from agent.models.adapters import AdapterCatalog
 from agent.models.aliases import DEFAULT, Aliases
 from agent.models.first_load import FirstLoad
 from agent.models.store import open_store
+from agent.name_tagger import NameTagger
 from agent.pipeline import Pipeline
 from agent.policy import routing_policy
 from agent.routing import Policy
@@ -124,6 +126,7 @@ async def serve(
             shelf=prefixes if config.engine.prefix_disk_bytes else None,
             verdicts=DeviceVerdicts(config.data_path),
         )
+        name_tagger = NameTagger(engine, lambda: live.settings.redaction)
         dispatcher = Dispatcher(
             storage,
             config.targets,
@@ -134,6 +137,7 @@ async def serve(
             random=random.Random(),  # noqa: S311 - jitter, not a secret
             on_battery=device.on_battery,
             budget=Budget(config.targets, config.prices, config.budgets),
+            names=NamesByModel(name_tagger.tag, asyncio.get_running_loop()),
         )
 
         async def reload() -> Settings:
@@ -226,7 +230,11 @@ def _warn_about_egress(config: Settings) -> None:
         if target.egress is EgressPolicy.ALLOW:
             LOG.warning("target %s: text leaves this device UNREDACTED as soon as it is not sure", target.name)
         elif target.egress is EgressPolicy.REDACT:
-            LOG.warning("target %s: text leaves this device pseudonymised; names are NOT removed", target.name)
+            LOG.warning(
+                "target %s: text leaves this device pseudonymised; %s",
+                target.name,
+                names_notice(config.redaction.names),
+            )
 
 
 def _listen(config: Settings) -> socket.socket:

@@ -20,6 +20,7 @@ OutriderError
  |    |-- BodyTimeout            408
  |    |-- BodyGone               410
  |    |-- CannotRedact           409
+ |    |    |-- CannotRedactNow   409: what finds names cannot be asked at the moment
  |    |-- IdempotencyMismatch    422
  |    |-- StillRunning           409
  |    |-- WrongState             409
@@ -204,6 +205,12 @@ class CannotRedact(RequestError):
 
     code = "cannot_redact"
     status = 409
+
+
+class CannotRedactNow(CannotRedact):
+    """What finds names cannot be asked at the moment; later it can."""
+
+    retryable = True
 
 
 class IdempotencyMismatch(RequestError):

@@ -13,10 +13,10 @@ import msgspec
 
 from agent.confidence import labels as label_confidence
 from agent.errors import ContentRefused, EngineFailed, OutriderError
-from agent.settings import ModerationAction, ModerationSettings
 from agent.strictness import stricter
 from agent.task_book import TaskBook
 from agent.telemetry import METRICS
+from agent.text_settings import ModerationAction, ModerationSettings
 from agent.types import EgressPolicy, Generation, InferenceRequest, RequestKind
 
 PIECE_CHARACTERS = 600  # an encoder reads the beginning of a text only; about 150 tokens

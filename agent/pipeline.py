@@ -33,10 +33,10 @@ from agent.errors import (
 from agent.holds import Holds
 from agent.moderation import Moderator
 from agent.records import Accepted, RequestRecord, RequestState
-from agent.settings import ModerationSettings
 from agent.task_book import TaskBook
 from agent.task_writer import Example, TaskWriter, WritingEngine
 from agent.telemetry import LOG, METRICS
+from agent.text_settings import ModerationSettings
 from agent.topics import Topics
 from agent.types import (
     Action,

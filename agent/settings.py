@@ -20,6 +20,7 @@ from msgspec import Meta
 from agent.compute import DeviceWish, DraftingMode, WeightLayout
 from agent.egress_settings import BudgetSettings, EgressSettings, ImageConsent, KeySettings
 from agent.rule_settings import RuleSettings
+from agent.text_settings import ModerationSettings, RedactionSettings
 from agent.types import EgressPolicy, Handoff, KvType, OnLowConfidence, RouteMode
 
 
@@ -181,49 +182,6 @@ class ConnectivitySettings(_Section, frozen=True, kw_only=True, forbid_unknown_f
     probe_cap_battery_s: Annotated[
         float, Meta(ge=1, le=3600, description="Longest wait between probes on battery, seconds.")
     ] = 300.0
-
-
-class RedactionSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is replaced in a text before it leaves, beside the kinds that are always found. See docs/egress.md."""
-
-    terms: Annotated[
-        tuple[Annotated[str, Meta(min_length=2, max_length=200)], ...],
-        Meta(description="Words and names that must not leave: found as whole words, whatever their case."),
-    ] = ()
-
-
-class ModerationAction(StrEnum):
-    """What becomes of a request whose text is of a forbidden kind."""
-
-    REFUSE = "refuse"  # an error, before anything is made of it or stored
-    HOLD = "hold"  # answered here; it leaves the device only when a person has released it
-
-
-class ModerationSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A look at what users say, before the model writes and before a row is accepted. See docs/tasks.md."""
-
-    task: Annotated[
-        str,
-        Meta(
-            description="A taught task of kind labels that sorts the text; empty: nobody looks. While it cannot judge, nothing is answered."
-        ),
-    ] = ""
-    allowed: Annotated[
-        tuple[str, ...],
-        Meta(min_length=1, description="The labels of that task that may pass; all others are forbidden."),
-    ] = ("fine",)
-    action: Annotated[
-        ModerationAction,
-        Meta(
-            description="refuse: an error (requests to be sorted pass). hold: answered here, and sent only when a person has released it."
-        ),
-    ] = ModerationAction.REFUSE
-    least: Annotated[
-        float,
-        Meta(
-            gt=0, le=1, description="Probability of all forbidden labels together from which on a text is one of them."
-        ),
-    ] = 0.5
 
 
 class PullSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

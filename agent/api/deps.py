@@ -15,10 +15,11 @@ from agent.errors import Forbidden
 from agent.escalation.dispatcher import Dispatcher
 from agent.models.aliases import Aliases
 from agent.pipeline import Pipeline
-from agent.settings import RedactionSettings, Settings, TargetSettings
+from agent.settings import Settings, TargetSettings
 from agent.storage import Storage
 from agent.storage.prefix_store import PrefixStore
 from agent.task_memory import TaskMemory
+from agent.text_settings import RedactionSettings
 
 HEARTBEAT_S = 10.0
 ROLE = "outrider.role"  # in the ASGI scope

@@ -6,6 +6,7 @@ They have no confidence, are never queued for a target, and nothing of them is s
 from __future__ import annotations
 
 import array
+import asyncio
 import base64
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from agent.api.encoder_request import (
     parse_tag,
 )
 from agent.api.model_choice import need_model
+from agent.api.personal_data_tags import PERSONAL_DATA, personal_data
 from agent.api.sse import while_connected
 from agent.api.wire import json_response, read_json
 from agent.encoder import EncoderTask
@@ -77,6 +79,8 @@ async def tag(request: Request) -> Response:
     """``POST /v1/tag``: the pieces of each text to which the model gives a label, in their order."""
     deps = deps_of(request)
     call = parse_tag(await read_json(request, deps.settings.server.max_body_bytes), deps.settings.server)
+    if call.model == PERSONAL_DATA:
+        return json_response(await asyncio.to_thread(personal_data, call, deps.redaction().terms))
     model = need_model(deps, call.model, (EncoderTask.TAG,))
     encoded = await _encoded(request, deps, model, frames.Encode(id=0, texts=call.texts, truncate=call.truncate))
     traits = deps.engine.encoder(model)

@@ -17,6 +17,7 @@ from agent.api.wire import check_media_type, json_response, parse_json, query, r
 from agent.errors import BodyGone, InvalidRequest, NotFound, WrongState
 from agent.escalation.consent import under
 from agent.escalation.handoff import with_last_text
+from agent.escalation.names import names_notice
 from agent.escalation.prices import PriceBook
 from agent.escalation.target import make_target
 from agent.records import Escalation, EscalationState, RequestRecord
@@ -71,9 +72,10 @@ async def show_row(request: Request) -> Response:
     if record is None:
         raise NotFound(f"there is no request {row.request_id}", param="id")
     target = _target(deps, asked.text("target", 64) or row.target)
-    made = make_target(target, deps.settings.connectivity, deps.redaction(), now_ms=deps.now_ms)
+    redaction = deps.redaction()
+    made = make_target(target, deps.settings.connectivity, redaction, now_ms=deps.now_ms, names=deps.dispatcher.names)
     body = (await asyncio.to_thread(made.outgoing, record, row)).body
-    headers = {"x-outrider-target": target.name, "x-outrider-notice": "names are NOT removed"}
+    headers = {"x-outrider-target": target.name, "x-outrider-notice": names_notice(redaction.names)}
     return Response(body, media_type="application/json", headers=headers)
 
 

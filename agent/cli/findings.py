@@ -21,6 +21,7 @@ from agent.cli.machine_findings import machine_findings
 from agent.cli.output import counted, size, span
 from agent.cli.task_findings import task_findings
 from agent.errors import OutriderError
+from agent.escalation.names import names_notice
 from agent.models.aliases import DEFAULT, Aliases
 from agent.models.packaged import how_to_install, missing_packages
 from agent.models.store import open_store
@@ -213,6 +214,7 @@ def _model(settings: Settings) -> Iterator[Finding]:
 def _targets(settings: Settings) -> Iterator[Finding]:
     if not settings.targets:
         yield Finding(OK, "targets", "none: nothing leaves this device; unsure requests wait for `outrider target add`")
+    names = names_notice(settings.redaction.names)
     for one in settings.targets:
         subject = f"target {one.name}"
         match one.egress:
@@ -226,9 +228,9 @@ def _targets(settings: Settings) -> Iterator[Finding]:
             case EgressPolicy.NEVER:
                 yield Finding(OK, subject, "egress is never: nothing is sent there")
             case EgressPolicy.REDACT:
-                yield Finding(OK, subject, "text of unsure requests leaves pseudonymised; names are NOT removed")
+                yield Finding(OK, subject, f"text of unsure requests leaves pseudonymised; {names}")
             case EgressPolicy.APPROVE:
-                told = "nothing leaves before `outrider queue release`; it goes pseudonymised, names are NOT removed"
+                told = "nothing leaves before `outrider queue release`; it goes pseudonymised, " + names
                 yield Finding(OK, subject, told)
         yield from _target_key(subject, one)
         if one.ca_file and not Path(one.ca_file).is_file():

@@ -205,7 +205,8 @@ def _checked(entry: dict[str, Any]) -> TargetSettings:
 
     from agent.configuration import check_target
     from agent.escalation.target import make_target
-    from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
+    from agent.settings import ConnectivitySettings, TargetSettings
+    from agent.text_settings import RedactionSettings
 
     try:
         found = msgspec.convert(entry, TargetSettings)

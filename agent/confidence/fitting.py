@@ -82,9 +82,7 @@ def fit(order: Order) -> Fitted:
         temperature=temperatures[best],
         compared=compared,
         probabilities=np.exp(log_softmax(told[best] / temperatures[best])).astype("<f4").tobytes(),
-        familiarity=familiarity(features[Feature.EMBEDDING], answers, folds)
-        if Feature.EMBEDDING in layers
-        else None,
+        familiarity=familiarity(features[Feature.EMBEDDING], answers, folds) if Feature.EMBEDDING in layers else None,
     )
 
 

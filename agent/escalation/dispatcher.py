@@ -12,11 +12,13 @@ from agent.escalation.connectivity import Circuit
 from agent.escalation.consent import SENT_AT_ONCE
 from agent.escalation.lane import Lane, TargetStatus
 from agent.escalation.netlink import LinkWatcher
+from agent.escalation.personal_data import Recogniser
 from agent.escalation.target import make_target
 from agent.records import EscalationState
-from agent.settings import ConnectivitySettings, QueueSettings, RedactionSettings, TargetSettings
+from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
 from agent.storage import Storage
 from agent.telemetry import LOG
+from agent.text_settings import RedactionSettings
 
 __all__ = ["Dispatcher", "TargetStatus"]
 
@@ -43,8 +45,10 @@ class Dispatcher:
         on_battery: Callable[[], bool],
         grace_s: float = 10.0,
         budget: Budget = NO_BUDGET,
+        names: Recogniser | None = None,
     ) -> None:
         self._storage = storage
+        self.names = names
         self._connectivity = connectivity
         self._queue = queue
         self._redaction = redaction
@@ -158,7 +162,7 @@ class Dispatcher:
 
     def _lane(self, settings: TargetSettings, redaction: RedactionSettings, budget: Budget) -> Lane:
         lane = Lane(
-            make_target(settings, self._connectivity, redaction, now_ms=self._now_ms),
+            make_target(settings, self._connectivity, redaction, now_ms=self._now_ms, names=self.names),
             self._storage.outbox,
             Circuit(self._random),
             self._connectivity,

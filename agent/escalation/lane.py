@@ -13,7 +13,7 @@ from random import Random
 
 import msgspec
 
-from agent.errors import CannotRedact, LeaseLost, StorageError
+from agent.errors import CannotRedact, CannotRedactNow, LeaseLost, StorageError
 from agent.escalation.budget import NO_BUDGET, Budget
 from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s
 from agent.escalation.consent import forbidden, images_need_person, needs_person, strictest
@@ -252,6 +252,8 @@ class Lane:
             return Rejected(f"not sent: {reason}", left=False)
         try:
             outgoing = await asyncio.to_thread(self._target.outgoing, record, row)
+        except CannotRedactNow as error:
+            return Retry(f"not sent: {error}", left=False)
         except CannotRedact as error:
             return Rejected(f"not sent: {error}", left=False)
         # A token covers a byte at least, in the vocabularies in use: no body has more tokens than bytes.

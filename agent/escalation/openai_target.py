@@ -24,17 +24,19 @@ import httpx2
 import msgspec
 
 from agent import __version__
-from agent.errors import ConfigError
+from agent.errors import CannotRedactNow, ConfigError
 from agent.escalation import redaction, schema_check
 from agent.escalation.consent import as_it_is, seen_by_a_person
 from agent.escalation.handoff import chat_body
+from agent.escalation.personal_data import Recogniser
 from agent.escalation.redaction import Redacted
 from agent.escalation.replies import HttpReply, read_probe, read_reply
 from agent.escalation.resolver import Resolver
 from agent.escalation.target import Blocked, Delivered, Offline, Outcome, ProbeOutcome, Rejected, Retry
 from agent.records import Escalation, RequestRecord
-from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
+from agent.settings import ConnectivitySettings, TargetSettings
 from agent.storage.costs import of_answer
+from agent.text_settings import RedactionSettings
 
 PROBE_TIMEOUT_S = 10.0  # from connect to the whole list of models
 ERROR_BODY_BYTES = 64 << 10  # an error's code stands at its beginning
@@ -74,6 +76,10 @@ class _Passage:
             self.left = True
 
 
+def _nobody_knows_names(_text: str) -> list[tuple[int, int]]:
+    raise CannotRedactNow("redaction.names is a model that only the running daemon can ask: start it")
+
+
 class OpenAITarget:
     """Implements Target. Safe for several sends at once."""
 
@@ -84,9 +90,12 @@ class OpenAITarget:
         redaction: RedactionSettings,
         *,
         now_ms: Callable[[], int],
+        names: Recogniser | None = None,
     ) -> None:
+        """``names`` is asked where the redaction names a model for them."""
         self._settings = settings
         self._terms = redaction.terms
+        self._names = (names or _nobody_knows_names) if redaction.names else None
         self._now_ms = now_ms
         self._connect_timeout_s = connectivity.connect_timeout_s
         self._resolver = Resolver()
@@ -112,7 +121,7 @@ class OpenAITarget:
             holds_media = record.request is not None and record.request.has_media
             return Redacted(redaction.without_image_metadata(body) if holds_media else body, {})
         media = seen_by_a_person(record, row, self._settings)
-        return redaction.redact(body, terms=self._terms, media=media)
+        return redaction.redact(body, terms=self._terms, names=self._names, media=media)
 
     async def send(self, row: Escalation, record: RequestRecord, outgoing: Redacted) -> Outcome:
         """POST the body once; the row's id is the Idempotency-Key of every send."""

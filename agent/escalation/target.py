@@ -12,10 +12,12 @@ from typing import Protocol, TypeAlias, cast
 
 import msgspec
 
+from agent.escalation.personal_data import Recogniser
 from agent.escalation.redaction import Redacted
 from agent.records import CloudAnswer, Escalation, RequestRecord
-from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
+from agent.settings import ConnectivitySettings, TargetSettings
 from agent.storage.costs import Used
+from agent.text_settings import RedactionSettings
 
 
 class Online(msgspec.Struct, frozen=True):
@@ -123,8 +125,9 @@ def make_target(
     redaction: RedactionSettings,
     *,
     now_ms: Callable[[], int] = wall_clock_ms,
+    names: Recogniser | None = None,
 ) -> Target:
     """Build the target of a configuration section. Raises ConfigError when its address does not parse."""
     module, _, attribute = TARGETS["openai"].partition(":")
     factory = getattr(importlib.import_module(module), attribute)
-    return cast("Target", factory(settings, connectivity, redaction, now_ms=now_ms))
+    return cast("Target", factory(settings, connectivity, redaction, now_ms=now_ms, names=names))

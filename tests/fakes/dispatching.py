@@ -10,7 +10,8 @@ from fakes.storage_values import enqueue, queued
 
 from agent.escalation.dispatcher import Dispatcher
 from agent.records import RequestState
-from agent.settings import ConnectivitySettings, QueueSettings, RedactionSettings, TargetSettings
+from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
+from agent.text_settings import RedactionSettings
 from agent.types import EgressPolicy
 
 CONNECTIVITY = ConnectivitySettings(connect_timeout_s=1.0, probe_cap_s=1.0)

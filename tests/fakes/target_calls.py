@@ -3,7 +3,8 @@
 from fakes.escalation_values import record, row
 
 from agent.escalation.openai_target import OpenAITarget
-from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
+from agent.settings import ConnectivitySettings, TargetSettings
+from agent.text_settings import RedactionSettings
 from agent.types import EgressPolicy, Handoff
 
 NOW = 1_700_000_000_000

@@ -292,6 +292,19 @@ def test_what_is_wrong_with_tags_is_named(api, changes, param):
     assert answer.json()["error"]["param"] == param, answer.json()
 
 
+def test_personal_data_is_tagged_without_any_model(api):
+    text = "Write to anna@example.org or call +49 30 901820."
+    found = tagged(api, model="pii", input=text).raise_for_status().json()
+    spans = found["data"][0]["spans"]
+    assert [(one["label"], one["text"]) for one in spans] == [("EMAIL", "anna@example.org"), ("PHONE", "+49 30 901820")]
+    assert text[spans[1]["start"] : spans[1]["end"]] == "+49 30 901820"
+    only = tagged(api, model="pii", input=text, labels=["PHONE"]).json()
+    assert [one["label"] for one in only["data"][0]["spans"]] == ["PHONE"]
+    refused = tagged(api, model="pii", input=text, labels=["NAME"])
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "labels"
+
+
 def test_models_do_what_they_were_made_for(api):
     with api.client() as http:
         chat = http.post(

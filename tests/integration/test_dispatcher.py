@@ -19,7 +19,8 @@ from fakes.dispatching import (
 from fakes.storage_values import fast_folder, opened, queued
 
 from agent.records import EscalationState, RequestState
-from agent.settings import ConnectivitySettings, RedactionSettings
+from agent.settings import ConnectivitySettings
+from agent.text_settings import RedactionSettings
 from agent.types import Handoff
 
 

@@ -24,7 +24,7 @@ from agent.escalation.budget import Budget
 from agent.escalation.consent import under
 from agent.next_target import NextTarget
 from agent.records import EscalationState, RequestState
-from agent.settings import RedactionSettings
+from agent.text_settings import RedactionSettings
 from agent.types import EgressPolicy, RouteMode
 
 

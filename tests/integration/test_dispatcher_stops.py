@@ -18,7 +18,7 @@ from fakes.storage_values import fast_folder, opened, queued
 
 from agent.errors import ConfigError, DiskFull
 from agent.records import EscalationState, RequestState
-from agent.settings import RedactionSettings
+from agent.text_settings import RedactionSettings
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from fakes.cloud import cloud_in_thread
 
 from agent.confidence.heads import Feature, Head, Layer
 from agent.moderation import MOST_PIECES, PIECE_CHARACTERS
-from agent.settings import ModerationAction, ModerationSettings
 from agent.tasks import TaskSpec
+from agent.text_settings import ModerationAction, ModerationSettings
 
 LABELS = ("fine", "insult", "threat")
 

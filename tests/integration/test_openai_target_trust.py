@@ -11,7 +11,8 @@ from fakes.target_calls import CONNECTIVITY, probe, send, target_for
 
 from agent.errors import ConfigError
 from agent.escalation.target import Blocked, Delivered, Offline, make_target
-from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
+from agent.settings import ConnectivitySettings, TargetSettings
+from agent.text_settings import RedactionSettings
 from agent.types import EgressPolicy
 
 

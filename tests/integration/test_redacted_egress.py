@@ -13,7 +13,7 @@ from fakes.storage_values import DAY, fast_folder, opened, queued
 from agent.egress_settings import ImageConsent
 from agent.errors import WrongState
 from agent.records import EscalationState, RequestState
-from agent.settings import RedactionSettings
+from agent.text_settings import RedactionSettings
 from agent.types import EgressPolicy, Handoff, Message
 
 TEXT = "Write to bob@example.org about Bluebird; my IBAN is DE89 3704 0044 0532 0130 00."

@@ -9,7 +9,8 @@ from fakes.daemon_process import DaemonProcess
 
 from agent import daemon as daemon_module
 from agent.errors import ConfigError
-from agent.settings import RedactionSettings, Settings
+from agent.settings import Settings
+from agent.text_settings import RedactionSettings
 
 NOBODY = "http://127.0.0.1:1/v1"
 

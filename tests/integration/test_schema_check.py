@@ -13,8 +13,9 @@ from agent.escalation.openai_target import OpenAITarget
 from agent.escalation.schema_validator import fault
 from agent.escalation.target import Delivered, Rejected
 from agent.records import CloudAnswer
-from agent.settings import ConnectivitySettings, RedactionSettings, TargetSettings
+from agent.settings import ConnectivitySettings, TargetSettings
 from agent.structure import FormatKind, OutputFormat, ToolFunction, Tools
+from agent.text_settings import RedactionSettings
 from agent.types import EgressPolicy
 
 PERSON = {

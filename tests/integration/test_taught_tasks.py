@@ -333,3 +333,21 @@ def test_what_a_head_must_be(taught):
             error = client.put("/v1/tasks/mail/head", json={**head, **change}).json()["error"]
             assert what in error["message"], error
     assert MODEL
+
+
+def test_a_preset_brings_labels_and_examples_that_teach_it(api):
+    for name in ("moderation", "intent", "triage"):
+        made = as_json(api.user, "tasks", "new", "--preset", name)
+        lines = [json.loads(line) for line in open(made["examples"], encoding="utf-8")]
+        assert {line["label"] for line in lines} == set(made["task"]["labels"])
+        assert len({line["input"] for line in lines}) == len(lines) >= 80
+    as_json(api.user, "tasks", "teach", "triage", made["examples"], "--features", "embedding")
+    assert api.get("/v1/tasks/triage").json()["head"]["taught"] == len(lines)
+    own = as_json(api.user, "tasks", "new", "gate", "--preset", "moderation", "--accuracy", "0.9")
+    assert own["task"]["target"]["accuracy"] == 0.9
+    for arguments, why in (
+        (("gate", "--preset", "moderation"), "exists already"),
+        (("x", "--preset", "intent", "--label", "a"), "has its own labels"),
+    ):
+        refused = outrider(api.user, "tasks", "new", *arguments, code=78)
+        assert why in refused.stderr
