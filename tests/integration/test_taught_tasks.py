@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -338,7 +339,7 @@ def test_what_a_head_must_be(taught):
 def test_a_preset_brings_labels_and_examples_that_teach_it(api):
     for name in ("moderation", "intent", "triage"):
         made = as_json(api.user, "tasks", "new", "--preset", name)
-        lines = [json.loads(line) for line in open(made["examples"], encoding="utf-8")]
+        lines = [json.loads(line) for line in Path(made["examples"]).read_text().splitlines()]
         assert {line["label"] for line in lines} == set(made["task"]["labels"])
         assert len({line["input"] for line in lines}) == len(lines) >= 80
     as_json(api.user, "tasks", "teach", "triage", made["examples"], "--features", "embedding")
