@@ -161,8 +161,11 @@ def _egress_log(bad_id: int | None) -> Finding:
 
 
 def _devices(settings: Settings) -> Iterator[Finding]:
-    for one in devices.verdicts(settings.data_path):
-        what = f"model {one.model_digest[:12]} on {one.kind} by {one.provider}"
+    found = devices.verdicts(settings.data_path)
+    names = {entry.sha256: entry.name for entry in open_store(settings.data_path).list()} if found else {}
+    for one in found:
+        model = names.get(one.model_digest, f"{one.model_digest[:12]} (no longer here)")
+        what = f"model {model} on {one.kind} by {one.provider}"
         if one.holds:
             yield Finding(OK, "devices", f"{what}: {one.reason}")
         else:

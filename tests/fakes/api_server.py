@@ -20,6 +20,7 @@ import ssl
 import threading
 import time
 import zlib
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +90,7 @@ class ScriptedEngine:
         self.state = WorkerState.READY
         self.embeds, self.encoder_digest = ENCODER, "e" * 64
         self.embedded = []
+        self.gives_states = False
 
     def status(self):
         found = {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048, traits=TRAITS)}
@@ -114,11 +116,15 @@ class ScriptedEngine:
                 return Scores(model=MODEL, failure=Failure(kind, f"scripted {word}"))
         step = 0.1 if "unsure" in said else 6.0
         figures = tuple(-8.0 - 0.3 * len(label) + (step if label in said else 0.0) for label in labels)
+        state = array("f", hashed_words(said)).tobytes() if hidden and self.gives_states else b""
+        if hidden and not labels:
+            return Scores(hidden=state, prompt_tokens=7, model=MODEL, model_digest="d" * 64)
         return Scores(
             logprobs=figures,
             token_counts=(2,) * len(labels),
             mass=min(1.0, sum(map(math.exp, figures))),
             best=figures.index(max(figures)),
+            hidden=state,
             prompt_tokens=7,
             model=MODEL,
             model_digest="d" * 64,

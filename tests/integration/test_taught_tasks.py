@@ -221,6 +221,23 @@ def test_a_share_of_escalations_needs_no_answers(taught):
     assert "reliability" not in result.stdout
 
 
+def test_a_head_may_read_the_last_hidden_state(mail):
+    path = written(mail, "a.jsonl", drawn(60, 1))
+    refused = outrider(mail.user, "tasks", "teach", "mail", path, "--features", "hidden", code=None)
+    assert "gives no hidden state" in refused.stderr
+    mail.engine.gives_states = True
+    mail.engine.embedded.clear()
+    told = as_json(mail.user, "tasks", "teach", "mail", path, "--features", "hidden")
+    assert (told["feature"], told["accuracy"] > 0.9) == ("hidden", True)
+    found = ask(mail, "my card was stolen wallet gone").json()
+    assert (found["label"], found["model"], mail.engine.embedded) == ("card lost", MODEL, [])
+    assert sum(one["probability"] for one in found["labels"]) == pytest.approx(1)
+    assert found["out_of_scope"] == pytest.approx(1 - found["probability"])
+    mail.engine.gives_states = False  # a runtime that gives none any more: the head is not guessed with
+    other = ask(mail, "my card was stolen wallet gone").json()["outrider"]
+    assert other["guarantee"] == "none"
+
+
 def test_without_a_head_label_scores_are_corrected_by_their_mean(mail):
     """The scripted engine likes short labels: only the mean over inputs takes that out."""
     texts = [f"{label} {number}" for number in range(60) for label in WORDS]
