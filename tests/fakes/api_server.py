@@ -89,8 +89,7 @@ class ScriptedEngine:
         self.asked = []
         self.state = WorkerState.READY
         self.embeds, self.encoder_digest = ENCODER, "e" * 64
-        self.embedded = []
-        self.gives_states = False
+        self.embedded, self.gives_states = [], False
 
     def status(self):
         found = {MODEL: WorkerStatus(state=self.state, model_digest="d" * 64, context_tokens=2048, traits=TRAITS)}
@@ -117,13 +116,11 @@ class ScriptedEngine:
         step = 0.1 if "unsure" in said else 6.0
         figures = tuple(-8.0 - 0.3 * len(label) + (step if label in said else 0.0) for label in labels)
         state = array("f", hashed_words(said)).tobytes() if hidden and self.gives_states else b""
-        if hidden and not labels:
-            return Scores(hidden=state, prompt_tokens=7, model=MODEL, model_digest="d" * 64)
         return Scores(
             logprobs=figures,
             token_counts=(2,) * len(labels),
             mass=min(1.0, sum(map(math.exp, figures))),
-            best=figures.index(max(figures)),
+            best=max(range(len(figures)), key=figures.__getitem__, default=None),
             hidden=state,
             prompt_tokens=7,
             model=MODEL,
