@@ -12,6 +12,7 @@ from agent.cli.editing import edit
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import confirm, counted, emit_json, moment, notice, printable, shorten, size, span, table
 from agent.errors import CannotRedact, ConfigError, InvalidRequest, OutriderError, WrongState
+from agent.escalation.names import names_notice
 
 if TYPE_CHECKING:
     from agent.cli.access import Access
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 OPEN_STATES = ("awaiting_approval", "pending", "leased")
 STATES = (*OPEN_STATES, "succeeded", "dead", "expired", "cancelled")
 PAGE_ROWS = 1000
-NAMES_STAY = "e-mail addresses, numbers and secrets are replaced unless egress is allow; names are NOT removed"
+REPLACED = "e-mail addresses, numbers and secrets are replaced unless egress is allow; "
 BODIES_SHOWN = 3
 HIDDEN = {"object", "lease", "lease_expires_at_ms"}  # of no use to a reader
 
@@ -94,7 +95,7 @@ def show(invocation: Invocation, row_id: str, as_sent: bool, target: str | None,
     with open_access(invocation.settings) as access:
         if as_sent:
             sys.stdout.buffer.write(access.as_sent(row_id, target))
-            notice(NAMES_STAY)
+            notice(REPLACED + names_notice(invocation.settings.redaction.names))
             return
         row = access.row(row_id)
     if as_json:
@@ -147,7 +148,7 @@ def release(
         if not yes:
             oldest = span((now_ms() - min(row["created_at_ms"] for row in rows)) / 1000)
             notice(f"{counted(count, 'row')} would leave for {chosen}; the oldest has waited for {oldest}")
-            notice(NAMES_STAY)
+            notice(REPLACED + names_notice(invocation.settings.redaction.names))
             shown = rows if show_all else rows[:BODIES_SHOWN]
             _show_bodies(access, shown, chosen, more=count - len(shown))
             unseen = "" if len(shown) == count else f" ({count - len(shown)} of them not shown)"
