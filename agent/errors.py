@@ -93,12 +93,6 @@ class InvalidRequest(RequestError):
             self.code = code
 
 
-class ContentRefused(RequestError):
-    """The text is of a kind that the configuration has refused."""
-
-    code = "content_filter"
-
-
 class ModelNotFound(RequestError):
     """No model of that name is installed; there is never a substitute."""
 
@@ -205,12 +199,6 @@ class CannotRedact(RequestError):
 
     code = "cannot_redact"
     status = 409
-
-
-class CannotRedactNow(CannotRedact):
-    """What finds names cannot be asked at the moment; later it can."""
-
-    retryable = True
 
 
 class IdempotencyMismatch(RequestError):

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from agent.confidence import labels as label_confidence
-from agent.errors import ContentRefused, EngineFailed, OutriderError
+from agent.errors import EngineFailed, OutriderError, RequestError
 from agent.strictness import stricter
 from agent.task_book import TaskBook
 from agent.telemetry import METRICS
@@ -21,6 +21,12 @@ from agent.types import EgressPolicy, Generation, InferenceRequest, RequestKind
 
 PIECE_CHARACTERS = 600  # an encoder reads the beginning of a text only; about 150 tokens
 MOST_PIECES = 64  # in one request; of a longer one nobody knows what the rest says
+
+
+class ContentRefused(RequestError):
+    """The text is of a kind that the configuration has refused."""
+
+    code = "content_filter"
 
 
 class Sorter(Protocol):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agent.engine import frames
-from agent.errors import CannotRedact, CannotRedactNow
+from agent.errors import CannotRedact
+from agent.escalation.personal_data import CannotRedactNow
 from agent.text_settings import RedactionSettings
 from agent.types import FailureKind
 

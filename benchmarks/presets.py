@@ -22,6 +22,7 @@ from typing import NamedTuple
 import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program this file has only its own folder
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from agent.confidence.binomial import interval
 from agent.presets import NAMES

@@ -13,11 +13,12 @@ from random import Random
 
 import msgspec
 
-from agent.errors import CannotRedact, CannotRedactNow, LeaseLost, StorageError
+from agent.errors import CannotRedact, LeaseLost, StorageError
 from agent.escalation.budget import NO_BUDGET, Budget
 from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s
 from agent.escalation.consent import forbidden, images_need_person, needs_person, strictest
 from agent.escalation.handoff import most_output
+from agent.escalation.personal_data import CannotRedactNow
 from agent.escalation.target import (
     Blocked,
     Delivered,

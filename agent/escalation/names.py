@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from agent.errors import CannotRedactNow
+from agent.escalation.personal_data import CannotRedactNow
 
 LONGEST_PIECE = 400  # characters: taggers know names best in a sentence or two, and read a few hundred tokens
 OVERLAP = 80  # characters that two pieces have in common: a name on the border is whole in one of them

@@ -24,11 +24,11 @@ import httpx2
 import msgspec
 
 from agent import __version__
-from agent.errors import CannotRedactNow, ConfigError
+from agent.errors import ConfigError
 from agent.escalation import redaction, schema_check
 from agent.escalation.consent import as_it_is, seen_by_a_person
 from agent.escalation.handoff import chat_body
-from agent.escalation.personal_data import Recogniser
+from agent.escalation.personal_data import CannotRedactNow, Recogniser
 from agent.escalation.redaction import Redacted
 from agent.escalation.replies import HttpReply, read_probe, read_reply
 from agent.escalation.resolver import Resolver

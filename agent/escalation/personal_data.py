@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from agent.errors import CannotRedact
+
 
 class Kind(StrEnum):
     """What was found; also the name that stands in its place."""
@@ -30,6 +32,12 @@ class Found(NamedTuple):
     start: int
     end: int
     kind: Kind
+
+
+class CannotRedactNow(CannotRedact):
+    """What finds names cannot be asked at the moment; later it can."""
+
+    retryable = True
 
 
 Recogniser = Callable[[str], Sequence[tuple[int, int]]]

@@ -93,7 +93,7 @@ def test_what_is_held_is_answered_here_and_leaves_only_when_somebody_looked(hold
     answer = ask(holding, "unsure idiot").json()
     assert answer["choices"][0]["message"]["content"].startswith("echo:")
     (row,) = holding.get("/v1/queue").json()["data"]
-    assert (row["state"], row["egress"]) == ("held", "approve")
+    assert (row["state"], row["egress"]) == ("awaiting_approval", "approve")
     ask(holding, "unsure but polite")
     until = time.monotonic() + 20
     while len(holding.cloud.chats) < 1 and time.monotonic() < until:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engine.supervisor import EnginePool
-from agent.errors import CannotRedact, CannotRedactNow
+from agent.errors import CannotRedact
 from agent.escalation.names import LONGEST_PIECE, NamesByModel
+from agent.escalation.personal_data import CannotRedactNow
 from agent.escalation.target import make_target
 from agent.name_tagger import NameTagger
 from agent.settings import EngineSettings, TargetSettings
