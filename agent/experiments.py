@@ -17,6 +17,8 @@ import msgspec
 from agent.settings import ArmSettings, ExperimentSettings
 from agent.types import EgressPolicy, InferenceRequest, RouteMode
 
+EVALUATION = "evaluation"  # the arm of requests that measure: they are paid for, and are no traffic
+EVALUATION_METADATA = "outrider.evaluation"  # says in a request that it is one of those
 _STEPS = 1 << 64
 
 
@@ -32,6 +34,8 @@ def assigned(
 
     ``names_route`` and ``names_model``: its caller has chosen. ``may_leave``: some target may be asked.
     """
+    if request.metadata.get(EVALUATION_METADATA):
+        return msgspec.structs.replace(request, arm=EVALUATION)
     for experiment in experiments:
         if experiment.task and experiment.task != request.task:
             continue

@@ -18,8 +18,6 @@ def in_experiment(
     deps: ApiDeps, request: InferenceRequest, body: Mapping[str, Any], headers: Headers
 ) -> InferenceRequest:
     """Return a checked request as its arm has it; unchanged where it is in no experiment."""
-    if not deps.settings.experiments:
-        return request
     extension = body.get("outrider") or {}
     targets = deps.targets()
     return experiments.assigned(

@@ -49,6 +49,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "agent.cli.calibrate:calibrate",
         "Find the threshold of TASK that keeps a promise, from EXAMPLES of its traffic, and use it from now on.",
     ),
+    "report": (
+        "agent.cli.report:report",
+        "Tell what was answered where, what it cost, what it saved, and how good the answers were.",
+    ),
     "bundle": ("agent.cli.bundle:bundle", "Carry models to another device in one signed file, without a network."),
     "prefixes": ("agent.cli.prefixes:prefixes", "See and erase the saved beginnings of prompts."),
     "key": ("agent.cli.key:key", "See, replace and recover the database key."),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from agent.experiments import EVALUATION
 from agent.records import CloudAnswer
 from agent.storage import rows
 from agent.storage import statements as sql
@@ -45,7 +46,9 @@ def _tokens(*texts: str) -> int:
 
 
 def count_label(connection: Connection, request: InferenceRequest, label: str, action: Action, now_ms: int) -> None:
-    """Count the label of an answer that is served. One that is not sure is in no count."""
+    """Count the label of an answer that is served. One that is not sure, or that only measures, is in no count."""
+    if request.arm == EVALUATION:
+        return
     if action is Action.ANSWERED and request.kind is RequestKind.CLASSIFY and request.task and label in request.labels:
         connection.execute(sql.LABEL_COUNT, {"day": _day(now_ms), "task": request.task, "label": label})
 

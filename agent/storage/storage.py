@@ -22,6 +22,7 @@ from agent.storage.instance_lock import InstanceLock
 from agent.storage.journal import Journal, cut_short
 from agent.storage.outbox import Outbox
 from agent.storage.prefix_store import PrefixStore
+from agent.storage.report_reader import ReportReader
 from agent.storage.retention import Retention, purge_bodies, purge_rows
 from agent.storage.task_store import TaskStore
 from agent.types import Action, Decision, Generation, InferenceRequest, Reason
@@ -53,6 +54,7 @@ class Storage:
         self.outbox = Outbox(db, changes, queue, self._keep, Clock(db, queue, self._keep, now_ms, uptime))
         self.egress_log = EgressLog(db)
         self.tasks = TaskStore(db)
+        self.report = ReportReader(db)
         self.feedback = FeedbackStore(db)
 
     def prefix_store(self, most_bytes: int) -> PrefixStore:
