@@ -43,6 +43,7 @@ from agent.types import (
     Confidence,
     Decision,
     Delta,
+    EgressPolicy,
     Failure,
     FailureKind,
     Generation,
@@ -124,6 +125,12 @@ class Pipeline:
         self._topics = Topics(engine, tasks)
         self._moderator = Moderator(moderation or ModerationSettings(), self._classifier, tasks)
         self._records: set[asyncio.Future[RequestRecord]] = set()
+
+    def may_leave(self) -> bool:
+        """Whether some target may be asked now, for anybody."""
+        policy = self._policy()
+        targets = any(target.egress is not EgressPolicy.NEVER for target in policy.targets)
+        return targets and policy.ceiling is not EgressPolicy.NEVER
 
     async def accept(self, request: InferenceRequest) -> tuple[RequestRecord | None, Accepted]:
         """Make a request durable that ``run`` is to take up later. Returns the record of its Idempotency-Key, or None."""

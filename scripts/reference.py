@@ -61,7 +61,10 @@ def _exit_codes() -> Iterator[str]:
     yield "| Code | When |\n|---|---|"
     meanings: dict[int, list[str]] = {
         0: ["it worked"],
-        PROBLEM_FOUND: ["`doctor` found a problem; a question was answered with no; the reader of a pipe has gone"],
+        PROBLEM_FOUND: [
+            "`doctor` found a problem; `evaluate`: no variant passes all gates",
+            "a question was answered with no; the reader of a pipe has gone",
+        ],
         2: ["wrong usage"],
         NO_TEXT: ["`ask`: accepted, but there is no text (queued, or withheld as uncertain)"],
         INTERRUPTED: ["stopped by Ctrl-C"],

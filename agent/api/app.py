@@ -30,6 +30,7 @@ from agent.api import (
     response_routes,
     signal_routes,
     task_routes,
+    trial_routes,
 )
 from agent.api.auth import caller_of, check_caller
 from agent.api.deps import KEY, ROLE, ApiDeps
@@ -59,6 +60,7 @@ def create_app(deps: ApiDeps) -> Starlette:
             *prefix_routes.ROUTES,
             *signal_routes.ROUTES,
             *task_routes.ROUTES,
+            *trial_routes.ROUTES,
             *example_routes.ROUTES,
             *queue_routes.ROUTES,
             *report_routes.ROUTES,

@@ -11,7 +11,7 @@ from agent import experiments
 from agent.api.deps import ApiDeps
 from agent.api.envelope import EXTENSION_HEADERS
 from agent.models.aliases import DEFAULT
-from agent.types import EgressPolicy, InferenceRequest
+from agent.types import InferenceRequest
 
 
 def in_experiment(
@@ -19,11 +19,10 @@ def in_experiment(
 ) -> InferenceRequest:
     """Return a checked request as its arm has it; unchanged where it is in no experiment."""
     extension = body.get("outrider") or {}
-    targets = deps.targets()
     return experiments.assigned(
         request,
         deps.settings.experiments,
         names_route=EXTENSION_HEADERS["route_mode"] in headers or extension.get("route_mode") is not None,
         names_model=body.get("model") not in {None, "", DEFAULT},
-        may_leave=any(target.egress is not EgressPolicy.NEVER for target in targets),
+        may_leave=deps.pipeline.may_leave(),
     )

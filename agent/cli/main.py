@@ -49,6 +49,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "agent.cli.calibrate:calibrate",
         "Find the threshold of TASK that keeps a promise, from EXAMPLES of its traffic, and use it from now on.",
     ),
+    "evaluate": (
+        "agent.cli.evaluate:evaluate",
+        "Measure how TASK is answered on DATA: local only, hybrid and cloud only, for one model or several.",
+    ),
     "report": (
         "agent.cli.report:report",
         "Tell what was answered where, what it cost, what it saved, and how good the answers were.",

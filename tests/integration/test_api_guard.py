@@ -27,7 +27,7 @@ ROUTES = [
     ("GET", "/v1/aliases"), ("POST", "/v1/aliases/promote"), ("POST", "/v1/aliases/rollback"),
     ("POST", "/v1/responses"), ("GET", "/v1/responses/x"), ("DELETE", "/v1/responses/x"),
     ("POST", "/v1/responses/x/cancel"), ("GET", "/v1/responses/x/input_items"),
-    ("GET", "/v1/report"), ("GET", "/v1/report/requests"),
+    ("GET", "/v1/report"), ("GET", "/v1/report/requests"), ("POST", "/v1/tasks/x/trials"),
     ("GET", "/"), ("GET", "/nowhere"),
 ]  # fmt: skip
 

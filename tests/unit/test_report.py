@@ -29,7 +29,7 @@ CLOUD = TargetSettings(
 )
 ROUTE = Accepted(egress=EgressPolicy.ALLOW, target="cloud", target_fingerprint=values.FINGERPRINT)
 UNCERTAIN = Decision(action=Action.UNCERTAIN, reason=Reason.LOCAL_ONLY, rule_id="route")
-FATES = ("served", "served", "served", "resolved", "resolved", "rejected", "lost", "uncertain", "failed", "waiting")
+FATES = ("served", "served", "served", "resolved", "twice", "rejected", "lost", "uncertain", "failed", "waiting")
 
 
 async def live(storage, fate, number, chance):
@@ -44,6 +44,12 @@ async def live(storage, fate, number, chance):
     )
     decision = {"served": values.ANSWERED, "uncertain": UNCERTAIN, "failed": values.REFUSED}.get(fate, values.queued())
     await storage.journal.settle(asked, answer, values.UNSURE, decision, now_ms=now_ms + chance.randint(5, 900))
+    if fate == "twice":  # of no use at first, and paid for
+        row, _ = await storage.outbox.claim("cloud", now_ms=now_ms, lease_ms=1000)
+        await storage.outbox.begin_send(row, body_sha256="ab", body_bytes=9, now_ms=now_ms)
+        await storage.outbox.reject(row, reason="no label", left=True, now_ms=now_ms, used=Used(77, 5))
+        await storage.outbox.retry_by_hand(row.id, hold=lambda _: None, now_ms=now_ms)
+        fate = "resolved"
     if fate in {"resolved", "rejected", "lost"}:
         row, _ = await storage.outbox.claim("cloud", now_ms=now_ms, lease_ms=1000)
         await storage.outbox.begin_send(row, body_sha256="ab", body_bytes=9, now_ms=now_ms)
