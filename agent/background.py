@@ -51,15 +51,20 @@ class Background:
         known, accepted = await self._pipeline.accept(request)
         if known is not None:
             return known
-        self._begin(request, accepted)
         record = await self._journal.get(request.id)
         assert record is not None
+        self._begin(request, accepted)
         return record
 
     async def ended(self, request_id: str) -> None:
         """Return when a request does not run any more. At once for one that does not run here."""
         if run := self._runs.get(request_id):
             await asyncio.wait((run[1],))
+
+    def of_key(self, key: str) -> str | None:
+        """Return the id of the request of an Idempotency-Key, if it runs here."""
+        found = (request.id for request, _ in self._runs.values() if request.idempotency_key == key)
+        return next(found, None)
 
     async def cancel(self, request_id: str) -> bool:
         """End a request that runs. Returns whether it did, by this call."""

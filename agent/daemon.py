@@ -37,6 +37,7 @@ from agent.errors import AddressInUse, OutriderError
 from agent.escalation.budget import Budget
 from agent.escalation.dispatcher import Dispatcher
 from agent.escalation.names import NamesByModel, names_notice
+from agent.escalation.webhook import Webhook, check_url, load_secret
 from agent.models.adapters import AdapterCatalog
 from agent.models.aliases import DEFAULT, Aliases
 from agent.models.first_load import FirstLoad
@@ -82,6 +83,10 @@ class _Live:
         self.rules = Rulebook(settings.routing.rules)
         self.settings = settings
 
+    def may_leave(self) -> bool:
+        """Whether anything at all may leave this device."""
+        return self.settings.egress.policy is not EgressPolicy.NEVER
+
     def policy(self) -> Policy:
         current = self.settings
         return routing_policy(current, self.rules)
@@ -101,12 +106,16 @@ async def serve(
     config = loaded.settings
     has_file = loaded.path.exists()
     check_tls(config.server)
+    if config.webhook.url:
+        check_url(config.webhook)
     named = configuration.named_prefixes(loaded)
     allow_many_files()
     judge = estimator(config.confidence.estimator)
     live = _Live(config)
     async with contextlib.AsyncExitStack() as stack:
-        storage = await open_storage(config.data_path, config.queue, config.retention, now_ms=now_ms())
+        storage = await open_storage(
+            config.data_path, config.queue, config.retention, now_ms=now_ms(), files=config.files
+        )
         stack.push_async_callback(storage.close)
         listener = _listen(config)
         stack.callback(listener.close)
@@ -138,6 +147,7 @@ async def serve(
             on_battery=device.on_battery,
             budget=Budget(config.targets, config.prices, config.budgets),
             names=NamesByModel(name_tagger.tag, asyncio.get_running_loop()),
+            power=device.power_state,
         )
 
         async def reload() -> Settings:
@@ -196,6 +206,9 @@ async def serve(
         stack.push_async_callback(background.stop)
         if resumed := await background.start():
             LOG.info("%d requests in the background are taken up again", resumed)
+        await stack.enter_async_context(_task(_tell_webhook(config, storage, live.may_leave)))
+        stack.push_async_callback(app.state.batches.stop)
+        await app.state.batches.start()
         await stack.enter_async_context(_task(_maintain(storage, tasks)))
         await stack.enter_async_context(_task(asyncio.to_thread(catalog.check)))
         await stack.enter_async_context(_task(engine.start([aliases.target(DEFAULT)])))
@@ -296,6 +309,22 @@ async def _maintain(storage: Storage, tasks: TaskMemory) -> None:
             await storage.maintain(now_ms())
         except OutriderError as error:
             LOG.error("maintenance: %s", error)
+
+
+async def _tell_webhook(config: Settings, storage: Storage, may_leave: Callable[[], bool]) -> None:
+    """Deliver events as long as the daemon runs; without a webhook none are written."""
+    await storage.webhooks.want(wanted=bool(config.webhook.url))
+    if not config.webhook.url:
+        return
+    key = load_secret(config.webhook, config.data_path)
+    await Webhook(
+        config.webhook,
+        key,
+        storage.webhooks,
+        now_ms=now_ms,
+        random=random.Random(),  # noqa: S311 - jitter, not a secret
+        may_leave=may_leave,
+    ).run()
 
 
 @contextlib.asynccontextmanager

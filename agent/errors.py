@@ -30,7 +30,7 @@ OutriderError
  |-- EngineFailed                503
  |    |-- ModelQuarantined       503
  |    |-- AnswerCut              the last event of a stream
- |-- QueueFull                   507
+ |-- QueueFull, FilesFull        507
  |-- Unresolved                  502: nobody answered, here or at the target
  |-- ShuttingDown                503
  |-- StorageError                exit 74, 507 or 503

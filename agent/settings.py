@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from agent.compute import DeviceWish, DraftingMode, WeightLayout
+from agent.delivery_settings import FileSettings, Metered, StorageSettings, WebhookSettings, WhenFull
 from agent.egress_settings import BudgetSettings, EgressSettings, ImageConsent, KeySettings
 from agent.rule_settings import RuleSettings
 from agent.text_settings import ModerationSettings, RedactionSettings
@@ -138,6 +139,10 @@ class QueueSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         int, Meta(ge=1, le=10_000_000, description="Ceiling of open rows; one more is refused (507).")
     ] = 100_000
     max_bytes: Annotated[int, Meta(ge=4096, description="Ceiling of the bodies of open rows, bytes.")] = 1 << 30
+    when_full: Annotated[
+        WhenFull,
+        Meta(description="At the ceiling: reject-new, or what goes for the new row, drop-oldest, drop-lowest."),
+    ] = WhenFull.REJECT_NEW
     ttl_s: Annotated[int, Meta(ge=1, le=30 * 86_400, description="Life of a row that nobody answered, seconds.")] = (
         7 * 86_400
     )
@@ -182,6 +187,15 @@ class ConnectivitySettings(_Section, frozen=True, kw_only=True, forbid_unknown_f
     probe_cap_battery_s: Annotated[
         float, Meta(ge=1, le=3600, description="Longest wait between probes on battery, seconds.")
     ] = 300.0
+    metered: Annotated[
+        Metered, Meta(description="Whether the line costs: auto (NetworkManager is asked), yes, no.")
+    ] = Metered.AUTO
+    hold_on_metered: Annotated[bool, Meta(description="Rows wait on a metered line, but for priorities above 0.")] = (
+        False
+    )
+    hold_below_battery_percent: Annotated[
+        int, Meta(ge=0, le=100, description="Rows wait on battery below this charge, as on a metered line; 0: never.")
+    ] = 0
 
 
 class PullSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -196,19 +210,6 @@ class PullSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     token_file: Annotated[
         str, Meta(description="File with an access token of the hub, mode 0600. Empty: $HF_TOKEN, if set.")
     ] = ""
-
-
-class StorageSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the data directory may take."""
-
-    disk_budget_bytes: Annotated[
-        int,
-        Meta(
-            ge=0,
-            description="Ceiling of all in data_dir: models, pulls, build environments, queue; 0: what is free. "
-            "Nothing is pulled or made above it.",
-        ),
-    ] = 0
 
 
 class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -239,6 +240,9 @@ class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 120.0
     concurrency: Annotated[int, Meta(ge=1, le=64, description="Sends under way at once.")] = 2
     min_interval_s: Annotated[float, Meta(ge=0, le=3600, description="Shortest time between two sends, seconds.")] = 0.0
+    bytes_per_s: Annotated[
+        int, Meta(ge=0, description="Pace of what is sent, for a narrow line: bytes a second on average; 0: no limit.")
+    ] = 0
     ca_file: Annotated[str, Meta(description="PEM file with the certificate authority, for a private one.")] = ""
     chain: Annotated[bool, Meta(description="The target is an Outrider that may hand on further.")] = False
     max_reply_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest reply.")] = 16 << 20
@@ -356,8 +360,10 @@ class Settings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     routing: RoutingSettings = RoutingSettings()
     queue: QueueSettings = QueueSettings()
     retention: RetentionSettings = RetentionSettings()
+    files: FileSettings = FileSettings()
     connectivity: ConnectivitySettings = ConnectivitySettings()
     egress: EgressSettings = EgressSettings()
+    webhook: WebhookSettings = WebhookSettings()
     redaction: RedactionSettings = RedactionSettings()
     moderation: ModerationSettings = ModerationSettings()
     pull: PullSettings = PullSettings()

@@ -16,11 +16,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.api import (
+    batch_routes,
     classify_routes,
+    digest_routes,
     encoder_routes,
     example_routes,
+    file_routes,
     model_routes,
     openai_routes,
+    openapi,
     ops_routes,
     prefix_routes,
     promotion_routes,
@@ -33,6 +37,7 @@ from agent.api import (
     trial_routes,
 )
 from agent.api.auth import caller_of, check_caller
+from agent.api.batch_runner import BatchRunner
 from agent.api.deps import KEY, ROLE, ApiDeps
 from agent.api.server import MOST_HEADER_BYTES, ApiServer, check_tls, uvicorn_config
 from agent.api.sse import ClientGone
@@ -56,6 +61,9 @@ def create_app(deps: ApiDeps) -> Starlette:
             *classify_routes.ROUTES,
             *encoder_routes.ROUTES,
             *response_routes.ROUTES,
+            *file_routes.ROUTES,
+            *batch_routes.ROUTES,
+            *digest_routes.ROUTES,
             *request_routes.ROUTES,
             *prefix_routes.ROUTES,
             *signal_routes.ROUTES,
@@ -65,12 +73,14 @@ def create_app(deps: ApiDeps) -> Starlette:
             *queue_routes.ROUTES,
             *report_routes.ROUTES,
             *ops_routes.ROUTES,
+            *openapi.ROUTES,
         ],
         middleware=[Middleware(Guard, deps=deps)],
         exception_handlers={HTTPException: _http_exception, OutriderError: _outrider_error},
     )
     app.router.redirect_slashes = False
     app.state.deps = deps
+    app.state.batches = BatchRunner(deps)
     return app
 
 

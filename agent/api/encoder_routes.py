@@ -8,7 +8,7 @@ from __future__ import annotations
 import array
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -41,7 +41,13 @@ _RERANKING = {"input": "documents"}  # what the engine calls the parameter, and 
 async def embeddings(request: Request) -> Response:
     """``POST /v1/embeddings``."""
     deps = deps_of(request)
-    call = parse_embeddings(await read_json(request, deps.settings.server.max_body_bytes), deps.settings.server)
+    body = await read_json(request, deps.settings.server.max_body_bytes)
+    return json_response(await while_connected(request.receive, embeddings_of(deps, body)))
+
+
+async def embeddings_of(deps: ApiDeps, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer to a body of ``/v1/embeddings``. Raises what is wrong with it, or with the engine."""
+    call = parse_embeddings(body, deps.settings.server)
     model = need_model(deps, call.model, (EncoderTask.EMBED,))
     ask = frames.Encode(
         id=0,
@@ -50,9 +56,9 @@ async def embeddings(request: Request) -> Response:
         truncate=call.truncate,
         scope=encoder_scope(call.cache_salt, deps.settings.engine.share_prefixes),
     )
-    encoded = await _encoded(request, deps, model, ask)
+    encoded = await _encoded(deps, model, ask)
     usage = {"prompt_tokens": encoded.prompt_tokens, "total_tokens": encoded.prompt_tokens}
-    return json_response({"object": "list", "data": _vectors(call, encoded), "model": model, "usage": usage})
+    return {"object": "list", "data": _vectors(call, encoded), "model": model, "usage": usage}
 
 
 async def rerank(request: Request) -> Response:
@@ -67,7 +73,7 @@ async def rerank(request: Request) -> Response:
         truncate=call.truncate,
         scope=encoder_scope(call.cache_salt, deps.settings.engine.share_prefixes),
     )
-    encoded = await _encoded(request, deps, model, ask)
+    encoded = await while_connected(request.receive, _encoded(deps, model, ask))
     scores = array.array("f", encoded.rows)
     best = sorted(range(len(scores)), key=lambda index: -scores[index])[: call.most]
     results = [_result(index, scores, call.documents if call.return_documents else ()) for index in best]
@@ -82,7 +88,9 @@ async def tag(request: Request) -> Response:
     if call.model == PERSONAL_DATA:
         return json_response(await asyncio.to_thread(personal_data, call, deps.redaction().terms))
     model = need_model(deps, call.model, (EncoderTask.TAG,))
-    encoded = await _encoded(request, deps, model, frames.Encode(id=0, texts=call.texts, truncate=call.truncate))
+    encoded = await while_connected(
+        request.receive, _encoded(deps, model, frames.Encode(id=0, texts=call.texts, truncate=call.truncate))
+    )
     traits = deps.engine.encoder(model)
     known = {label.removeprefix("B-").removeprefix("I-") for label in traits.labels} - {"O"} if traits else set()
     if unknown := [label for label in call.labels if label not in known]:
@@ -105,10 +113,10 @@ def _piece(text: str, span: frames.Span) -> dict[str, Any]:
     return {"label": span.label, "text": piece, "start": span.start, "end": span.end, "score": span.score}
 
 
-async def _encoded(request: Request, deps: ApiDeps, model: str, ask: frames.Encode) -> frames.Encoded:
+async def _encoded(deps: ApiDeps, model: str, ask: frames.Encode) -> frames.Encoded:
     """Return what the engine says. Raises the error that its failure stands for."""
     left_ms = deps.settings.server.request_timeout_s * 1000
-    encoded = await while_connected(request.receive, deps.engine.encode(model, ask, left_ms))
+    encoded = await deps.engine.encode(model, ask, left_ms)
     if encoded.failure is None:
         return encoded
     error = refusal(encoded.failure)

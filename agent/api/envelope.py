@@ -45,7 +45,7 @@ class Envelope:
         self._model = fields.text("model", 256)
         if not self._model:
             raise fields.missing("model")
-        self._metadata = _metadata(fields)
+        self._metadata = take_metadata(fields)
         self._user = fields.text("user", 512)
         self._cache_salt = fields.text("cache_salt", 512)
         if self._cache_salt == "":
@@ -58,7 +58,7 @@ class Envelope:
         self._on_low_confidence = extension.choice("on_low_confidence", OnLowConfidence)
         self._nullable_fields = extension.flag("nullable_fields") or False
         extension.finish()
-        self._key = _idempotency_key(headers)
+        self._key = idempotency_key(headers)
         self._hops = _hops(headers)
         self._sha256 = _digest(body, headers)
 
@@ -106,7 +106,8 @@ def _nullable(output: OutputFormat | None) -> OutputFormat:
     return msgspec.structs.replace(output, source=with_nullable_fields(output.source))
 
 
-def _metadata(fields: Fields) -> dict[str, str]:
+def take_metadata(fields: Fields) -> dict[str, str]:
+    """Take ``metadata``."""
     value = fields.take("metadata")
     if value is None:
         return {}
@@ -154,7 +155,8 @@ def _single(headers: Headers, name: str) -> str | None:
     return values[0] if values else None
 
 
-def _idempotency_key(headers: Headers) -> str | None:
+def idempotency_key(headers: Headers) -> str | None:
+    """Return the Idempotency-Key of a call. Raises InvalidRequest."""
     key = _single(headers, "idempotency-key")
     if key is not None and (len(key) > LONGEST_KEY or not _KEY.fullmatch(key)):
         raise InvalidRequest(

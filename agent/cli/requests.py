@@ -147,3 +147,58 @@ def _score(row: dict[str, Any]) -> str:
 
 def _number(value: Any) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+@requests.command()
+@click.option("--since", "since_h", type=click.FloatRange(min=0), help="All of the last so many hours, fetched or not.")
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
+@click.option("--seen", is_flag=True, help="Count what is shown as fetched: it is not shown again by itself.")
+@json_option
+@pass_invocation
+def digest(invocation: Invocation, since_h: float | None, limit: int, seen: bool, as_json: bool) -> None:
+    """Print what became of answers that waited: what changed between draft and late answer.
+
+    What is gone stands in [-brackets-], what is new in {+braces+}. Without --since: what nobody has
+    fetched yet. Needs the daemon.
+
+    Example:  outrider requests digest --seen
+    """
+    from agent.cli.access import now_ms
+    from agent.cli.client import DaemonClient
+
+    since_ms = None if since_h is None else max(0, now_ms() - round(since_h * 3_600_000))
+    with DaemonClient(invocation.settings) as client:
+        found = client.get("/v1/digest", since_ms=since_ms, limit=limit)
+        if seen and found["data"]:
+            client.post("/v1/digest/seen", {"ids": [one["request_id"] for one in found["data"]]})
+    if as_json:
+        emit_json(found)
+        return
+    for outage in found["outages"]:
+        until = moment(outage["until_ms"]) if outage["until_ms"] else "now"
+        notice(f"target {outage['target']} was out of reach from {moment(outage['from_ms'])} to {until}")
+    for one in found["data"]:
+        told = one.get("why") or f"by {one.get('answered_by')}"
+        click.echo(printable(f"{one['request_id']}  {one['kind']}  {told}  {one['question']}"))
+        for line in _changed_lines(one):
+            click.echo(f"    {printable(line)}")
+    counts = ", ".join(f"{kind}: {n}" for kind, n in sorted(found["counts"].items()))
+    notice(counts or "nothing has come that was not fetched")
+    if found["has_more"]:
+        notice("... and more: raise --limit")
+
+
+def _changed_lines(one: dict[str, Any]) -> list[str]:
+    """Return what changed, with a few words around each change."""
+    if one.get("fields"):
+        return [f"{field['pointer']}: {field.get('before')} -> {field.get('after')}" for field in one["fields"]]
+    pieces = one.get("pieces") or []
+    if one["kind"] == "same" or not pieces:
+        return []
+    marks = {"removed": "[-{}-]", "added": "{{+{}+}}"}
+    shown = [marks[op].format(text) if op in marks else _around(text) for op, text in pieces]
+    return "".join(shown).splitlines()
+
+
+def _around(text: str, most: int = 60) -> str:
+    return text if len(text) <= 2 * most else f"{text[:most]} ... {text[-most:]}"

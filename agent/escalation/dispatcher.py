@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
 
+from agent.device import PowerState
 from agent.escalation.budget import NO_BUDGET, Budget
 from agent.escalation.charging import charging
 from agent.escalation.connectivity import Circuit
 from agent.escalation.consent import SENT_AT_ONCE
-from agent.escalation.lane import Lane, TargetStatus
+from agent.escalation.lane import Lane
 from agent.escalation.netlink import LinkWatcher
 from agent.escalation.personal_data import Recogniser
 from agent.escalation.target import make_target
+from agent.escalation.target_status import TargetStatus
+from agent.escalation.thrift import Thrift
 from agent.records import EscalationState
 from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
 from agent.storage import Storage
@@ -43,6 +46,7 @@ class Dispatcher:
         now_ms: Callable[[], int],
         random: Random,
         on_battery: Callable[[], bool],
+        power: Callable[[], PowerState] = PowerState,
         grace_s: float = 10.0,
         budget: Budget = NO_BUDGET,
         names: Recogniser | None = None,
@@ -55,6 +59,7 @@ class Dispatcher:
         self._now_ms = now_ms
         self._random = random
         self._on_battery = on_battery
+        self._thrift = Thrift(connectivity, power)
         self._grace_s = grace_s
         self._budget = budget
         self._wanted = tuple(targets)
@@ -171,6 +176,7 @@ class Dispatcher:
             random=self._random,
             on_battery=self._on_battery,
             budget=budget,
+            thrift=self._thrift,
         )
         lane.moved = self.wake
         return lane

@@ -11,8 +11,6 @@ import hashlib
 from collections.abc import Callable
 from random import Random
 
-import msgspec
-
 from agent.errors import CannotRedact, LeaseLost, StorageError
 from agent.escalation.budget import NO_BUDGET, Budget
 from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s
@@ -31,9 +29,12 @@ from agent.escalation.target import (
     Retry,
     Target,
 )
+from agent.escalation.target_status import TargetStatus
+from agent.escalation.thrift import URGENT, Thrift
 from agent.records import Escalation, RequestRecord
 from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
 from agent.storage.outbox import Outbox
+from agent.storage.outbox_reader import LOWEST_PRIORITY
 from agent.storage.spending import OverBudget
 from agent.telemetry import LOG, METRICS
 from agent.token_estimate import UNKNOWN_ANSWER_TOKENS
@@ -46,19 +47,6 @@ STORAGE_AGAIN_S = 5.0
 FAULT_AGAIN_S = 30.0
 RECHECK_S = 60.0  # longest sleep: a wake that was missed, or a clock that was set, costs no more
 LEASE_MARGIN_S = 60.0  # a lease outlives the longest send by this much
-
-
-class TargetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user sees of a target. Moments in ms since the epoch; None where there is none."""
-
-    name: str
-    state: str  # unknown, online, offline, portal, blocked; unconfigured: rows wait for a name that is gone
-    reason: str = ""
-    next_probe_ms: int | None = None
-    held_until_ms: int | None = None  # the target asked for patience
-    last_success_ms: int | None = None
-    in_flight: int = 0
-    waiting: int | None = None  # rows, where state is unconfigured
 
 
 class Lane:
@@ -75,6 +63,7 @@ class Lane:
         now_ms: Callable[[], int],
         random: Random,
         on_battery: Callable[[], bool],
+        thrift: Thrift,
         budget: Budget = NO_BUDGET,
     ) -> None:
         self.circuit = circuit
@@ -87,12 +76,15 @@ class Lane:
         self._on_battery = on_battery
         self.budget = budget
         self.moved: Callable[[], None] = lambda: None  # told when rows went on to another target
+        self._thrift = thrift
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._claiming: asyncio.Task[None] | None = None
         self._sends: set[asyncio.Task[None]] = set()
         self._next_start_s = 0.0
         self._last_success_ms: int | None = None
+        self._outage: tuple[int, int | None] | None = None
+        self._thrifty = ""  # why rows wait that are not urgent
 
     @property
     def settings(self) -> TargetSettings:
@@ -139,10 +131,12 @@ class Lane:
         return TargetStatus(
             name=self.settings.name,
             state=self.circuit.reach,
-            reason=self.circuit.reason,
+            reason=self.circuit.reason or self._thrifty,
             next_probe_ms=now_ms + round(probe_in_s * 1000) if lost and probe_in_s is not None else None,
             held_until_ms=now_ms + round(hold_s * 1000) if hold_s > 0 else None,
             last_success_ms=self._last_success_ms,
+            outage_from_ms=self._outage[0] if self._outage else None,
+            outage_until_ms=self._outage[1] if self._outage else None,
             in_flight=len(self._sends),
         )
 
@@ -169,14 +163,16 @@ class Lane:
             return RECHECK_S
         if (hold_s := max(self.circuit.hold_s(now_s), self._next_start_s - now_s)) > 0:
             return hold_s
-        due_ms = await self._outbox.next_available_ms(settings.name, now_ms)
+        self._thrifty = await self._thrift.reason()
+        least = URGENT if self._thrifty else LOWEST_PRIORITY
+        due_ms = await self._outbox.next_available_ms(settings.name, now_ms, least=least)
         if due_ms is None:
             return RECHECK_S
         if due_ms > now_ms:
             return (due_ms - now_ms) / 1000
         probe_in_s = self.circuit.probe_in_s(now_s)
         if probe_in_s is None:
-            return await self._claim(now_ms)
+            return await self._claim(now_ms, least)
         if self.circuit.reach in OUT_OF_REACH:
             await self._pass_on(now_ms)
         if probe_in_s > 0:
@@ -193,9 +189,11 @@ class Lane:
             LOG.warning("target %s is %s: %d rows go to the next target of their rule", self.settings.name, why, moved)
             self.moved()
 
-    async def _claim(self, now_ms: int) -> float:
+    async def _claim(self, now_ms: int, least: int) -> float:
         lease_s = max(self._queue.lease_s, self.settings.timeout_s + LEASE_MARGIN_S)
-        claimed = await self._outbox.claim(self.settings.name, now_ms=now_ms, lease_ms=round(lease_s * 1000))
+        claimed = await self._outbox.claim(
+            self.settings.name, now_ms=now_ms, lease_ms=round(lease_s * 1000), least=least
+        )
         if claimed is None:
             # What is due and cannot be claimed has outlived its time.
             return 0.0 if await self._outbox.expire(now_ms) else 1.0
@@ -215,6 +213,7 @@ class Lane:
         match outcome:
             case Online():
                 self.circuit.found()
+                self._returned()
             case Offline():
                 self._lost(outcome)
             case RateLimited():
@@ -273,6 +272,7 @@ class Lane:
         )
         if over is not None:
             return over
+        self._pace(len(outgoing.body))
         if self._stopping.is_set():  # the target may be another one by now
             return Offline("not sent: its target was stopped, changed or removed")
         return await self._target.send(row, record, outgoing)
@@ -294,6 +294,7 @@ class Lane:
                 self.circuit.troubled(now_s)
             case Delivered() | Held():
                 self.circuit.replied(usable=True)
+                self._returned()
                 if isinstance(outcome, Delivered):
                     self._last_success_ms = self._now_ms()
             case Rejected() if outcome.left:
@@ -327,7 +328,7 @@ class Lane:
                 self._tell_moved(row, ended)
             case Retry():
                 wait_s = full_jitter_s(self._random, row.attempts, base_s=RETRY_BASE_S, cap_s=BACKOFF_CAP_S)
-                at_ms = now_ms + round(wait_s * 1000)
+                at_ms = max(now_ms + round(wait_s * 1000), outcome.until_ms or 0)
                 ended = await self._outbox.retry(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
                 self._tell_moved(row, ended)
             case Held():
@@ -352,7 +353,18 @@ class Lane:
             LOG.info("escalation %s: goes on to target %s", row.id, after.target)
             self.moved()
 
+    def _pace(self, body_bytes: int) -> None:
+        """Let the next send begin when a line of ``bytes_per_s`` has carried this one."""
+        if rate := self.settings.bytes_per_s:
+            self._next_start_s = max(self._next_start_s, _monotonic_s()) + body_bytes / rate
+
+    def _returned(self) -> None:
+        if self._outage and self._outage[1] is None:
+            self._outage = (self._outage[0], self._now_ms())
+
     def _lost(self, outcome: Offline) -> None:
+        if self._outage is None or self._outage[1] is not None:
+            self._outage = (self._now_ms(), None)
         on_battery = self._on_battery()
         cap_s = self._connectivity.probe_cap_battery_s if on_battery else self._connectivity.probe_cap_s
         self.circuit.lost(outcome.reason, _monotonic_s(), cap_s=cap_s, portal=outcome.portal)

@@ -13,7 +13,7 @@
 | 401, 402, 403, 404, 429 insufficient_quota        | Blocked          |
 | 403 with a code about content or policy           | Rejected         |
 | other 429; 503 with Retry-After                   | RateLimited      |
-| 408, 409, other 5xx                               | Retry            |
+| 408, 409, other 5xx (Retry-After: not before)     | Retry            |
 | any other 4xx                                     | Rejected         |
 
 Reasons hold codes that the target names, never its messages: those may quote the prompt.
@@ -148,7 +148,7 @@ def read_reply(reply: HttpReply, record: RequestRecord, row: Escalation, *, now_
         case 508 if _error_code(reply) == "too_many_hops":
             return Rejected("508: too_many_hops")
         case status if status in {408, 409} or status >= 500:
-            return Retry(_with_code(str(status), reply))
+            return Retry(_with_code(str(status), reply), until_ms=retry_after(reply.headers, now_ms))
         case status:
             return Rejected(_with_code(str(status), reply))
 

@@ -59,6 +59,7 @@ class Retry(msgspec.Struct, frozen=True):
 
     reason: str
     left: bool = True
+    until_ms: int | None = None  # not before, where it said so
     silent: bool = False  # no reply came: whether the target is still there is unknown
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from agent.errors import BodyGone, IdempotencyMismatch, NotFound, QueueFull, StillRunning, WrongState
+from agent.errors import BodyGone, IdempotencyMismatch, NotFound, StillRunning, WrongState
 from agent.identifiers import uuid7
 from agent.records import Accepted, EscalationState, RequestRecord, RequestState
 from agent.settings import QueueSettings
 from agent.storage import figures, rows, transitions
 from agent.storage import statements as sql
+from agent.storage.ceiling import make_room
 from agent.storage.changes import Changes
 from agent.storage.connection import Connection
 from agent.storage.database import Database
 from agent.storage.retention import LATE, Retention, forget
+from agent.telemetry import LOG, METRICS
 from agent.token_estimate import estimate
 from agent.types import (
     Action,
@@ -78,12 +80,14 @@ class Journal:
         there is a target, else awaiting_approval. Raises QueueFull at the ceiling (nothing is
         changed), WrongState when the request is not running.
         """
+        dropped: list[str] = []
 
         def work(connection: Connection) -> RequestRecord:
-            return self._settle(connection, request, generation, confidence, decision, now_ms)
+            return self._settle(connection, request, generation, confidence, decision, now_ms, dropped)
 
         record = await self._db.write(work)
         self._changes.publish(request.id)
+        self._tell_dropped(dropped)
         return record
 
     async def record(
@@ -100,12 +104,23 @@ class Journal:
 
         Raises as they do; nothing is stored then.
         """
+        dropped: list[str] = []
 
         def work(connection: Connection) -> RequestRecord:
             _insert(connection, request, accepted)
-            return self._settle(connection, request, generation, confidence, decision, now_ms)
+            return self._settle(connection, request, generation, confidence, decision, now_ms, dropped)
 
-        return await self._db.write(work, grows=True)
+        record = await self._db.write(work, grows=True)
+        self._tell_dropped(dropped)
+        return record
+
+    def _tell_dropped(self, request_ids: Sequence[str]) -> None:
+        """Tell of rows that went for a new one: never silently."""
+        if request_ids:
+            policy = self._queue.when_full
+            METRICS.count("queue_drops", len(request_ids), policy=policy.value)
+            LOG.warning("the queue is full: %d rows were dropped (%s)", len(request_ids), policy.value)
+            self._changes.publish(*request_ids)
 
     def _settle(
         self,
@@ -115,6 +130,7 @@ class Journal:
         confidence: Confidence | None,
         decision: Decision,
         now_ms: int,
+        dropped: list[str],
     ) -> RequestRecord:
         state = _state_of(decision)
         answered = generation is not None and generation.failure is None and decision.action is not Action.REFUSED
@@ -148,7 +164,7 @@ class Journal:
             )
             figures.count_label(connection, request, generation.text, decision.action, now_ms)
         if state is RequestState.QUEUED:
-            self._enqueue(connection, request, generation, decision, now_ms)
+            dropped[:] = self._enqueue(connection, request, generation, decision, now_ms)
         record = rows.read_record(connection, request.id)
         assert record is not None
         if self._retention.forgets(state):
@@ -162,10 +178,13 @@ class Journal:
         generation: Generation | None,
         decision: Decision,
         now_ms: int,
-    ) -> None:
+    ) -> list[str]:
+        """Make the row of a queued decision. Returns the requests whose rows went for it."""
         body_bytes = connection.execute(sql.REQUEST_BODY_LENGTH, {"id": request.id}).fetchone()["bytes"]
         expected = estimate(request, generation, decision.handoff)
-        check_ceiling(connection, self._queue, body_bytes)
+        dropped = make_room(
+            connection, self._queue, self._retention, body_bytes, priority=decision.priority, now_ms=now_ms
+        )
         egress = decision.egress or EgressPolicy.APPROVE
         if egress is EgressPolicy.NEVER:
             raise WrongState("a request that must not leave cannot be queued")
@@ -193,6 +212,7 @@ class Journal:
                 "estimated_output_tokens": expected.output_tokens,
             },
         )
+        return dropped
 
     async def get(self, request_id: str, *, now_ms: int | None = None, fetched: bool = False) -> RequestRecord | None:
         """Return a request or None. ``fetched`` (with ``now_ms``) says that its owner now has the late answer."""
@@ -211,6 +231,19 @@ class Journal:
             return record
 
         return await self._db.write(work)
+
+    async def late(self, since_ms: int | None, after_id: str, limit: int) -> _Records:
+        """Return requests that waited and have come to an end, with their texts: since then, or (None) those not fetched."""
+
+        def work(connection: Connection) -> _Records:
+            parameters = {"since_ms": since_ms, "after_id": after_id, "limit": limit}
+            found = [
+                rows.read_record(connection, row["id"])
+                for row in connection.execute(sql.REQUEST_LATE, parameters).fetchall()
+            ]
+            return [record for record in found if record is not None]
+
+        return await self._db.read(work)
 
     async def forget(self, request_id: str) -> None:
         """Remove the texts of a settled request: its caller wants none kept."""
@@ -284,20 +317,6 @@ class Journal:
 
         await self._db.write(work)
         self._changes.publish(request_id)
-
-
-def check_ceiling(connection: Connection, queue: QueueSettings, body_bytes: int) -> None:
-    """Raise QueueFull unless one more open row of ``body_bytes`` fits."""
-    total = connection.execute(sql.ESCALATION_OPEN_TOTAL).fetchone()
-    if total["n_rows"] + 1 > queue.max_rows:
-        raise QueueFull(
-            f"the queue holds {total['n_rows']} rows, its ceiling; drain, cancel or purge, or raise queue.max_rows"
-        )
-    if total["n_bytes"] + body_bytes > queue.max_bytes:
-        raise QueueFull(
-            f"the queue holds {total['n_bytes']} bytes, {body_bytes} more pass its ceiling; "
-            "drain, cancel or purge, or raise queue.max_bytes"
-        )
 
 
 def _insert(connection: Connection, request: InferenceRequest, accepted: Accepted) -> None:

@@ -24,7 +24,14 @@ sys.modules.setdefault("pysqlite3.dbapi2", sqlcipher3.dbapi2)
 import sqlite_utils  # noqa: E402 - the alias above must come first
 
 from agent.errors import OutriderError, StorageError  # noqa: E402
-from agent.storage import egress_schema, feedback_schema, report_schema, task_schema  # noqa: E402
+from agent.storage import (  # noqa: E402
+    batch_schema,
+    egress_schema,
+    feedback_schema,
+    report_schema,
+    task_schema,
+    webhook_store,
+)
 from agent.storage.connection import (  # noqa: E402
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -217,6 +224,31 @@ def m010_appraisers(db: sqlite_utils.Database, key: bytes) -> None:
 def m011_next_targets(db: sqlite_utils.Database, key: bytes) -> None:
     """A rule may name several targets in order."""
     for statement in egress_schema.ROUTES:
+        db.execute(statement)
+
+
+@_migration
+def m012_batches(db: sqlite_utils.Database, key: bytes) -> None:
+    """Uploaded files, batches and their lines."""
+    _create(db, "files", batch_schema.FILES)
+    _create(db, "file_chunks", batch_schema.FILE_CHUNKS)
+    _create(db, "batches", batch_schema.BATCHES)
+    _create(db, "batch_lines", batch_schema.LINES)
+    for statement in batch_schema.INDEXES:
+        db.execute(statement)
+
+
+@_migration
+def m013_delivery(db: sqlite_utils.Database, key: bytes) -> None:
+    """Events for a webhook, and the order in which rows go for new ones."""
+    _create(db, "webhook_wanted", webhook_store.WANTED)
+    _create(db, "webhook_events", webhook_store.EVENTS)
+    waiting = "WHERE state IN ('awaiting_approval', 'pending')"
+    for statement in (
+        *webhook_store.STATEMENTS,
+        f"CREATE INDEX escalations_waiting ON escalations (id) {waiting}",
+        f"CREATE INDEX escalations_lowest ON escalations (priority, id) {waiting}",
+    ):
         db.execute(statement)
 
 

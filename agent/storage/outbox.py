@@ -19,6 +19,7 @@ from agent.storage import costs, figures, rows, spending
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 from agent.storage.outbox_by_hand import OutboxByHand
+from agent.storage.outbox_reader import LOWEST_PRIORITY
 from agent.storage.retention import CHUNK_ROWS
 from agent.storage.spending import Amount, OverBudget
 from agent.storage.transitions import (
@@ -45,7 +46,9 @@ class Outbox(OutboxByHand):
 
     # --- sending ----------------------------------------------------------------------
 
-    async def claim(self, target: str, *, now_ms: int, lease_ms: int) -> tuple[Escalation, RequestRecord] | None:
+    async def claim(
+        self, target: str, *, now_ms: int, lease_ms: int, least: int = LOWEST_PRIORITY
+    ) -> tuple[Escalation, RequestRecord] | None:
         """Lease the next row for ``target`` (priority, then place in line) that may go, is due and has not expired.
 
         Rows that no budget has room for, by what they are expected to take, are put off until it has.
@@ -58,6 +61,7 @@ class Outbox(OutboxByHand):
                     sql.ESCALATION_CLAIM,
                     {
                         "target": target,
+                        "least": least,
                         "now_ms": now_ms,
                         "lease": secrets.token_hex(16),
                         "lease_expires_at_ms": now_ms + lease_ms,

@@ -14,11 +14,11 @@ from agent.records import Escalation, EscalationState, HoldReason
 from agent.settings import QueueSettings
 from agent.storage import costs, rows
 from agent.storage import statements as sql
+from agent.storage.ceiling import check_ceiling
 from agent.storage.changes import Changes
 from agent.storage.clock import Clock
 from agent.storage.connection import Connection
 from agent.storage.database import Database
-from agent.storage.journal import check_ceiling
 from agent.storage.outbox_reader import OutboxReader
 from agent.storage.retention import CHUNK_ROWS, Retention, chunk
 from agent.storage.transitions import ENDED, end, find, finish_attempt, follow, known

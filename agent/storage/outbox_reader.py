@@ -13,6 +13,7 @@ from agent.storage.connection import Connection
 from agent.storage.database import Database
 from agent.storage.transitions import ENDED, find
 
+LOWEST_PRIORITY = -(1 << 31)
 _Rows = list[Escalation]  # inside the class, `list` is the method
 
 
@@ -107,13 +108,14 @@ class OutboxReader:
 
         return await self._db.read(work)
 
-    async def next_available_ms(self, target: str, now_ms: int) -> int | None:
-        """Return when the next row for ``target`` is due: ``now_ms`` when one is, None when none waits."""
+    async def next_available_ms(self, target: str, now_ms: int, *, least: int = LOWEST_PRIORITY) -> int | None:
+        """Return when the next row for ``target`` is due, of at least this priority: ``now_ms`` when one is, None when none waits."""
+        parameters = {"target": target, "least": least}
 
         def work(connection: Connection) -> int | None:
-            if connection.execute(sql.ESCALATION_READY, {"target": target}).fetchone():
+            if connection.execute(sql.ESCALATION_READY, parameters).fetchone():
                 return now_ms
-            row = connection.execute(sql.ESCALATION_NEXT, {"target": target}).fetchone()
+            row = connection.execute(sql.ESCALATION_NEXT, parameters).fetchone()
             return None if row is None else max(now_ms, int(row["available_at_ms"]))
 
         return await self._db.read(work)

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from agent.storage import egress_log
+from agent.storage import batch_schema, egress_log
 from agent.storage import statements as sql
+from agent.storage.batch_store import LineError
 from agent.storage.connection import SQLITE_ERRORS, Connection
 from agent.storage.transitions import finish_attempt
 
@@ -56,6 +57,10 @@ def _hold(incoming: Connection, now_ms: int) -> int:
         told = attempt is not None and _is_told(incoming, row["id"], attempt["started_at_ms"])
         reason = "the backup was made while it was sent"
         finish_attempt(incoming, row, "unknown", reason, left=False if told else None, now_ms=now_ms)
+    errors = [
+        LineError(code="restored", message="the database is a backup; make the batch again if it is still wanted")
+    ]
+    incoming.execute(batch_schema.BATCHES_RESTORED, {"now_ms": now_ms, "errors": msgspec.json.encode(errors)})
     return incoming.execute(sql.ESCALATIONS_RESTORED).rowcount + incoming.execute(sql.REQUESTS_RESTORED).rowcount
 
 

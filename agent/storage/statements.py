@@ -38,6 +38,12 @@ REQUEST_BODY_LENGTH = "SELECT length(body) AS bytes FROM requests WHERE id = :id
 
 _REQUEST_HEAD = "SELECT id, state, model, received_at_ms, settled_at_ms, confidence, decision, answered_by, NULL AS body FROM requests"
 REQUEST_LIST = _REQUEST_HEAD + " WHERE id < :before_id ORDER BY id DESC LIMIT :limit"
+# What waited and has come to an end, by the moment of that; without since_ms what nobody has fetched.
+REQUEST_LATE = """
+SELECT id FROM requests WHERE state IN ('resolved', 'unresolved') AND id > :after_id AND body IS NOT NULL
+    AND CASE WHEN :since_ms IS NULL THEN fetched_at_ms IS NULL ELSE settled_at_ms >= :since_ms END
+ORDER BY id LIMIT :limit
+"""
 REQUEST_LIST_STATE = _REQUEST_HEAD + " WHERE state = :state AND id < :before_id ORDER BY id DESC LIMIT :limit"
 REQUEST_RUNNING = """
 SELECT body, accepted_egress, accepted_target, accepted_fingerprint FROM requests
@@ -131,7 +137,7 @@ ESCALATION_CLAIM = """
 UPDATE escalations SET state = 'leased', lease = :lease, lease_expires_at_ms = :lease_expires_at_ms
 WHERE id = (
     SELECT id FROM escalations
-    WHERE state = 'pending' AND deferred = 0 AND target = :target AND expires_at_ms > :now_ms
+    WHERE state = 'pending' AND deferred = 0 AND target = :target AND priority >= :least AND expires_at_ms > :now_ms
     ORDER BY priority DESC, turn_ms, id LIMIT 1
 )
 RETURNING *
@@ -252,10 +258,11 @@ ESCALATION_PENDING_FOR = """
 SELECT ifnull(sum(n_rows), 0) AS n_rows FROM escalation_counts WHERE state = 'pending' AND target = :target
 """
 ESCALATION_READY = """
-SELECT 1 FROM escalations WHERE state = 'pending' AND deferred = 0 AND target = :target LIMIT 1
+SELECT 1 FROM escalations WHERE state = 'pending' AND deferred = 0 AND target = :target AND priority >= :least LIMIT 1
 """
 ESCALATION_NEXT = """
-SELECT available_at_ms FROM escalations WHERE state = 'pending' AND deferred = 1 AND target = :target
+SELECT available_at_ms FROM escalations
+WHERE state = 'pending' AND deferred = 1 AND target = :target AND priority >= :least
 ORDER BY available_at_ms LIMIT 1
 """
 # INDEXED BY: without statistics the planner takes the index on state, and walks every open row.

@@ -7,17 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent import executable
+from agent.delivery_settings import FileSettings
 from agent.errors import DiskFull, ForeignDatabase, QueueFull, StorageError, WrongKey
 from agent.records import Accepted
 from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import keys
 from agent.storage.ballast import Ballast
+from agent.storage.batch_store import BatchStore
 from agent.storage.changes import Changes
 from agent.storage.clock import Clock, Uptime, uptime_ms
 from agent.storage.connection import DATABASE_NAME, SCHEMA_VERSION, connect, schema_version
 from agent.storage.database import Database
 from agent.storage.egress_log import EgressLog
 from agent.storage.feedback_store import FeedbackStore
+from agent.storage.file_store import FileStore
 from agent.storage.instance_lock import InstanceLock
 from agent.storage.journal import Journal, cut_short
 from agent.storage.outbox import Outbox
@@ -25,6 +28,7 @@ from agent.storage.prefix_store import PrefixStore
 from agent.storage.report_reader import ReportReader
 from agent.storage.retention import Retention, purge_bodies, purge_rows
 from agent.storage.task_store import TaskStore
+from agent.storage.webhook_store import WebhookStore
 from agent.types import Action, Decision, Generation, InferenceRequest, Reason
 
 Decide = Callable[[InferenceRequest, Accepted, Generation], Decision]
@@ -38,6 +42,7 @@ class Storage:
         db: Database,
         queue: QueueSettings,
         retention: RetentionSettings,
+        files: FileSettings,
         *,
         key: keys.Key,
         lock: InstanceLock,
@@ -56,6 +61,9 @@ class Storage:
         self.tasks = TaskStore(db)
         self.report = ReportReader(db)
         self.feedback = FeedbackStore(db)
+        self.files = FileStore(db, files)
+        self.batches = BatchStore(db)
+        self.webhooks = WebhookStore(db)
 
     def prefix_store(self, most_bytes: int) -> PrefixStore:
         """Return the store of named prefixes of this data directory, under the database's key."""
@@ -90,6 +98,9 @@ class Storage:
         settled_before_ms = self._keep.settled_before_ms(now_ms)
         while await self.db.write(lambda connection: purge_rows(connection, settled_before_ms)):
             pass
+        await self.files.maintain(now_ms)
+        await self.webhooks.maintain(now_ms)
+        await self.batches.maintain(now_ms, self.files.settings.keep_s)
         await self.db.checkpoint()
 
     async def close(self) -> None:
@@ -105,6 +116,7 @@ async def open_storage(
     *,
     now_ms: int,
     uptime: Uptime | None = uptime_ms,
+    files: FileSettings = FileSettings(),  # noqa: B008 - frozen
 ) -> Storage:
     """Open or create the storage of ``data_dir`` for this process alone.
 
@@ -125,7 +137,7 @@ async def open_storage(
     except BaseException:
         lock.release()
         raise
-    storage = Storage(database, queue, retention, key=key, lock=lock, now_ms=now_ms, uptime=uptime)
+    storage = Storage(database, queue, retention, files, key=key, lock=lock, now_ms=now_ms, uptime=uptime)
     try:
         # One process owns the file, so every lease is of an earlier life.
         await storage.outbox.rescue(now_ms, every_lease=True)

@@ -315,15 +315,16 @@ def served(
         yield api
     finally:
         api.server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+        assert thread.join(30) or not thread.is_alive()
 
 
 async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: threading.Event) -> None:
     def now_ms() -> int:
         return time.time_ns() // 1_000_000 + api.skew_ms
 
-    storage = await open_storage(settings.data_path, settings.queue, settings.retention, now_ms=now_ms(), uptime=now_ms)
+    storage = await open_storage(
+        settings.data_path, settings.queue, settings.retention, now_ms=now_ms(), uptime=now_ms, files=settings.files
+    )
     dispatcher = Dispatcher(
         storage,
         settings.targets,
@@ -354,11 +355,10 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         api.tasks.book,
         settings.moderation,
     )
-    background = Background(pipeline, storage.journal)
     app = create_app(
         ApiDeps(
             pipeline=pipeline,
-            background=background,
+            background=(background := Background(pipeline, storage.journal)),
             storage=storage,
             engine=api.engine,
             prefixes=storage.prefix_store(settings.engine.prefix_disk_bytes),
@@ -383,8 +383,8 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
     api.port = listener.getsockname()[1]
     api.url = f"http://127.0.0.1:{api.port}"
     api.server = ApiServer(uvicorn_config(app, settings.server), pipeline.holds.end)
-    await dispatcher.start()
-    await background.start()
+    for part in (dispatcher, background, app.state.batches):
+        await part.start()
     serving = asyncio.create_task(api.server.serve(sockets=[listener]))
     try:
         while not api.server.started:
@@ -392,8 +392,8 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         ready.set()
         await serving
     finally:
-        await background.stop()
-        await dispatcher.stop()
+        for part in (app.state.batches, background, dispatcher):
+            await part.stop()
         await api.tasks.save_means()
         await api.engine.stop(0)
         await storage.close()

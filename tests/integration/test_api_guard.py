@@ -28,6 +28,10 @@ ROUTES = [
     ("POST", "/v1/responses"), ("GET", "/v1/responses/x"), ("DELETE", "/v1/responses/x"),
     ("POST", "/v1/responses/x/cancel"), ("GET", "/v1/responses/x/input_items"),
     ("GET", "/v1/report"), ("GET", "/v1/report/requests"), ("POST", "/v1/tasks/x/trials"),
+    ("POST", "/v1/files"), ("GET", "/v1/files"), ("GET", "/v1/files/x"), ("DELETE", "/v1/files/x"),
+    ("GET", "/v1/files/x/content"), ("POST", "/v1/batches"), ("GET", "/v1/batches"), ("GET", "/v1/batches/x"),
+    ("POST", "/v1/batches/x/cancel"),
+    ("GET", "/v1/digest"), ("GET", "/openapi.json"), ("POST", "/v1/digest/seen"),
     ("GET", "/"), ("GET", "/nowhere"),
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from agent.storage import statements as sql
 
 ANY = {
     "id": "x", "key": "k", "target": "t", "now_ms": 1, "lease": "l", "lease_expires_at_ms": 2, "state": "pending",
-    "limit": 10, "before_id": "~", "after_id": "", "since_ms": 0, "unfetched": 0, "settled_before_ms": 1, "target_fingerprint": "f", "only_released": 1,
+    "limit": 10, "least": 0, "before_id": "~", "after_id": "", "since_ms": 0, "unfetched": 0, "settled_before_ms": 1, "target_fingerprint": "f", "only_released": 1,
 }  # fmt: skip
 
 INDEX_OF = {
