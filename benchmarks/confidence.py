@@ -286,11 +286,11 @@ def main(arguments: list[str] | None = None) -> int:
         if not chosen.quick:
             rows += out_of_scope(chosen.data, embed, most)
     if chosen.report:
-        from benchmarks import open_answers
+        from benchmarks import open_answers, open_table
 
         told = list(open_answers.all_figures(chosen.data, chosen.report, draws))
         if chosen.write:
-            open_answers.written(chosen.write, told)
+            open_table.written(chosen.write, told)
         else:
             rows += [Row(name, *figure) for name, figure in told]
     if chosen.write:

@@ -34,18 +34,16 @@ from agent.demonstrations import MOST
 from agent.evaluation import matching
 from agent.tasks import TaskKind
 from agent.types import Generation
-from benchmarks import certificates
+from benchmarks import certificates, open_table
 from benchmarks.certificates import Answers, Floats
 from benchmarks.open_raw import ENCODER, Kept, key_of, parts_of, read_raw, shown_to
 from benchmarks.open_sets import SETS, Item, OpenSet
+from benchmarks.open_table import Figure
 
 DELTA, DRAWS = 0.1, 400
-BEGIN, END = "<!-- open: begin -->", "<!-- open: end -->"
 RIGHT_ONE_IN_FIVE = 0.2
 PROBE_STRENGTH = 0.01  # inverse of the L2 penalty, of standardised states
 VOCABULARY = 49152  # of the model: the largest entropy is its logarithm
-
-Figure = tuple[str, float, tuple[float, float] | None, str, bool | None]  # what, value, interval, wanted, met
 
 
 class Told(NamedTuple):
@@ -247,9 +245,9 @@ def _rankings(appraised: Appraised, wanted: float | None) -> Iterator[Figure]:
         ranked = Answers(scores, answers.right)
         yield f"AUROC, {what}", certificates.auroc(ranked), certificates.bootstrap(ranked, certificates.auroc), "", None
         yield f"E-AURC, {what}", certificates.aurc(ranked)[1], None, "", None
-    if len(answers.right) >= 150:
-        error, floor = certificates.calibration_error(answers, 100, maps.PULL)
-        yield f"ECE, map by 100 labels (floor {floor:.3f})", error, None, "", None
+    labelled = len(answers.right) // 2
+    error, floor = certificates.calibration_error(answers, labelled, maps.PULL)
+    yield f"ECE, map by {labelled} labels (floor {floor:.3f})", error, None, "", None
     for limit in (0.05, 0.10):
         share = certificates.oracle_coverage(answers, limit)
         yield f"coverage at {1 - limit:.0%} (oracle threshold)", share, None, "", None
@@ -365,21 +363,6 @@ def all_figures(folder: Path, raw: Path, draws: int, states: Path | None = None)
                     yield of.name, figure
 
 
-def written(document: Path, rows: Sequence[tuple[str, Figure]]) -> None:
-    """Put the table into a document, between its two marks."""
-    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    document.write_text(f"{before}{BEGIN}\n{markdown(rows)}{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
-def markdown(rows: Sequence[tuple[str, Figure]]) -> str:
-    lines = ["| Set | What | Value | 95 % interval | Wanted | |", "|---|---|---:|---|---|---|"]
-    for name, (what, value, interval, wanted, met) in rows:
-        between = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-        mark = "" if met is None else ("yes" if met else "**no**")
-        lines.append(f"| {name} | {what} | {value:.3f} | {between} | {wanted} | {mark} |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="What a confidence is worth where answers are written.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the sets, one folder each")
@@ -390,9 +373,9 @@ def main() -> int:
     chosen = parser.parse_args()
     rows = list(all_figures(chosen.data, chosen.report, chosen.draws, chosen.states))
     if chosen.write:
-        written(chosen.write, rows)
+        open_table.written(chosen.write, rows)
     else:
-        print(markdown(rows), end="")
+        print(open_table.markdown(rows), end="")
     return 0
 
 
