@@ -42,6 +42,7 @@ from benchmarks.open_table import Figure
 
 DELTA, DRAWS = 0.1, 400
 RIGHT_ONE_IN_FIVE = 0.2
+FEW_ASKED = 60  # below it, those that teach are judged, too: each by a model of the others
 PROBE_STRENGTH = 0.01  # inverse of the L2 penalty, of standardised states
 VOCABULARY = 49152  # of the model: the largest entropy is its logarithm
 
@@ -134,8 +135,6 @@ class Appraised(NamedTuple):
 
     answers: Answers
     pilot: list[Scored]
-    figures: Floats
-    names: tuple[str, ...]
     asked: list[Told]
 
 
@@ -145,7 +144,7 @@ def appraise(taught: Sequence[Told], asked: Sequence[Told], *, together: bool = 
     Raises ValueError where the taught are all right or all wrong.
     """
     names = tuple(sorted(set.intersection(*(set(one.figures) for one in taught))))
-    scores, rights, pilot, table, judged = [], [], [], [], []
+    scores, rights, pilot, judged = [], [], [], []
     for task in [None] if together else sorted({one.item.task for one in asked}):
         lessons = [one for one in taught if task in {None, one.item.task}]
         own = [one for one in asked if task in {None, one.item.task}]
@@ -155,9 +154,18 @@ def appraise(taught: Sequence[Told], asked: Sequence[Told], *, together: bool = 
         scores += [found.weights.probability(one.figures) or 0.0 for one in own]
         rights += [one.right for one in own]
         pilot += [Scored(p, is_right) for p, is_right in zip(found.probabilities, right, strict=True)]
-        table += [[one.figures.get(name, 0.0) for name in names] for one in own]
         judged += own
-    return Appraised(Answers(np.array(scores), np.array(rights)), pilot, np.array(table), names, judged)
+    return Appraised(Answers(np.array(scores), np.array(rights)), pilot, judged)
+
+
+def cross_validated(told: Sequence[Told]) -> Appraised:
+    """Judge each answer by a model fitted to the others, where too few are asked. Raises ValueError as ``appraise``."""
+    known = [one for one in told if one.figures]
+    names = tuple(sorted(set.intersection(*(set(one.figures) for one in known))))
+    figures = array("d", [one.figures[name] for one in known for name in names])
+    right = tuple(one.right for one in known)
+    found = fit(Judged(names=names, figures=figures.tobytes(), right=right))
+    return Appraised(Answers(np.array(found.probabilities), np.array(right)), [], known)
 
 
 def others(told: Sequence[Told]) -> dict[str, Floats]:
@@ -203,22 +211,25 @@ def figures_of(of: OpenSet, found: dict[tuple[str, int], list[Told]], draws: int
     """Yield the figures of one set."""
     count = MOST if of.demonstrated else 0
     taught, asked = found.get(("taught", count), []), found.get(("asked", count), [])
-    if not taught or len(asked) < 2:
+    if not taught:
         return
+    crossed = len(asked) < FEW_ASKED
     if plain := {one.item: one.right for one in found.get(("taught", 0), [])} if of.demonstrated else {}:
         both = [(plain[one.item], one.right) for one in taught if one.item in plain]
         kept = gains([a for a, _ in both], [b for _, b in both])
         yield f"right without demonstrations, n={len(both)}", sum(a for a, _ in both) / len(both), None, "", None
         told = f"right behind the {MOST} nearest, the same {len(both)} ({'kept' if kept else 'not kept'})"
         yield told, sum(b for _, b in both) / len(both), None, "", None
-    accuracy = float(np.mean([one.right for one in asked]))
-    yield f"accuracy, n={len(asked)}, taught by {len(taught)}", accuracy, None, "", None
+    judged = [*taught, *asked] if crossed else asked
+    accuracy = float(np.mean([one.right for one in judged]))
+    by = "each judged by a model of the others" if crossed else f"taught by {len(taught)}"
+    yield f"accuracy, n={len(judged)}, {by}", accuracy, None, "", None
     wanted = of.wanted if accuracy >= RIGHT_ONE_IN_FIVE else None
     try:
         lessons = [one for one in taught if one.figures]
-        appraised = appraise(lessons, asked)
+        appraised = cross_validated(judged) if crossed else appraise(lessons, asked)
     except ValueError:  # nothing is right: there is nothing to tell apart
-        yield "certified at 90%: share served (the task is escalated whole)", 0.0, None, "0", True
+        yield "certified at 90%: share served (too few are right: the task is escalated whole)", 0.0, None, "0", True
         return
     yield from _rankings(appraised, wanted)
     if len({one.item.task for one in asked}) > 1:
@@ -227,7 +238,8 @@ def figures_of(of: OpenSet, found: dict[tuple[str, int], list[Told]], draws: int
         yield "AUROC, one appraiser for all of its tasks", certificates.auroc(together), interval, "", None
     yield from _certified(appraised, draws, accuracy)
     if of.spec.kind is TaskKind.EXTRACT:
-        yield from _fields(taught, asked)
+        half = len(judged) // 2
+        yield from _fields(judged[:half], judged[half:]) if crossed else _fields(taught, asked)
 
 
 def _rankings(appraised: Appraised, wanted: float | None) -> Iterator[Figure]:

@@ -206,8 +206,8 @@ SETS = (
     OpenSet("svamp", _text("svamp", "Answer with the number alone."), svamp, 120, 300, match=Match.NUMERIC),
     OpenSet("gsm8k", _text("gsm8k", "Answer with the number alone."), gsm, 80, 120, match=Match.NUMERIC),
     OpenSet("nq_open", _text("nq", "Answer the question in a few words."), questions, 150, 350),
-    OpenSet("ARC-Easy", _text("arc", "Answer the question."), choices("arc_easy"), 200, 400),
-    OpenSet("OpenBookQA", _text("obqa", "Answer the question."), choices("openbookqa"), 150, 300),
+    OpenSet("ARC-Easy", _text("arc", "Answer the question."), choices("arc_easy"), 200, 400, demonstrated=False),
+    OpenSet("OpenBookQA", _text("obqa", "Answer the question."), choices("openbookqa"), 150, 300, demonstrated=False),
     OpenSet(
         "wnut17",
         TaskSpec(
