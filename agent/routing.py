@@ -13,6 +13,7 @@ from agent.records import Accepted
 from agent.rule_settings import RuleSettings
 from agent.rules import NO_FACTS, NO_RULES, Facts, Outcome, Rulebook
 from agent.strictness import stricter
+from agent.token_estimate import input_tokens
 from agent.types import (
     Action,
     Confidence,
@@ -90,7 +91,7 @@ def before(request: InferenceRequest, policy: Policy, facts: Facts = NO_FACTS) -
     """
     rule = policy.rules.before(request, facts)
     mode = _mode(request, rule)
-    chosen = _choose(policy, rule, facts)
+    chosen = _choose(policy, rule, request)
     target = chosen[0] if chosen else None
     told = stricter(_configured(policy, rule, target), request.egress, policy.ceiling, rule.egress if rule else None)
     egress = stricter(told, target.images) if target and request.has_media else told
@@ -138,13 +139,13 @@ def _mode(request: InferenceRequest, rule: RuleSettings | None) -> RouteMode:
     return request.route_mode if chosen and rule.mode is not RouteMode.LOCAL_ONLY else rule.mode
 
 
-def _choose(policy: Policy, rule: RuleSettings | None, facts: Facts) -> tuple[TargetRule, ...]:
+def _choose(policy: Policy, rule: RuleSettings | None, request: InferenceRequest) -> tuple[TargetRule, ...]:
     """Return who may be asked, in order: those that the rule names, else the first that may receive."""
     able = [
         one
         for one in policy.targets
         if one.egress is not EgressPolicy.NEVER
-        and not (one.max_input_tokens and facts.prompt_tokens > one.max_input_tokens)
+        and not (one.max_input_tokens and input_tokens(request) > one.max_input_tokens)
     ]
     if rule is None or not rule.targets:
         return tuple(able[:1])
@@ -228,7 +229,7 @@ def after(
     rule = None
     if generation is not None and not route.straight:  # else it is decided already
         rule = policy.rules.after(request, route.facts, Outcome(score, generation))
-        route = _as_rule(route, rule, policy)
+        route = _as_rule(request, route, rule, policy)
     wishes = [request.wanted_s, *(one.wanted_s for one in (rule, route.rule) if one is not None)]
     wanted = min(filter(None, wishes), default=0)
     base = Decision(
@@ -291,13 +292,13 @@ def _escalated(request: InferenceRequest, route: Route, reason: Reason, why: str
     return decide(Action.QUEUED, reason, by, why)
 
 
-def _as_rule(route: Route, rule: RuleSettings | None, policy: Policy) -> Route:
+def _as_rule(request: InferenceRequest, route: Route, rule: RuleSettings | None, policy: Policy) -> Route:
     """Return the route as a rule on the answer has it: other targets, under no looser policy than it came in by."""
     if rule is None:
         return route
     trace = (*route.trace, f"rule {rule.name} holds after the local model")
     if rule.targets:
-        chosen = _choose(policy, rule, route.facts)
+        chosen = _choose(policy, rule, request)
         target = chosen[0] if chosen else None
         route = msgspec.structs.replace(
             route,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,12 @@ def list_targets(invocation: Invocation, as_json: bool) -> None:
     "--handoff", type=click.Choice(["fresh", "refine", "verify"]), help="Ask anew, improve or judge the draft."
 )
 @click.option("--ca-file", type=click.Path(path_type=Path), help="Certificate authority of a private target (PEM).")
+@click.option(
+    "--images", type=click.Choice(["never", "approve", "allow"]), help="Images, sound, files. Default: approve."
+)
+@click.option("--input-price", type=float, help="Dollars per million tokens sent.")
+@click.option("--output-price", type=float, help="Dollars per million tokens of the answer.")
+@click.option("--max-output-tokens", type=click.IntRange(1), help="Most tokens of an answer; a budget needs it.")
 @click.option("--chain", is_flag=True, help="The target is an Outrider that may hand on further.")
 @json_option
 @pass_invocation
@@ -88,6 +95,10 @@ def add(
     api_key_env: str | None,
     handoff: str | None,
     ca_file: Path | None,
+    images: str | None,
+    input_price: float | None,
+    output_price: float | None,
+    max_output_tokens: int | None,
     chain: bool,
     as_json: bool,
 ) -> None:
@@ -119,6 +130,12 @@ def add(
         entry["ca_file"] = str(ca_file.expanduser().absolute())
     if chain:
         entry["chain"] = True
+    given = {"images": images, "input_price": input_price, "output_price": output_price}
+    entry |= {name: value for name, value in given.items() if value is not None}
+    if input_price is not None:
+        entry["price_as_of"] = datetime.now().astimezone().date()
+    if max_output_tokens:
+        entry["max_output_tokens"] = max_output_tokens
     _checked(entry)  # before a secret is asked for
     kept: Path | None = None
     if asking and not (api_key_file or api_key_env):

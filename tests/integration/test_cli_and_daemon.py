@@ -74,8 +74,9 @@ def test_a_target_added_later_gets_only_what_a_person_releases(daemon, cloud):
     for number in range(3):
         outrider(daemon, "ask", f"unsure secret {number}")
     url = cloud.base_url
-    added = as_json(daemon, "target", "add", "main", "--base-url", url, "--model", "big", "--egress", "allow")
-    assert added["applied"] is True
+    priced = ("--input-price", "2.5", "--output-price", "10", "--max-output-tokens", "100")
+    added = as_json(daemon, "target", "add", "main", "--base-url", url, "--model", "big", "--egress", "allow", *priced)
+    assert (added["applied"], added["input_price"], added["max_output_tokens"]) == (True, "2.5", 100)
     assert tomllib.loads(daemon.config.read_text())["server"] == {"port": 0}
     # A new question goes out by itself; the three older ones do not.
     assert outrider(daemon, "ask", "unsure and new", "--wait").stdout == "cloud: unsure and new\n"

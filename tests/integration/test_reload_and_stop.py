@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from fakes.cloud import cloud_in_thread
 from fakes.command_line import TARGET, as_json, outrider
 from fakes.daemon_process import DaemonProcess
 
@@ -96,3 +97,18 @@ def test_a_stop_does_not_wait_for_those_who_only_wait(tmp_path):
     assert answer.headers["location"] == f"/v1/requests/{rows[0]['request_id']}"
     assert answer.json()["choices"][0]["message"]["content"] == "echo: unsure"
     assert '"code":"shutting_down"' in "".join(lines)
+
+
+def test_the_air_gap_holds_at_once_and_what_waited_stays_before_a_person(tmp_path):
+    with cloud_in_thread() as cloud:
+        daemon = DaemonProcess(tmp_path / "device", TARGET.format(url=cloud.base_url, egress="allow")).start()
+        outrider(daemon, "egress", "off")
+        assert "uncertain" in outrider(daemon, "ask", "unsure", code=None).stderr
+        assert as_json(daemon, "queue", "list")["data"] == []
+        assert as_json(daemon, "target", "list")[0]["egress"] == "never"
+        outrider(daemon, "egress", "on", "--policy", "approve")
+        outrider(daemon, "ask", "unsure")
+        (row,) = as_json(daemon, "queue", "list")["data"]
+        assert (row["state"], row["egress"]) == ("awaiting_approval", "approve")
+        assert cloud.chats == []
+        daemon.stop()

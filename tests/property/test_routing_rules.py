@@ -129,6 +129,7 @@ class TestVerdicts:
         assert (decision.egress, decision.wanted_s, decision.priority) == (EgressPolicy.APPROVE, 60, 3)
         assert decision.handoff == "verify"
         assert decide(request("x" * 5000), rules, 0.1).target == "near"
+        assert decide(request("x" * 5000), policy(targets=(CLOUD,)), 0.1).target is None
 
     @pytest.mark.parametrize(("own", "wanted"), [(0, 60), (30, 30), (90, 60)])
     def test_an_answer_is_wanted_as_long_as_both_want_it(self, own, wanted):
