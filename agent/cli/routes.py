@@ -95,9 +95,9 @@ def test(invocation: Invocation, file: IO[str], as_json: bool) -> None:
                 one["rule"],
                 one["mode"],
                 "; ".join(f"{outcome}: {end}" for outcome, end in one["ends"].items()) or one["error"],
-                one["target"],
-                one["egress"],
-                one["tokens"],
+                one["target"] if one["may_leave"] else "",
+                one["egress"] if one["may_leave"] else "",
+                one["tokens"] if one["may_leave"] else "",
                 written(one["dollars_most"]) if one["target"] and one["may_leave"] else "",
             )
             for one in trials
