@@ -90,7 +90,9 @@ def farthest(found: Sequence[Point]) -> tuple[Point, float] | None:
 def _knee(curves: Sequence[Curve], found: Sequence[Point]) -> Knee:
     top = farthest(found)
     if top is None:
-        return Knee(name=None, why=f"no clear knee: {len(found)} of the options are beaten by none, a knee needs three")
+        return Knee(
+            name=None, why=f"no clear knee: nothing beats {len(found)} of {len(curves)} options, a knee needs three"
+        )
     point, height = top
     if height < CLEAR:
         return Knee(

@@ -12,7 +12,7 @@ _WIDTH, _HEIGHT = 760, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 56, 60
 _INK, _FAINT, _LINE, _MARK, _KNEE = "#1f2933", "#52606d", "#e4e7eb", "#0b6e99", "#c2410c"
 _ROWS, _COLUMNS = 14, 60
-_STEPS = (1, 2, 2.5, 5, 10)
+_STEPS = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 PER = 1000  # requests that the cost axis is of
 _LABEL_GAP = 15  # between two lines of text
 
@@ -82,7 +82,7 @@ def _labels(axes: _Axes, found: Picture) -> list[str]:
         width = 6.6 * len(point.name)
         is_right = x + 10 + width < _WIDTH - _RIGHT
         left = x + 10 if is_right else x - 10 - width
-        at = y - 8
+        at = y - 8 if y - 8 - _LABEL_GAP > _TOP else y + 20  # not into the title
         while any(abs(at - other) < _LABEL_GAP and left < end and begin < left + width for begin, end, other in taken):
             at += _LABEL_GAP
         taken.append((left, left + width, at))
@@ -124,7 +124,7 @@ def _text(
 
 
 def _round_up(value: float) -> float:
-    """Return the next number of 1, 2, 2.5, 5 times a power of ten; 0 for 0."""
+    """Return the next number of _STEPS times a power of ten; 0 for 0."""
     if value <= 0:
         return 0.0
     power = 10.0 ** math.floor(math.log10(value))
