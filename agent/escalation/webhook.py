@@ -27,7 +27,7 @@ from agent.delivery_settings import WebhookSettings
 from agent.errors import ConfigError, KeyProblem, StorageError
 from agent.escalation.connectivity import BACKOFF_CAP_S, full_jitter_s
 from agent.escalation.replies import retry_after
-from agent.storage.webhook_store import Event, WebhookStore
+from agent.storage.webhook_store import Event, Left, WebhookStore
 from agent.telemetry import LOG, METRICS
 
 SECRET_FILE = "webhook-secret"  # noqa: S105 - a file name
@@ -152,11 +152,13 @@ class Webhook:
         else:
             why = f"HTTP {status}"
         METRICS.count("webhooks", outcome="delivered" if 200 <= status < 300 else why)
+        # Off this device it may have left even where nobody replied.
+        left = None if self._local else Left(now_ms, len(body), hashlib.sha256(body).hexdigest())
         if 200 <= status < 300:
-            await self._store.delivered(event)
+            await self._store.delivered(event, left)
         elif status == _GONE or now_ms - event.created_at_ms > GIVE_UP_MS:
             LOG.error("webhook: event %s is given up: %s", event.id, why)
-            await self._store.give_up(event, why)
+            await self._store.give_up(event, why, left)
         else:
             wait_s = full_jitter_s(self._random, event.attempts, base_s=RETRY_BASE_S, cap_s=BACKOFF_CAP_S)
-            await self._store.put_off(event, max(until_ms or 0, now_ms + round(wait_s * 1000)), why)
+            await self._store.put_off(event, max(until_ms or 0, now_ms + round(wait_s * 1000)), why, left)

@@ -11,9 +11,11 @@ from typing import Any
 
 import msgspec
 
+from agent.storage import egress_log
 from agent.storage.connection import Connection
 from agent.storage.database import Database
 
+LOG_TARGET = "webhook"  # in the log of what left
 KEEP_MS = 7 * 86_400_000  # what was delivered, or given up
 
 EVENTS = """
@@ -78,6 +80,14 @@ class Event(msgspec.Struct, frozen=True):
     attempts: int
 
 
+class Left(msgspec.Struct, frozen=True):
+    """What left the device: it holds ids and no text."""
+
+    at_ms: int
+    body_bytes: int
+    body_sha256: str
+
+
 class WebhookStore:
     """The events of one database. Every method returns after the commit."""
 
@@ -108,21 +118,38 @@ class WebhookStore:
         row = await self._db.read(lambda connection: connection.execute(_NEXT).fetchone())
         return None if row is None else int(row["due_at_ms"])
 
-    async def delivered(self, event: Event) -> None:
-        """Note that an event was taken."""
-        await self._settle(event, "delivered", event.created_at_ms, None)
+    async def delivered(self, event: Event, left: Left | None = None) -> None:
+        """Note that an event was taken. ``left``: what left the device with it, for the log of that."""
+        await self._settle(event, "delivered", event.created_at_ms, None, left)
 
-    async def put_off(self, event: Event, due_at_ms: int, error: str) -> None:
+    async def put_off(self, event: Event, due_at_ms: int, error: str, left: Left | None = None) -> None:
         """Try an event again later."""
-        await self._settle(event, "pending", due_at_ms, error)
+        await self._settle(event, "pending", due_at_ms, error, left)
 
-    async def give_up(self, event: Event, error: str) -> None:
+    async def give_up(self, event: Event, error: str, left: Left | None = None) -> None:
         """End an event that nobody takes."""
-        await self._settle(event, "dead", event.created_at_ms, error)
+        await self._settle(event, "dead", event.created_at_ms, error, left)
 
-    async def _settle(self, event: Event, state: str, due_at_ms: int, error: str | None) -> None:
+    async def _settle(self, event: Event, state: str, due_at_ms: int, error: str | None, left: Left | None) -> None:
         parameters = {"id": event.id, "state": state, "due_at_ms": due_at_ms, "error": error}
-        await self._db.write(lambda connection: connection.execute(_SETTLE, parameters).rowcount)
+
+        def work(connection: Connection) -> None:
+            connection.execute(_SETTLE, parameters)
+            if left is not None:
+                egress_log.append(
+                    connection,
+                    at_ms=left.at_ms,
+                    escalation_id=event.id,
+                    request_id=event.subject_id,
+                    target=LOG_TARGET,
+                    body_bytes=left.body_bytes,
+                    body_sha256=left.body_sha256,
+                    outcome=state,
+                    policy=None,
+                    redactions=None,
+                )
+
+        await self._db.write(work)
 
     async def counts(self) -> dict[str, int]:
         """Return how many events there are in each state: those of a week."""

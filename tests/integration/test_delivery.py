@@ -1,6 +1,7 @@
 """What is kept, dropped, held back, told and summed up of answers that come later."""
 
 import base64
+import contextlib
 import json
 import os
 import stat
@@ -24,7 +25,6 @@ from agent.errors import ConfigError, KeyProblem, QueueFull
 from agent.escalation.thrift import Thrift
 from agent.escalation.webhook import Webhook, check_url, load_secret, signature
 from agent.settings import ConnectivitySettings, QueueSettings
-from agent.storage.webhook_store import Event
 
 # --- the ceiling ----------------------------------------------------------------------
 
@@ -280,7 +280,7 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path):
         load_secret(WebhookSettings(), tmp_path)
 
 
-async def test_off_this_device_only_with_leave(tmp_path, monkeypatch):
+async def test_off_this_device_only_with_leave_and_logged(tmp_path):
     storage = await values.open_storage(values.prepared_dir(tmp_path), QUEUE, KEEP, now_ms=NOW)
     may = [False]
     hook = Webhook(
@@ -292,16 +292,22 @@ async def test_off_this_device_only_with_leave(tmp_path, monkeypatch):
     await storage.outbox.cancel(rid, now_ms=NOW + 5)
     tried = []
 
-    async def deliver(client, event: Event):
-        tried.append(event)
-        await storage.webhooks.delivered(event)
+    class Reply:
+        status_code, headers = 200, {}
 
-    monkeypatch.setattr(hook, "_deliver", deliver)
-    await hook._deliver_due(None)
+    class Client:
+        @contextlib.asynccontextmanager
+        async def stream(self, method, url, *, content, headers):
+            tried.append(content)
+            yield Reply()
+
+    await hook._deliver_due(Client())
     assert tried == []
     may[0] = True
-    await hook._deliver_due(None)
-    assert [event.subject_id for event in tried] == [f"resp_{rid}"]
+    await hook._deliver_due(Client())
+    (logged,) = await storage.egress_log.list(0, 10)
+    assert (logged.target, logged.request_id, logged.bytes) == ("webhook", f"resp_{rid}", len(tried[0]))
+    assert await storage.egress_log.verify() is None
     await storage.close()
 
 
