@@ -139,7 +139,8 @@ def written_here(model: Path, text: str = TEXT, answer: int = ANSWER) -> tuple[l
     options.n_ctx = options.n_batch = options.n_ubatch = len(ids) + answer
     options.n_threads = options.n_threads_batch = 1
     context = native.llama_init_from_model(weights, options)
-    prompt, rows = len(ids), []
+    prompt = len(ids)
+    rows: list[Any] = []
     left = ids
     while True:
         batch = native.llama_batch_init(len(left), 0, 1)
