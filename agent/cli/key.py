@@ -124,3 +124,31 @@ def recovery(invocation: Invocation, restore: bool, as_json: bool) -> None:
     click.echo(f"the key is back at {restored.path}{' and opens the database' if opens else ''}")
     if not opens:
         notice("there is no database yet: put one back with `outrider backup --restore FILE`")
+
+
+@key.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_invocation
+def destroy(invocation: Invocation, yes: bool, as_json: bool) -> None:
+    """Make everything unreadable for good: queue, answers, log, and every backup under this key.
+
+    The key is overwritten first, so that copies of the database elsewhere are worth nothing either, unless
+    somebody has a recovery code or a backup with the key. The daemon must be stopped. Models stay, and so do
+    the tasks and their example files beside the configuration.
+
+    Example:  outrider key destroy
+    """
+    from agent.storage.destruction import destroy as destroyed
+
+    data_path = invocation.data_path
+    with alone(data_path):
+        if not yes:
+            notice(f"queue, answers and log in {data_path} will be unreadable for good, for you too")
+            confirm("destroy the key now?")
+        gone = destroyed(data_path)
+    if as_json:
+        emit_json({"files": gone})
+        return
+    click.echo(f"the key is destroyed; {gone} files are gone")
+    notice("recovery codes on paper and backups made --with-key still hold it: destroy those too")

@@ -87,7 +87,7 @@ def load_or_create(data_dir: Path, environ: Mapping[str, str] | None = None) -> 
     """
     environ = os.environ if environ is None else environ
     if (data_dir / PLACE_NAME).exists():
-        if _recorded_place(data_dir) is KeyPlace.FILE and (data_dir / NEXT_KEY_NAME).exists():
+        if recorded_place(data_dir) is KeyPlace.FILE and (data_dir / NEXT_KEY_NAME).exists():
             _finish_rotation(data_dir)
         return load(data_dir, environ)
     if (data_dir / DATABASE_NAME).exists():
@@ -113,7 +113,7 @@ def load(data_dir: Path, environ: Mapping[str, str] | None = None) -> Key:
     two keys opens the database. Raises KeyProblem or WrongKey.
     """
     environ = os.environ if environ is None else environ
-    place = _recorded_place(data_dir)
+    place = recorded_place(data_dir)
     if place is KeyPlace.FILE:
         path = data_dir / KEY_NAME
         if (data_dir / NEXT_KEY_NAME).exists() and (data_dir / DATABASE_NAME).exists():
@@ -304,7 +304,7 @@ def _credential(environ: Mapping[str, str]) -> Path | None:
     return Path(folder) / CREDENTIAL_NAME if folder else None
 
 
-def _recorded_place(data_dir: Path) -> KeyPlace:
+def recorded_place(data_dir: Path) -> KeyPlace:
     path = data_dir / PLACE_NAME
     try:
         return KeyPlace(json.loads(path.read_bytes())["place"])

@@ -1,9 +1,13 @@
 """What a thief of the files can read: nothing. What is purged is gone."""
 
+import pytest
 from fakes import storage_values as values
 from fakes.storage_values import DAY, NOW
 
+from agent.errors import KeyProblem, WrongKey
 from agent.records import CloudAnswer
+from agent.storage.backup import backup, restore
+from agent.storage.destruction import destroy
 
 NEEDLE = "the needle of Outrider 7f3a"
 
@@ -57,3 +61,38 @@ def decrypted(data, dest):
     finally:
         connection.close()
     return dest.read_bytes()
+
+
+async def test_a_destroyed_key_makes_every_copy_unreadable_and_the_next_start_begins_anew(tmp_path):
+    data = values.prepared_dir(tmp_path)
+    storage = await values.open_storage(data, values.QUEUE, values.KEEP, now_ms=NOW)
+    await storage.journal.open(values.request(NEEDLE), now_ms=NOW)
+    await storage.close()
+    elsewhere = tmp_path / "copy.db"
+    backup(data, elsewhere)
+    material = (data / "key").read_bytes()
+    (data / "outrider.db.replaced-1.raw-key").write_bytes(material)
+    assert destroy(data) >= 3
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and material in path.read_bytes()]
+    assert not list(data.glob("*.db*"))
+    with pytest.raises(KeyProblem):
+        restore(elsewhere, data, now_ms=NOW)
+    storage = await values.open_storage(data, values.QUEUE, values.KEEP, now_ms=NOW)
+    await storage.close()
+    assert (data / "key").read_bytes() != material
+    with pytest.raises(WrongKey):
+        restore(elsewhere, data, now_ms=NOW)
+
+
+def test_there_is_nothing_to_destroy(tmp_path):
+    with pytest.raises(KeyProblem):
+        destroy(tmp_path)
+
+
+async def test_a_destruction_that_was_cut_short_is_finished(tmp_path):
+    data = values.prepared_dir(tmp_path)
+    storage = await values.open_storage(data, values.QUEUE, values.KEEP, now_ms=NOW)
+    await storage.close()
+    (data / "key").unlink()
+    assert destroy(data) == 1
+    assert not (data / "outrider.db").exists()
