@@ -305,6 +305,7 @@ def _credential(environ: Mapping[str, str]) -> Path | None:
 
 
 def recorded_place(data_dir: Path) -> KeyPlace:
+    """Return where the key of a data directory is said to be. Raises KeyProblem when nothing says it."""
     path = data_dir / PLACE_NAME
     try:
         return KeyPlace(json.loads(path.read_bytes())["place"])
