@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent.errors import ModelRejected, OutriderError, TaskNotFound, WrongState
+from agent.errors import InvalidRequest, ModelRejected, OutriderError, TaskNotFound, WrongState
 
 if TYPE_CHECKING:
     from agent.cli.client import DaemonClient
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def bundled(invocation: Invocation, names: Sequence[str]) -> tuple[bytes, ...]:
-    """Return tasks as a bundle carries them. Raises TaskNotFound, DaemonUnreachable."""
+    """Return tasks as a bundle carries them. Raises TaskNotFound, InvalidRequest, DaemonUnreachable."""
     from agent.cli.client import DaemonClient
     from agent.task_folder import folder_beside
 
@@ -33,6 +33,11 @@ def _one(client: DaemonClient, spec: TaskSpec) -> bytes:
     told = client.get(f"/v1/tasks/{spec.name}")
     if told["digest"] != spec.digest:
         raise WrongState(f"the daemon knows another task {spec.name}: does it run with the same --config?")
+    if told.get("appraiser"):
+        raise InvalidRequest(
+            f"task {spec.name} writes its answers, and what was taught of them holds texts of users: it is not carried; "
+            "teach and calibrate it on the other device"
+        )
     current = bool(told["calibration"] and told["calibration"]["current"])
     head = client.get(f"/v1/tasks/{spec.name}/head") if told["head"] and told["head"]["current"] else None
     calibration = client.get(f"/v1/tasks/{spec.name}/calibration") if current else None

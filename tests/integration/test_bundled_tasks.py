@@ -11,7 +11,10 @@ from fakes.command_line import as_json, outrider
 from fakes.gguf import gguf
 
 from agent import executable
+from agent.cli import bundled_tasks
+from agent.errors import InvalidRequest
 from agent.models.store import open_store
+from agent.tasks import TaskKind, TaskSpec
 from agent.types import ModelFormat
 
 LABELS = ("card", "hours", "refund")
@@ -84,3 +87,10 @@ def test_a_certified_task_goes_along_without_its_examples(devices, tmp_path):
     refused = outrider(two.user, "bundle", "import", str(file), "--tasks", code=2)
     assert "another task mail is here" in refused.stderr
     assert len(two.get("/v1/tasks/mail").json()["labels"]) == 2
+
+
+def test_a_task_that_keeps_texts_of_users_is_not_carried():
+    spec = TaskSpec(name="letters", kind=TaskKind.TEXT)
+    told = {"digest": spec.digest, "appraiser": {"id": "x"}, "head": None, "calibration": None}
+    with pytest.raises(InvalidRequest, match="texts of users"):
+        bundled_tasks._one(SimpleNamespace(get=lambda path: told), spec)
