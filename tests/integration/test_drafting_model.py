@@ -3,12 +3,15 @@
 import ctypes
 
 import llama_cpp.llama_cpp as native
+import msgspec
 import pytest
 from fakes import smollm2
 
 from agent.engine import frames
 from agent.engine.drafting import Drafting
+from agent.engine.llama_cpp_draft import LlamaCppDraft
 from agent.engine.llama_cpp_runtime import LlamaCppRuntime
+from agent.engine.model_guesses import ModelGuesses
 from agent.engine.scheduler import Scheduler
 from agent.types import Message, Sampling
 
@@ -35,6 +38,13 @@ class Always(Drafting):
             lookup.draft(len(lookup.chances(max(0, min(5, request.limit - request.generated - 1)))))
             for request, lookup in zip(requests, lookups, strict=True)
         ]
+
+
+class Unceasing(ModelGuesses):
+    """Guesses three tokens of each request in every step, whether it pays or not."""
+
+    def _count(self, together, most, costs):
+        return min(3, most)
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +98,22 @@ def test_the_text_is_that_of_one_token_at_a_time(runtime):
     assert guessed == plain
     assert accepted > 10
     assert rejected > 0
+
+
+def test_nor_does_a_draft_model_change_one(runtime):
+    asks = [("Why is the sky blue?", Sampling(max_tokens=24)), ("Name three animals.", Sampling(max_tokens=24))]
+    plain, _ = answers(runtime, asks, None)
+    file = smollm2.model_file()  # the same weights in 4 bits
+    order = frames.Load(
+        model=msgspec.structs.replace(file, draft=file),
+        context_tokens=256,
+        parallel=3,
+        waiting_line=0,
+        threads=0,
+        confine=False,
+    )
+    draft = LlamaCppDraft(order, threads=lambda: 2)
+    guessed, (accepted, rejected) = answers(runtime, asks, Drafting(Unceasing(draft)))
+    draft.close()
+    assert guessed == plain
+    assert accepted > 2 * rejected
