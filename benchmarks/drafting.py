@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program thi
 from agent.engine import frames
 from agent.engine.drafting import Drafting
 from agent.engine.llama_cpp_runtime import LlamaCppRuntime
+from agent.engine.relaid_weights import make_room, relaid
 from agent.engine.scheduler import Scheduler
 from agent.models.store import open_store
 from agent.types import Message, Sampling
@@ -113,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
             threads=chosen.threads,
             confine=False,
         )
-        runtime = LlamaCppRuntime(order)
+        runtime = LlamaCppRuntime(relaid(order, make_room(order)))  # as a worker holds it
         rows = _measured(runtime, chosen.rounds, until)
         runtime.close()
     if chosen.json:
