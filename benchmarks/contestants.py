@@ -224,6 +224,9 @@ def _given_q8_0(folder: Path) -> Contestant:
     """Start llama-server with the same weights in the form in which ours holds them."""
     import llama_cpp.llama_cpp as native
 
+    from agent.llama_library import load_backends
+
+    load_backends()
     made = folder / "q8_0.gguf"
     wish = native.llama_model_quantize_default_params()
     wish.ftype, wish.allow_requantize = native.LLAMA_FTYPE_MOSTLY_Q8_0, True
