@@ -108,7 +108,7 @@ def _label(daemon: Outrider, task: str, text: str) -> str:
     address = daemon.address
     url = f"http://{address.host}:{address.port}/v1/classify"
     body = {"task": task, "input": text, "outrider": {"on_low_confidence": "draft"}}
-    answer = httpx2.post(url, json=body, headers=address.headers, timeout=60).raise_for_status().json()
+    answer = httpx2.post(url, json=body, headers=address.headers, timeout=600).raise_for_status().json()
     label: str = answer["label"]
     return label
 
