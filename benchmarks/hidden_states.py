@@ -105,8 +105,9 @@ def main() -> int:
                 near = shown_to(item, vector, taught, of_taught, MOST, but=at if part == "taught" else None)
                 prompt = rendered(request_of(of, item, [taught[i] for i in near]).messages)
                 found[f"{part} {key_of(item)}"] = states.of(prompt, kept.generation.text)
-                if len(found) % 50 == 0:
+                if len(found) % 20 == 0:
                     print(len(found), file=sys.stderr, flush=True)
+                    np.savez_compressed(chosen.write, **found)
     np.savez_compressed(chosen.write, **found)
     return 0
 
