@@ -13,7 +13,7 @@ RUN := .venv/bin/python
 READY := .venv/.ready
 
 help:
-	@echo "make demo        the main road on a real model, in two minutes"
+	@echo "make demo        forty field messages sorted offline, the doubtful ones held: about half a minute"
 	@echo "make chain       from a checkpoint on a hub to an answer, on real weights; 5 GB, half an hour the first time"
 	@echo "make bundle      the program as a folder that needs no Python; builds llama.cpp for all processors, once"
 	@echo "make deb         that folder as .deb (make rpm: as .rpm), both with and without the demo model"
@@ -26,7 +26,7 @@ help:
 	@echo "make clean       remove .venv and caches (not the built wheel in ~/.cache/outrider)"
 
 demo: $(READY)
-	@$(RUN) scripts/demo.py
+	@$(RUN) -m agent demo
 
 chain: $(READY)
 	@$(RUN) scripts/chain.py

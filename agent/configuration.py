@@ -289,6 +289,8 @@ def _system_text(prefix: PrefixSettings, folder: Path) -> str:
 def check_target(target: TargetSettings) -> None:
     """Raise ConfigError if a target is not safe or not supported."""
     where = f"target {target.name}"
+    if target.name in {"local", "person"}:
+        raise ConfigError(f"{where}: this name says who answered where no target did; choose another")
     try:
         url = urlsplit(target.base_url)
         host, port = url.hostname, url.port

@@ -161,7 +161,8 @@ async def serve(
 
         tasks = TaskMemory(TaskBook(folder_beside(loaded.path)), storage.tasks, now_ms)
         await tasks.load()
-        stack.push_async_callback(tasks.save_means)
+        stack.push_async_callback(tasks.save)
+        storage.outbox.on_feedback = tasks.on_feedback
         _warn_about_tasks(tasks.book)
         pipeline = Pipeline(
             Places(engine, config.engine.parallel, now_ms),
@@ -305,7 +306,7 @@ async def _maintain(storage: Storage, tasks: TaskMemory) -> None:
     while True:
         await asyncio.sleep(MAINTAIN_EVERY_S)
         try:
-            await tasks.save_means()
+            await tasks.save()
             await storage.maintain(now_ms())
         except OutriderError as error:
             LOG.error("maintenance: %s", error)

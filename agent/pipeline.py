@@ -173,6 +173,7 @@ class Pipeline:
             if judged and judged.threshold is not None:
                 policy = msgspec.structs.replace(policy, threshold=judged.threshold)
             decision = routing.after(request, route, generation, confidence, policy)
+            decision = self._tasks.sampled(request, route, decision)
         except (GeneratorExit, asyncio.CancelledError):
             # The caller left. Nothing was promised to it: the request ends here, on disk too.
             if opened is None:
@@ -270,7 +271,7 @@ class Pipeline:
             record = await settle(request, generation, confidence, decision, now_ms=self._now_ms())
             if action is Action.REFUSED:
                 raise
-        if record.state is RequestState.QUEUED:
+        if record.escalation is not None:
             self._wake_dispatcher()
         return record
 
@@ -336,6 +337,8 @@ class Pipeline:
 
     def _recorded(self, writing: asyncio.Future[RequestRecord]) -> None:
         self._records.discard(writing)
+        if not writing.cancelled() and not writing.exception() and writing.result().escalation is not None:
+            self._wake_dispatcher()
         if not writing.cancelled() and (error := writing.exception()):
             METRICS.count("records_lost", kind="classify")
             LOG.error("the record of an answered request is lost: %s: %s", type(error).__name__, error)

@@ -77,6 +77,7 @@ class Escalation(msgspec.Struct, frozen=True, kw_only=True):
     edited: bool = False  # a person wrote other messages in place of the request's own: only those leave
     estimated_input_tokens: int = 0  # what a send is expected to take; 0: unknown
     estimated_output_tokens: int = 0
+    purpose: str = "answer"  # or quality_sample: its request stays answered, the reply is compared with what was served
 
 
 class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +151,8 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     local_answer: str | None = None
     right_answer: str | None = None
     score: float | None = None  # raw, before any calibration: what a calibration is made of
-    task_digest: str = ""  # of the task as it was
+    probability: float | None = None  # as the calibration said then
+    calibration: str | None = None  # id of that calibration
     model: str = ""  # whose local answer it was
     by: str = ""  # the target's name, where one said it
 

@@ -245,6 +245,9 @@ class TargetSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 0
     ca_file: Annotated[str, Meta(description="PEM file with the certificate authority, for a private one.")] = ""
     chain: Annotated[bool, Meta(description="The target is an Outrider that may hand on further.")] = False
+    train_on_answers: Annotated[
+        bool, Meta(description="The provider's terms allow its answers as training data: `tasks export --targets`.")
+    ] = False
     max_reply_bytes: Annotated[int, Meta(ge=1024, le=1 << 28, description="Largest reply.")] = 16 << 20
     max_input_tokens: Annotated[
         int, Meta(ge=0, description="Requests with more tokens, by their length, are not for it; 0: none is too long.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -13,11 +14,23 @@ from agent.confidence.appraisers import Appraiser
 from agent.confidence.calibration import Calibration, Judged
 from agent.confidence.heads import AppliedHead, Feature, Head
 from agent.errors import OutriderError
+from agent.routing import Route
 from agent.structure import ToolChoice
 from agent.task_folder import TaskFolder
+from agent.task_monitors import TaskMonitors
 from agent.tasks import TaskKind, TaskSpec
 from agent.telemetry import LOG
-from agent.types import Confidence, Generation, InferenceRequest, RequestKind, Sampling
+from agent.types import (
+    Action,
+    Confidence,
+    Decision,
+    EgressPolicy,
+    Generation,
+    InferenceRequest,
+    RequestKind,
+    RouteMode,
+    Sampling,
+)
 
 FEWEST_INPUTS = 30  # before the mean over them corrects label scores
 LONGEST_MEMORY = 1000  # inputs that the mean follows
@@ -36,8 +49,11 @@ class LabelMeans(msgspec.Struct, frozen=True, kw_only=True):
 class TaskBook:
     """What requests ask of tasks. Everything but the files is put in by whoever owns the storage."""
 
-    def __init__(self, folder: TaskFolder) -> None:
+    def __init__(self, folder: TaskFolder, draw: Callable[[], float] = random.random) -> None:
+        """``draw`` gives numbers in [0, 1): whether a served answer is checked."""
         self.folder = folder
+        self.monitors = TaskMonitors()
+        self._draw = draw
         self._heads: dict[str, AppliedHead] = {}
         self._appraisers: dict[str, Appraiser] = {}
         self._vectors: dict[str, list[tuple[float, ...]]] = {}  # of the demonstrations, by appraiser
@@ -77,6 +93,7 @@ class TaskBook:
     def forget(self, task: str, *, only_calibration: bool = False) -> None:
         """Drop what was learned of a task."""
         self._calibrations.pop(task, None)
+        self.monitors.forget(task)
         if not only_calibration:
             self._heads.pop(task, None)
             self._appraisers.pop(task, None)
@@ -176,7 +193,34 @@ class TaskBook:
             return Judged(confidence)
         found = calibrating.key_of(digest, generation, confidence)
         as_calibrated = request.kind is RequestKind.CLASSIFY or is_usual(request, generation, self.spec(request.task))
-        return calibrating.judge(self._calibrations.get(request.task) if as_calibrated else None, found, confidence)
+        calibration = self._calibrations.get(request.task) if as_calibrated else None
+        judged = calibrating.judge(calibration, found, confidence)
+        if calibration is None or not judged.confidence.calibrated:
+            return judged
+        self.monitors.seen(
+            calibration,
+            score=confidence.raw,
+            length=len(request.messages[-1].content),
+            label=generation.text if request.kind is RequestKind.CLASSIFY else None,
+            at_ms=request.received_at_ms,
+        )
+        return self.monitors.applied(calibration, judged)
+
+    def sampled(self, request: InferenceRequest, route: Route, decision: Decision) -> Decision:
+        """Return the decision; where a served answer is drawn to be checked by a target, with the chance of that.
+
+        Only what may leave without a person is drawn, and only with the share that the task names.
+        """
+        if decision.action is not Action.ANSWERED or request.task is None:
+            return decision
+        try:
+            share = self.folder.get(request.task).quality_sample
+        except OutriderError:
+            return decision
+        at_once = route.egress in {EgressPolicy.ALLOW, EgressPolicy.REDACT} and route.target is not None
+        if not at_once or request.route_mode is RouteMode.LOCAL_ONLY or self._draw() >= share:
+            return decision
+        return msgspec.structs.replace(decision, propensity=share)
 
     def _digest(self, task: str | None) -> str | None:
         """Return what the task is now; None where its file is gone or does not hold any more."""

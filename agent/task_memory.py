@@ -11,7 +11,9 @@ import msgspec
 from agent.confidence.appraisers import Appraiser
 from agent.confidence.calibration import Calibration
 from agent.confidence.heads import Head
+from agent.confidence.monitor import Monitor
 from agent.errors import StorageError
+from agent.records import Feedback
 from agent.storage.task_store import TaskStore
 from agent.task_book import LabelMeans, TaskBook
 from agent.telemetry import LOG
@@ -51,6 +53,7 @@ class TaskMemory:
             calibrations=_decoded(stored.calibrations, Calibration),
             means=_decoded(stored.means, LabelMeans),
         )
+        self.book.monitors.put(_decoded(stored.monitors, Monitor))
 
     async def teach(self, head: Head) -> None:
         """Keep a head; a calibration made with an earlier one ends."""
@@ -110,8 +113,14 @@ class TaskMemory:
         await self._store.forget(task, now_ms=self._now_ms())
         self.book.forget(task)
 
-    async def save_means(self) -> None:
-        """Keep the mean label scores that have changed."""
+    def on_feedback(self, feedback: Feedback) -> None:
+        """Let the monitor of a task know of an answer that was judged."""
+        if feedback.task is not None:
+            self.book.monitors.told(self.book.calibration(feedback.task), feedback)
+
+    async def save(self) -> None:
+        """Keep the monitors and the mean label scores that have changed."""
+        await self._store.put_monitors({one.task: msgspec.msgpack.encode(one) for one in self.book.monitors.changed()})
         changed = self.book.changed_means()
         await self._store.put_means({one.task: msgspec.msgpack.encode(one) for one in changed})
 

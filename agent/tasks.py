@@ -87,6 +87,10 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     on_low_confidence: Annotated[
         OnLowConfidence | None, Meta(description="What a caller gets who names nothing: draft, wait, defer, abstain.")
     ] = None
+    quality_sample: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Share of the served answers that is sent up to be checked, where policy allows."),
+    ] = 0.0
     labels: Annotated[
         dict[str, str], Meta(description='The labels, each with a description (may be ""). Kind labels.')
     ] = {}

@@ -346,6 +346,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     fallbacks: tuple[NextTarget, ...] = ()
     wanted_s: int = 0  # how long a target's answer is still wanted; 0: as long as a row lives
     priority: int = 0
+    propensity: float | None = None  # chance with which this served answer was drawn to be checked; None: it was not
     trace: tuple[str, ...] = ()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.confidence import certify, maps
-from agent.confidence.certify import Ranked, Scored
+from agent.confidence.certify import Certificate, Ranked, Scored
 
 Floats = NDArray[np.float64]
 Right = NDArray[np.bool_]
@@ -29,7 +29,7 @@ class Worth(NamedTuple):
     """What a way to find a threshold did over all draws."""
 
     coverage: float  # mean share of the other examples that is served
-    broken: float  # share of draws in which the served are wrong more often than alpha
+    broken: float  # share of draws in which the promise does not hold
     risk: float  # mean share that is wrong among the served
     kept_up: float  # share of draws with at least 70 % served and at most 2 points below the cloud
 
@@ -37,8 +37,20 @@ class Worth(NamedTuple):
 Rule = Callable[[Sequence[Scored]], float | None]
 
 
-def worth(answers: Answers, rule: Rule, *, examples: int, draws: int, alpha: float, cloud: float = 0.95) -> Worth:
-    """Draw ``examples`` for the rule, look at all others, ``draws`` times. ``cloud``: a simulated target's accuracy."""
+def worth(
+    answers: Answers,
+    rule: Rule,
+    *,
+    examples: int,
+    draws: int,
+    alpha: float = 1.0,
+    escalated: float = 1.0,
+    cloud: float = 0.95,
+) -> Worth:
+    """Draw ``examples`` for the rule, look at all others, ``draws`` times. ``cloud``: a simulated target's accuracy.
+
+    Broken is a draw with more than ``alpha`` wrong among the served, or more than ``escalated`` not served.
+    """
     chance = np.random.default_rng(SEED)
     found = []
     for _ in range(draws):
@@ -49,7 +61,8 @@ def worth(answers: Answers, rule: Rule, *, examples: int, draws: int, alpha: flo
         wrong = float(np.mean(~answers.right[others][served])) if served.any() else 0.0
         share = float(np.mean(served))
         system = share * (1 - wrong) + (1 - share) * cloud
-        found.append((share, wrong > alpha, wrong, share >= 0.7 and system >= cloud - 0.02))
+        broken = wrong > alpha or 1 - share > escalated
+        found.append((share, broken, wrong, share >= 0.7 and system >= cloud - 0.02))
     columns = list(zip(*found, strict=True))
     return Worth(*(float(np.mean(column)) for column in columns))
 
@@ -61,6 +74,16 @@ def pac(alpha: float, delta: float, pilot: Sequence[Scored] = ()) -> Rule:
         ranked = Ranked(known)
         start = certify.start_share(pilot, len(ranked), alpha=alpha, delta=delta) if pilot else None
         return certify.accuracy_pac(ranked, alpha=alpha, delta=delta, start_share=start).score
+
+    return rule
+
+
+def escalate(share: float, delta: float) -> Rule:
+    """Return what `--escalate` does: it looks at no answers, only at how sure they are."""
+
+    def rule(known: Sequence[Scored]) -> float | None:
+        scores = [one.score for one in known]
+        return certify.escalated_share(scores, share=share, certificate=Certificate.PAC, delta=delta).score
 
     return rule
 

@@ -62,7 +62,7 @@ def _exit_codes() -> Iterator[str]:
     meanings: dict[int, list[str]] = {
         0: ["it worked"],
         PROBLEM_FOUND: [
-            "`doctor` found a problem; `evaluate`: no variant passes all gates",
+            "`doctor` found a problem; `demo` did not go as it says; `evaluate`: no variant passes all gates",
             "a question was answered with no; the reader of a pipe has gone",
         ],
         2: ["wrong usage"],

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.api.deps import ApiDeps, deps_of, need_admin
+from agent.api.monitor_object import monitor_object
 from agent.api.wire import json_response, query, read_json
 from agent.confidence.answer_features import VERSION as FEATURES_VERSION
 from agent.confidence.appraisers import Appraiser
@@ -58,8 +59,11 @@ def task_object(deps: ApiDeps, name: str) -> dict[str, Any]:
     if calibration is not None:
         told = msgspec.to_builtins(calibration)
         told.pop("earlier")
+        told.pop("reference")
         changed = changes(deps, spec, calibration)
         found["calibration"] = {**told, "current": not changed, "changed": changed}
+    monitor = book.monitors.of(calibration)
+    found["monitor"] = monitor_object(monitor, calibration) if monitor and calibration else None
     found["inputs_seen"] = means.inputs if means else 0
     return found
 

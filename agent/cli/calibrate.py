@@ -78,6 +78,7 @@ def calibrate(
     from agent.cli import task_signals
     from agent.cli.client import DaemonClient
     from agent.evaluation import certifying, pictures
+    from agent.evaluation.drawn import fair_sample
     from agent.evaluation.examples import check_several_labels, read_examples
     from agent.task_folder import folder_beside
     from agent.tasks import TaskKind
@@ -89,8 +90,13 @@ def calibrate(
     for text in read.notices:
         notice(text)
     with DaemonClient(invocation.settings) as client:
+        usable, notices = fair_sample(read.found)
+        for text in notices:
+            notice(text)
+        if not usable:
+            raise BadExamples(f"{examples}: none of these examples is a fair sample of the traffic, see above")
         head, appraiser = _taught(client, spec)
-        left = _without_taught(read.found, head.texts if head else appraiser.texts if appraiser else (), task)
+        left = _without_taught(usable, head.texts if head else appraiser.texts if appraiser else (), task)
         if answered and spec.kind is TaskKind.LABELS:
             check_several_labels(left, str(examples))
         found = calibrated(client, spec, left, wish, head, appraiser=appraiser)
@@ -230,7 +236,7 @@ def calibrated(
             raise WrongState("the model or the task was replaced meanwhile: begin again")
         key = msgspec.convert(rows[0]["key"], CalibrationKey)
         judged = [
-            Judgement(one.line, row["score"], _is_right(spec, one, row))
+            Judgement(one.line, row["score"], _is_right(spec, one, row), len(one.input), _label(spec, row))
             for one, row in zip(left, rows, strict=True)
             if one.answer is None or _is_right(spec, one, row) is not None
         ]
@@ -281,10 +287,9 @@ def _by_label_scores(
         told = tuple(float("nan") if figure is None else figure for figure in row["logprobs"])
         probabilities = labels.distribution(LabelScores(logprobs=told, earlier=earlier))
         score = labels.raw_score(probabilities, by_head=False)
-        right = None
-        if one.answer is not None:
-            right = score is not None and spec.names[labels.best(spec.names, probabilities)] == one.answer
-        judged.append(Judgement(one.line, score, right))
+        label = None if score is None else spec.names[labels.best(spec.names, probabilities)]
+        right = None if one.answer is None else label == one.answer
+        judged.append(Judgement(one.line, score, right, len(one.input), label))
     key = CalibrationKey(
         task_digest=spec.digest,
         model=rows[0]["model"],
@@ -304,6 +309,12 @@ def _is_right(spec: TaskSpec, one: Example, row: dict[str, Any]) -> bool | None:
     if spec.kind is TaskKind.LABELS:
         return bool(row["answer"] == one.answer)
     return matching.verdict(spec, one.answers, one.verdict, row)
+
+
+def _label(spec: TaskSpec, row: dict[str, Any]) -> str | None:
+    from agent.tasks import TaskKind
+
+    return str(row["answer"]) if spec.kind is TaskKind.LABELS else None
 
 
 def _tell(found: Calibration, written: Sequence[str], *, stored: bool) -> None:

@@ -115,9 +115,9 @@ class DaemonClient:
         """Return the JSON of a GET; None values are left out of the query."""
         return self._call("GET", path, query=query)
 
-    def get_as_admin(self, path: str) -> Any:
-        """Return the JSON of a GET, with the token for admin verbs."""
-        return self._call("GET", path, admin=True)
+    def get_as_admin(self, path: str, **query: object) -> Any:
+        """Return the JSON of a GET, with the token for admin verbs; None values are left out of the query."""
+        return self._call("GET", path, admin=True, query=query)
 
     def get_bytes(self, path: str, **query: object) -> bytes:
         """Return the body of a GET as it came."""

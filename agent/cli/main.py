@@ -20,6 +20,10 @@ from agent.errors import OutriderError
 
 # Name -> where it lives and its line in the help. A test keeps the line equal to the docstring.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": (
+        "agent.cli.demo.command:demo",
+        "Sort forty field messages offline, hold the doubtful ones, and ask when the line is back.",
+    ),
     "serve": ("agent.cli.serve:serve", "Run the daemon until it is told to stop."),
     "ask": ("agent.cli.ask:ask", "Ask one question and print the answer."),
     "chat": ("agent.cli.chat:chat", "Talk with the local model, turn by turn."),
@@ -57,6 +61,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "agent.cli.report:report",
         "Tell what was answered where, what it cost, what it saved, and how good the answers were.",
     ),
+    "review": ("agent.cli.review:review", "Say of answers whether they are right."),
     "bundle": ("agent.cli.bundle:bundle", "Carry models to another device in one signed file, without a network."),
     "prefixes": ("agent.cli.prefixes:prefixes", "See and erase the saved beginnings of prompts."),
     "key": ("agent.cli.key:key", "See, replace and recover the database key."),

@@ -161,10 +161,9 @@ def _by_head(
         state = array("f", base64.b64decode(row["hidden"] or ""))
         probabilities = applied.probabilities(vector, figures, state)
         score = labels.raw_score(probabilities, by_head=True)
-        right = None
-        if one.answer is not None:
-            right = score is not None and spec.names[labels.best(spec.names, probabilities)] == one.answer
-        judged.append(Judgement(one.line, score, right))
+        label = None if score is None else spec.names[labels.best(spec.names, probabilities)]
+        right = None if one.answer is None else label == one.answer
+        judged.append(Judgement(one.line, score, right, len(one.input), label))
     key = CalibrationKey(
         task_digest=spec.digest,
         model=rows[0]["model"],

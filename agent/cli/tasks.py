@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
-from agent.cli.output import confirm, emit_json, notice, table
+from agent.cli.output import confirm, emit_json, moment, notice, table
+from agent.cli.task_export import export
 from agent.cli.teach import teach
 from agent.errors import ConfigError, OutriderError
 
@@ -27,6 +28,7 @@ def tasks() -> None:
 
 
 tasks.add_command(teach)
+tasks.add_command(export)
 
 
 @tasks.command()
@@ -250,7 +252,12 @@ def show(invocation: Invocation, name: str, as_json: bool) -> None:
         emit_json(row)
         return
     head, calibration = row.get("head"), row.get("calibration")
-    rows = [("name", name), ("kind", spec.kind), ("model", spec.model), ("egress", spec.egress)]
+    rows: list[tuple[str, object]] = [
+        ("name", name),
+        ("kind", spec.kind),
+        ("model", spec.model),
+        ("egress", spec.egress),
+    ]
     rows += [(f"label {label}", text or "-") for label, text in spec.labels.items()]
     rows += [("prompt", spec.instruction), ("taught", _taught(row))]
     if appraiser := row.get("appraiser"):
@@ -265,6 +272,7 @@ def show(invocation: Invocation, name: str, as_json: bool) -> None:
     rows.append(("guarantee", _promise(row)))
     if calibration:
         rows += [("promise", calibration["sentence"]), ("threshold", calibration["threshold"])]
+    rows += _watched(row.get("monitor"))
     table(["FIELD", "VALUE"], rows)
 
 
@@ -286,8 +294,8 @@ def rm(invocation: Invocation, name: str, yes: bool, as_json: bool) -> None:
     if not yes:
         confirm(f"remove task {name}, and what was learned of it?")
     if find_daemon(invocation.settings.data_path) is None:
-        # What is stored of it is of its digest: it comes back only with the very same task.
         folder.remove(name)
+        _forget(invocation, name)
     else:
         with DaemonClient(invocation.settings) as client:
             client.delete(f"/v1/tasks/{name}")
@@ -295,6 +303,27 @@ def rm(invocation: Invocation, name: str, yes: bool, as_json: bool) -> None:
         emit_json({"name": name, "deleted": True})
         return
     click.echo(f"removed: {name}")
+
+
+def _forget(invocation: Invocation, name: str) -> None:
+    """Delete what was learned of a task while no daemon runs."""
+    import asyncio
+
+    from agent.cli.access import now_ms
+    from agent.storage import open_storage
+
+    settings = invocation.settings
+    if not (settings.data_path / "outrider.db").exists():
+        return
+
+    async def forget() -> None:
+        storage = await open_storage(settings.data_path, settings.queue, settings.retention, now_ms=now_ms())
+        try:
+            await storage.tasks.forget(name, now_ms=now_ms())
+        finally:
+            await storage.close()
+
+    asyncio.run(forget())
 
 
 def _folder(invocation: Invocation) -> TaskFolder:
@@ -322,6 +351,21 @@ def _all(invocation: Invocation) -> list[dict[str, Any]]:
         except OutriderError as error:
             found.append({"name": name, "error": str(error)})
     return found
+
+
+def _watched(monitor: dict[str, Any] | None) -> list[tuple[str, object]]:
+    if not monitor:
+        return []
+    checked = f"{monitor['checked']} served answers checked, {monitor['wrong']} wrong"
+    rows: list[tuple[str, object]] = [
+        ("monitor", f"{checked}; {monitor['inputs']} inputs in {monitor['windows']} windows")
+    ]
+    if monitor["tightened"]:
+        now = "nothing is served" if monitor["threshold"] is None else f"{monitor['threshold']:.4f}"
+        rows.append(("threshold, tightened", now))
+    return rows + [
+        (f"alarm of {alarm['kind']}", f"{moment(alarm['at_ms'])}: {alarm['why']}") for alarm in monitor["alarms"]
+    ]
 
 
 def _taught(row: dict[str, Any]) -> str | None:

@@ -189,6 +189,14 @@ def is_held_back(digest: bytes, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * float(1 << (8 * len(digest)))
 
 
+def label_texts(spec: TaskSpec) -> list[str]:
+    """Return the labels as a reader would write them, in the order of the head: what they are called says what they are."""
+    return [
+        f"{name.replace('_', ' ')}: {text}" if (text := spec.labels[name]) else name.replace("_", " ")
+        for name in spec.names
+    ]
+
+
 def _check_enough(chosen: Sequence[Example], spec: TaskSpec, where: str) -> None:
     counts = {label: sum(1 for one in chosen if one.answer == label) for label in spec.names}
     rare = [label for label, count in counts.items() if count < FEWEST_A_LABEL]
@@ -216,7 +224,7 @@ def taught(
     vectors = task_signals.Vectors()
     if Feature.EMBEDDING in wanted:
         try:
-            vectors = task_signals.vectors(client, spec.name, inputs)
+            vectors = task_signals.vectors(client, spec.name, [*inputs, *label_texts(spec)])
         except OutriderError as error:
             if features != "auto":
                 raise
@@ -231,10 +239,13 @@ def taught(
         if None in row["logprobs"]:
             raise InvalidRequest(f"line {one.line}: the model gave no finite score to every label")
         scores.extend(centred(row["logprobs"]))
+    one_vector = len(vectors.raw) // (len(inputs) + len(spec.labels))  # bytes
+    of_names = one_vector * len(inputs)
     order = Order(
         labels=len(spec.labels),
         answers=answers,
-        embedding=vectors.raw,
+        embedding=vectors.raw[:of_names],
+        names=vectors.raw[of_names:],
         hidden=_states(rows, features) if Feature.HIDDEN in wanted else b"",
         scores=scores.tobytes(),
     )

@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from agent.confidence.certify import Certificate
+from agent.confidence.drift import Reference
 from agent.confidence.maps import ProbabilityMap
 from agent.types import Confidence, Generation
 
@@ -76,6 +77,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
     report: Report
     earlier: tuple[float, ...] = ()  # mean log-probabilities that the labels' scores are corrected by
+    reference: Reference | None = None  # what its inputs were like, for what watches it later
     created_at_ms: int = 0
 
     @property

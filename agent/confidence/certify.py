@@ -24,12 +24,14 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from itertools import accumulate
+from statistics import NormalDist
 
 import msgspec
 
 from agent.confidence import binomial
 
 STEPS = 40  # of the walk through all examples
+_POWER = 0.8  # of a certificate with the number of examples that is told to be needed
 _AS_SURELY = 0.02  # probabilities of passing a test that count as alike
 FEWEST_PER_ALPHA = 3.0  # served examples that ``mean`` wants for 1 / alpha
 
@@ -161,30 +163,29 @@ def clean_examples(alpha: float, delta: float) -> int:
 
 
 def examples_needed(ranked: Ranked, *, alpha: float, delta: float, most: int = 1_000_000) -> int | None:
-    """Return about how many examples a certificate would take, if others are like these.
+    """Return about how many examples a certificate would take in four draws of five, if others are like these.
 
-    None where the best share of these is wrong too often: more examples like these will not help.
+    The error at each share that could be served is estimated by Laplace's rule, which does not take no errors in
+    a few examples for none at all; the share that needs the fewest counts. None: above ``most``, or no share will do.
     """
     best: int | None = None
-    fewest = clean_examples(alpha, delta)
-    if len(ranked) == 0:
-        return None
     for served in sorted({ranked.whole(max(1, len(ranked) * part // STEPS)) for part in range(1, STEPS + 1)}):
-        risk = ranked.errors(served) / served
+        risk = (ranked.errors(served) + 1) / (served + 2) if served else 1.0
         if risk >= alpha:
             continue
-        low, high = fewest, most
-        if binomial.cdf(math.ceil(risk * high), high, alpha) > delta:
-            continue
-        while low < high:
-            middle = (low + high) // 2
-            if binomial.cdf(math.ceil(risk * middle), middle, alpha) <= delta:
-                high = middle
-            else:
-                low = middle + 1
-        needed = math.ceil(low * ranked.examples / served)
-        best = needed if best is None else min(best, needed)
-    return best if best is None or best <= most else None
+        count = max(clean_examples(alpha, delta), _served_for(risk, alpha, delta))
+        needed = math.ceil(count * ranked.examples / served)
+        if needed <= (best or most):
+            best = needed
+    return best
+
+
+def _served_for(risk: float, alpha: float, delta: float) -> int:
+    """Return how many served examples pass the test with probability ``_POWER``, by the normal approximation."""
+    normal = NormalDist()
+    spread = normal.inv_cdf(1 - delta) * math.sqrt(alpha * (1 - alpha))
+    spread += normal.inv_cdf(_POWER) * math.sqrt(risk * (1 - risk))
+    return math.ceil((spread / (alpha - risk)) ** 2)
 
 
 def start_share(pilot: Sequence[Scored], count: int, *, alpha: float, delta: float) -> float | None:

@@ -15,7 +15,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag="head"):
     labels: int  # how many
     answers: tuple[int, ...]  # the label of each example
     embedding: bytes = b""  # float32, one row an example; empty: not tried
-    hidden: bytes = b""  # the same: last hidden states of the language model
+    names: bytes = b""  # the same of the labels' own names, one row a label: a first example of each; empty: not tried
+    hidden: bytes = b""  # float32, one row an example: last hidden states of the language model
     scores: bytes = b""  # the same, one column a label: log-probabilities less their mean
     seed: int = 0
 
@@ -37,6 +38,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     scores: Layer | None
     temperature: float
     compared: tuple[Compared, ...]
+    by_names: bool = False  # the labels' names taught, too: out of fold that was better
     probabilities: bytes  # float32, out of fold, one row an example
     familiarity: Familiarity | None = None  # of the examples' vectors, where the head reads them
 

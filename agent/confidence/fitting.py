@@ -20,9 +20,10 @@ from agent.confidence.heads import Feature, Layer
 
 FOLDS = 5
 # Inverse of the L2 penalty: of vectors of length 1, of standardised hidden states and scores.
-STRENGTHS = {Feature.EMBEDDING: 10.0, Feature.HIDDEN: 0.01, Feature.SCORES: 0.1}
+STRENGTHS = {Feature.EMBEDDING: 30.0, Feature.HIDDEN: 0.01, Feature.SCORES: 0.1}
 _GRADIENT = 1e-4  # a fit ends when no component of the gradient, per example, is above it
 _ROUNDS, _MEMORY = 200, 8
+_NAMES_COUNT_AS = 2  # examples
 _CONVINCING = 0.02  # log loss, nats an example: what reading more must gain to be worth the language model's time
 
 Floats = NDArray[np.float64]
@@ -56,6 +57,15 @@ def fit(order: Order) -> Fitted:
     told = {
         feature: _out_of_fold(values, answers, order.labels, folds, feature) for feature, values in features.items()
     }
+    names: Floats | None = None
+    if order.names and order.embedding:
+        names = _matrix(order.names, order.labels)
+        values = features[Feature.EMBEDDING]
+        named = _out_of_fold(values, answers, order.labels, folds, Feature.EMBEDDING, names)
+        if _at_best(named, answers) < _at_best(told[Feature.EMBEDDING], answers):
+            told[Feature.EMBEDDING] = named
+        else:
+            names = None
     for feature in Feature:  # in the order of what they cost
         if feature not in told and feature.parts <= features.keys():
             told[feature] = np.mean([told[part] for part in features if part in feature.parts], axis=0)
@@ -70,7 +80,7 @@ def fit(order: Order) -> Fitted:
     )
     best = _best(compared)
     layers = {
-        feature: _layer(values, answers, order.labels, feature)
+        feature: _layer(values, answers, order.labels, feature, names)
         for feature, values in features.items()
         if feature in best.parts
     }
@@ -81,6 +91,7 @@ def fit(order: Order) -> Fitted:
         scores=layers.get(Feature.SCORES),
         temperature=temperatures[best],
         compared=compared,
+        by_names=names is not None and Feature.EMBEDDING in best.parts,
         probabilities=np.exp(log_softmax(told[best] / temperatures[best])).astype("<f4").tobytes(),
         familiarity=familiarity(features[Feature.EMBEDDING], answers, folds) if Feature.EMBEDDING in layers else None,
     )
@@ -139,27 +150,44 @@ def stratified_folds(answers: NDArray[np.int64], count: int, seed: int) -> NDArr
 
 
 def _out_of_fold(
-    values: Floats, answers: NDArray[np.int64], labels: int, folds: NDArray[np.int64], feature: Feature
+    values: Floats,
+    answers: NDArray[np.int64],
+    labels: int,
+    folds: NDArray[np.int64],
+    feature: Feature,
+    names: Floats | None = None,
 ) -> Floats:
     told = np.zeros((len(answers), labels))
     for fold in range(FOLDS):
         left = folds == fold
         if not left.any() or left.all():
             raise ValueError("there are too few examples to compare features: five or more are needed")
-        weights, bias = _taught(values[~left], answers[~left], labels, feature)
+        weights, bias = _taught(values[~left], answers[~left], labels, feature, names)
         told[left] = log_softmax(values[left] @ weights.T + bias)
     return told
 
 
-def _layer(values: Floats, answers: NDArray[np.int64], labels: int, feature: Feature) -> Layer:
-    weights, bias = _taught(values, answers, labels, feature)
+def _at_best(logits: Floats, answers: NDArray[np.int64]) -> float:
+    return mean_log_loss(logits / fit_temperature(logits, answers), answers)
+
+
+def _layer(values: Floats, answers: NDArray[np.int64], labels: int, feature: Feature, names: Floats | None) -> Layer:
+    weights, bias = _taught(values, answers, labels, feature, names)
     return Layer(weights=weights.astype("<f4").tobytes(), bias=tuple(bias.tolist()))
 
 
-def _taught(values: Floats, answers: NDArray[np.int64], labels: int, feature: Feature) -> tuple[Floats, Floats]:
-    """Fit, with scores and hidden states standardised first; the result reads features as they come."""
+def _taught(
+    values: Floats, answers: NDArray[np.int64], labels: int, feature: Feature, names: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Fit, with scores and hidden states standardised first; the result reads features as they come.
+
+    ``names``: vectors of the labels' names, which count as examples beside other vectors.
+    """
     strength = STRENGTHS[feature]
     if feature is Feature.EMBEDDING:
+        if names is not None:
+            values = np.vstack([values, *[names] * _NAMES_COUNT_AS])
+            answers = np.concatenate([answers, *[np.arange(labels)] * _NAMES_COUNT_AS])
         return logistic(values, answers, labels, strength)
     mean, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
     weights, bias = logistic((values - mean) / scale, answers, labels, strength)

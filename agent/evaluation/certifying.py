@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import msgspec
 
-from agent.confidence import binomial, certify, maps
+from agent.confidence import binomial, certify, drift, maps
 from agent.confidence.calibration import Bin, Calibration, CalibrationKey, Point, Report
 from agent.confidence.certify import Certificate, Ranked, Scored, Threshold
 from agent.errors import InvalidRequest, NotCertified
@@ -41,6 +41,8 @@ class Judgement(msgspec.Struct, frozen=True):
     line: int
     score: float | None  # raw; None: no signal
     right: bool | None  # None: nobody said what is right
+    length: int = 0  # of the input, characters
+    label: str | None = None  # what was chosen, kind labels
 
 
 def budget_share(amount_per_day: float, price: float, requests_per_day: float) -> float:
@@ -87,6 +89,11 @@ def calibrate(
         sentence=_sentence(wish, threshold, report),
         report=report,
         earlier=earlier,
+        reference=drift.reference(
+            [one.score for one in judged if one.score is not None and has_signal(one)],
+            [one.length for one in judged],
+            [one.label for one in judged if one.label is not None],
+        ),
     )
 
 

@@ -37,6 +37,9 @@ class Example(msgspec.Struct, frozen=True):
     others: tuple[str, ...] = ()  # further right answers
     verdict: bool | None = None  # whether this answer is right, as somebody judged it
     tools: tuple[Any, ...] = ()  # of this request (kind tool)
+    origin: str = ""  # who said it, of what `outrider tasks export` wrote
+    served: bool = False  # the same: the local answer was served
+    propensity: float | None = None  # the same: chance with which it was drawn, (0, 1]
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -145,12 +148,24 @@ def _example(line: bytes, number: int, spec: TaskSpec, *, answered: bool) -> Exa
     tools = tree.get("tools") if spec.kind is TaskKind.TOOL else None
     if tools is not None and not isinstance(tools, list):
         return '"tools" is no list'
+    origin, propensity = tree.get("origin", ""), tree.get("propensity")
+    if not isinstance(origin, str) or (propensity is not None and not _is_chance(propensity)):
+        return '"origin" or "propensity" is not as `outrider tasks export` writes it'
+    came = Example(
+        number,
+        text,
+        tools=tuple(tools or ()),
+        origin=origin,
+        served=tree.get("served") is True,
+        propensity=propensity,
+    )
     if not answered:
-        return Example(number, text, tools=tuple(tools or ()))
+        return came
     key = "label" if spec.kind is TaskKind.LABELS else "answer"
     if spec.kind is TaskKind.LABELS:
         answer = tree.get(key)
-        return Example(number, text, answer) if isinstance(answer, str) and answer else f'no "{key}"'
+        is_text = isinstance(answer, str) and bool(answer)
+        return msgspec.structs.replace(came, answer=answer) if is_text else f'no "{key}"'
     verdict = tree.get("right")
     if verdict is not None and not isinstance(verdict, bool):
         return '"right" is neither true nor false'
@@ -162,7 +177,11 @@ def _example(line: bytes, number: int, spec: TaskSpec, *, answered: bool) -> Exa
         return f'no "{key}"'
     if verdict is not None and len(answers) > 1:
         return '"right" with several answers'
-    return Example(number, text, answers[0], tuple(answers[1:]), verdict, tuple(tools or ()))
+    return msgspec.structs.replace(came, answer=answers[0], others=tuple(answers[1:]), verdict=verdict)
+
+
+def _is_chance(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def _written(answer: Any, spec: TaskSpec) -> str:

@@ -38,6 +38,12 @@ def check_ceiling(connection: Connection, queue: QueueSettings, body_bytes: int)
         )
 
 
+def has_room(connection: Connection, queue: QueueSettings) -> bool:
+    """Whether one more row fits, with room to spare for those that must: what only checks an answer drops nothing."""
+    total = connection.execute(sql.ESCALATION_OPEN_TOTAL).fetchone()
+    return bool(total["n_rows"] < queue.max_rows // 2 and total["n_bytes"] < queue.max_bytes // 2)
+
+
 def make_room(
     connection: Connection,
     queue: QueueSettings,

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from agent.records import Feedback, FeedbackOrigin, Said, Verdict
+from agent.storage import feedback_statements as sql
 from agent.storage import rows
-from agent.storage import statements as sql
 from agent.storage.connection import Connection
 from agent.storage.database import Database
 

@@ -10,7 +10,7 @@ from agent.records import Accepted, EscalationState, RequestRecord, RequestState
 from agent.settings import QueueSettings
 from agent.storage import figures, rows, transitions
 from agent.storage import statements as sql
-from agent.storage.ceiling import make_room
+from agent.storage.ceiling import has_room, make_room
 from agent.storage.changes import Changes
 from agent.storage.connection import Connection
 from agent.storage.database import Database
@@ -163,8 +163,11 @@ class Journal:
                 },
             )
             figures.count_label(connection, request, generation.text, decision.action, now_ms)
-        if state is RequestState.QUEUED:
-            dropped[:] = self._enqueue(connection, request, generation, decision, now_ms)
+        until_ms: int | None = None
+        if state is RequestState.ANSWERED and decision.propensity is not None and has_room(connection, self._queue):
+            until_ms = self._retention.until_ms(state, now_ms)  # as long as its text stays
+        if state is RequestState.QUEUED or until_ms is not None:
+            dropped[:] = self._enqueue(connection, request, generation, decision, now_ms, until_ms)
         record = rows.read_record(connection, request.id)
         assert record is not None
         if self._retention.forgets(state):
@@ -178,8 +181,9 @@ class Journal:
         generation: Generation | None,
         decision: Decision,
         now_ms: int,
+        sample_until_ms: int | None = None,
     ) -> list[str]:
-        """Make the row of a queued decision. Returns the requests whose rows went for it."""
+        """Make the row of a queued decision, or of a served answer to be checked. Returns the requests dropped for it."""
         body_bytes = connection.execute(sql.REQUEST_BODY_LENGTH, {"id": request.id}).fetchone()["bytes"]
         expected = estimate(request, generation, decision.handoff)
         dropped = make_room(
@@ -203,13 +207,14 @@ class Journal:
                 "allowed": allowed,
                 "max_attempts": self._queue.max_attempts,
                 "now_ms": now_ms,
-                "expires_at_ms": now_ms + (decision.wanted_s or self._queue.ttl_s) * 1000,
+                "expires_at_ms": sample_until_ms or now_ms + (decision.wanted_s or self._queue.ttl_s) * 1000,
                 "priority": decision.priority,
                 "next_targets": transitions.packed(decision.fallbacks),
                 "bytes": body_bytes,
                 "task": request.task,
                 "estimated_input_tokens": expected.input_tokens,
                 "estimated_output_tokens": expected.output_tokens,
+                "purpose": "answer" if sample_until_ms is None else "quality_sample",
             },
         )
         return dropped

@@ -12,12 +12,15 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent import feedback
 from agent.egress_settings import BudgetSettings
 from agent.errors import WrongState
-from agent.records import CloudAnswer, Escalation, EscalationState, HoldReason, RequestRecord
+from agent.identifiers import uuid7
+from agent.records import CloudAnswer, Escalation, EscalationState, Feedback, HoldReason, RequestRecord
 from agent.storage import costs, figures, rows, spending
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
+from agent.storage.feedback_store import put_feedback
 from agent.storage.outbox_by_hand import OutboxByHand
 from agent.storage.outbox_reader import LOWEST_PRIORITY
 from agent.storage.retention import CHUNK_ROWS
@@ -141,7 +144,11 @@ class Outbox(OutboxByHand):
         return await self._db.read(lambda connection: spending.standings(connection, budgets, now_ms))
 
     async def succeed(self, row: Escalation, answer: CloudAnswer, *, now_ms: int) -> RequestRecord:
-        """Join the answer to its request. Returns the request with both answers. Raises LeaseLost."""
+        """Join the answer to its request. Returns the request with both answers. Raises LeaseLost.
+
+        What it says of the local answer of a task is kept as feedback, in the same transaction.
+        """
+        told: list[Feedback] = []
 
         def work(connection: Connection) -> RequestRecord:
             leased = held(connection, row)
@@ -161,10 +168,16 @@ class Outbox(OutboxByHand):
             end(connection, self._retention, leased, EscalationState.SUCCEEDED, now_ms=now_ms)
             record = rows.read_record(connection, leased["request_id"])
             assert record is not None
+            compared = feedback.of_target(record, answer, id=uuid7(now_ms), now_ms=now_ms)
+            if compared is not None:
+                put_feedback(connection, compared)
+                told.append(compared)
             return record
 
         record = await self._db.write(work)
         self._changes.publish(row.request_id)
+        for one in told:
+            self.on_feedback(one)
         return record
 
     async def snooze(

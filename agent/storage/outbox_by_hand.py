@@ -10,15 +10,16 @@ from functools import partial
 
 from agent.egress_settings import BudgetSettings
 from agent.errors import BodyGone, WrongState
-from agent.records import Escalation, EscalationState, HoldReason
+from agent.records import CloudAnswer, Escalation, EscalationState, Feedback, HoldReason
 from agent.settings import QueueSettings
-from agent.storage import costs, rows
+from agent.storage import costs, figures, rows
 from agent.storage import statements as sql
 from agent.storage.ceiling import check_ceiling
 from agent.storage.changes import Changes
 from agent.storage.clock import Clock
 from agent.storage.connection import Connection
 from agent.storage.database import Database
+from agent.storage.feedback_store import put_feedback
 from agent.storage.outbox_reader import OutboxReader
 from agent.storage.retention import CHUNK_ROWS, Retention, chunk
 from agent.storage.transitions import ENDED, end, find, finish_attempt, follow, known
@@ -26,6 +27,7 @@ from agent.types import Message
 
 Hold = Callable[[Escalation], HoldReason | None]  # why a row that was allowed or released waits for a person again
 
+PERSON = "person"  # stands in the place of a target's name
 _Ids = list[str]
 _Rows = list[Escalation]
 
@@ -33,6 +35,10 @@ _Rows = list[Escalation]
 def nothing_known(target: str, input_tokens: int, output_tokens: int) -> costs.Charge | None:
     """Charge as long as nobody has said what a target costs."""
     return None
+
+
+def nobody_listens(feedback: Feedback) -> None:
+    """Take a feedback as long as nobody wants to know of it."""
 
 
 class OutboxByHand(OutboxReader):
@@ -48,6 +54,7 @@ class OutboxByHand(OutboxReader):
         self._clock = clock
         self.charging: costs.Charging = nothing_known
         self.budgets: Sequence[BudgetSettings] = ()
+        self.on_feedback: Callable[[Feedback], None] = nobody_listens
 
     async def release(
         self,
@@ -149,6 +156,36 @@ class OutboxByHand(OutboxReader):
             return rows.escalation(changed)
 
         return await self._changed(work)
+
+    async def answer(self, id: str, answer: CloudAnswer, feedback: Feedback, *, now_ms: int) -> Escalation:  # noqa: A002 - the field's word
+        """End a row that waits with a person's answer, in place of a target's: nothing of it leaves.
+
+        Raises NotFound, WrongState.
+        """
+
+        def work(connection: Connection) -> Escalation:
+            row = known(connection, id)
+            if row["state"] not in {EscalationState.AWAITING_APPROVAL, EscalationState.PENDING}:
+                raise WrongState(f"escalation {row['id']} is {row['state']}: only a row that waits can be answered")
+            connection.execute(sql.ESCALATION_TO_PERSON, {"id": row["id"], "person": PERSON})
+            connection.execute(
+                sql.RESULT_PUT,
+                {
+                    "request_id": row["request_id"],
+                    "source": rows.TARGET,
+                    "now_ms": now_ms,
+                    "body": rows.pack(answer),
+                    **figures.of_answer(answer),
+                },
+            )
+            figures.count_late_label(connection, row["request_id"], answer, now_ms)
+            put_feedback(connection, feedback)
+            reason = "answered_by_person"
+            return end(connection, self._retention, row, EscalationState.SUCCEEDED, reason=reason, now_ms=now_ms)
+
+        ended = await self._changed(work)
+        self.on_feedback(feedback)
+        return ended
 
     async def cancel(self, id: str, *, now_ms: int) -> Escalation:  # noqa: A002 - the field's word
         """End an open row. A send under way ends in LeaseLost, and is logged as unknown. Raises NotFound, WrongState."""

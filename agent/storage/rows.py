@@ -65,6 +65,7 @@ def escalation(row: Any) -> Escalation:
         edited=row["edited"] is not None,
         estimated_input_tokens=row["estimated_input_tokens"],
         estimated_output_tokens=row["estimated_output_tokens"],
+        purpose=row["purpose"],
     )
 
 

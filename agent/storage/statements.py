@@ -120,10 +120,10 @@ FROM requests WHERE id = :request_id
 
 ESCALATION_INSERT = """
 INSERT INTO escalations (id, request_id, state, reason, target, target_fingerprint, egress, handoff, allowed,
-    max_attempts, turn_ms, created_at_ms, available_at_ms, expires_at_ms, bytes, task,
+    max_attempts, turn_ms, created_at_ms, available_at_ms, expires_at_ms, bytes, task, purpose,
     estimated_input_tokens, estimated_output_tokens, priority, next_targets)
 VALUES (:id, :request_id, :state, :reason, :target, :target_fingerprint, :egress, :handoff, :allowed,
-    :max_attempts, :now_ms, :now_ms, :now_ms, :expires_at_ms, :bytes, :task,
+    :max_attempts, :now_ms, :now_ms, :now_ms, :expires_at_ms, :bytes, :task, :purpose,
     :estimated_input_tokens, :estimated_output_tokens, :priority, :next_targets)
 """
 
@@ -211,6 +211,12 @@ WHERE id = :id AND state = 'awaiting_approval'
 RETURNING *
 """
 ESCALATION_FORGET = "UPDATE escalations SET edited = NULL WHERE request_id = :id AND edited IS NOT NULL"
+
+# A person answers in the target's place: released by one, to one.
+ESCALATION_TO_PERSON = """
+UPDATE escalations SET released = 1, target = :person, target_fingerprint = :person, deferred = 0
+WHERE id = :id AND state IN ('awaiting_approval', 'pending')
+"""
 
 ESCALATION_RETRY_BY_HAND = """
 UPDATE escalations SET state = :state, reason = :reason, allowed = :allowed, released = :released, attempts = 0,
@@ -372,26 +378,3 @@ INSERT INTO label_means (task, body) VALUES (:task, :body) ON CONFLICT (task) DO
 """
 MEANS = "SELECT body FROM label_means ORDER BY task"
 MEANS_DELETE = "DELETE FROM label_means WHERE task = :task"
-
-# --- feedback -------------------------------------------------------------------------
-
-FEEDBACK_PUT = """
-INSERT INTO feedback (id, request_id, task, origin, verdict, is_right, served, propensity, created_at_ms, body)
-VALUES (:id, :request_id, :task, :origin, :verdict, :is_right, :served, :propensity, :now_ms, :body)
-ON CONFLICT (request_id, origin) DO UPDATE SET id = excluded.id, task = excluded.task, verdict = excluded.verdict,
-    is_right = excluded.is_right, served = excluded.served, propensity = excluded.propensity,
-    created_at_ms = excluded.created_at_ms, body = excluded.body
-"""
-FEEDBACK_OF_TASK = "SELECT * FROM feedback WHERE task = :task AND id > :after_id ORDER BY id LIMIT :limit"
-FEEDBACK_LIST = "SELECT * FROM feedback WHERE id > :after_id ORDER BY id LIMIT :limit"
-FEEDBACK_OF_REQUEST = "SELECT * FROM feedback WHERE request_id = :id ORDER BY id"
-FEEDBACK_COUNTS = """
-SELECT origin, verdict, count(*) AS n_rows, sum(is_right = 1) AS n_right, sum(is_right = 0) AS n_wrong
-FROM feedback WHERE task IS :task GROUP BY origin, verdict ORDER BY origin, verdict
-"""
-FEEDBACK_DELETE = "DELETE FROM feedback WHERE task = :task"
-MONITORS = "SELECT body FROM monitors ORDER BY task"
-MONITOR_PUT = """
-INSERT INTO monitors (task, body) VALUES (:task, :body) ON CONFLICT (task) DO UPDATE SET body = excluded.body
-"""
-MONITOR_DELETE = "DELETE FROM monitors WHERE task = :task"

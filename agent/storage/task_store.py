@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from agent.storage import feedback_statements
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 from agent.storage.database import Database
@@ -18,6 +19,7 @@ class Learned(msgspec.Struct, frozen=True):
     appraisers: tuple[bytes, ...]
     calibrations: tuple[bytes, ...]
     means: tuple[bytes, ...]
+    monitors: tuple[bytes, ...]
 
 
 class TaskStore:
@@ -32,7 +34,7 @@ class TaskStore:
         def work(connection: Connection) -> Learned:
             found = [
                 tuple(row["body"] for row in connection.execute(statement).fetchall())
-                for statement in (sql.HEADS, sql.APPRAISERS, sql.CALIBRATIONS, sql.MEANS)
+                for statement in (sql.HEADS, sql.APPRAISERS, sql.CALIBRATIONS, sql.MEANS, feedback_statements.MONITORS)
             ]
             return Learned(*found)
 
@@ -77,15 +79,27 @@ class TaskStore:
         if bodies:
             await self._db.write(work)
 
+    async def put_monitors(self, bodies: Mapping[str, bytes]) -> None:
+        """Store what watches calibrations, by task."""
+
+        def work(connection: Connection) -> None:
+            for task, body in bodies.items():
+                connection.execute(feedback_statements.MONITOR_PUT, {"task": task, "body": body})
+
+        if bodies:
+            await self._db.write(work)
+
     async def forget(self, task: str, *, now_ms: int) -> None:
-        """Delete head, appraiser, means and examples of a task and end its calibration."""
+        """Delete head, appraiser, means, examples, feedback and monitor of a task and end its calibration."""
 
         def work(connection: Connection) -> None:
             connection.execute(sql.HEAD_DELETE, {"task": task})
             connection.execute(sql.APPRAISER_DELETE, {"task": task})
             connection.execute(sql.MEANS_DELETE, {"task": task})
+            connection.execute(feedback_statements.MONITOR_DELETE, {"task": task})
             connection.execute(sql.CALIBRATION_END, {"task": task, "now_ms": now_ms})
             connection.execute(sql.EXAMPLES_DELETE, {"task": task})
+            connection.execute(feedback_statements.FEEDBACK_DELETE, {"task": task})
 
         await self._db.write(work)
 

@@ -208,7 +208,12 @@ def end(
 
 
 def follow(connection: Connection, retention: Retention, row: Any, now_ms: int) -> None:
-    """Bring the request to the state that the row's state implies; let its texts go if they go with it."""
+    """Bring the request to the state that the row's state implies; let its texts go if they go with it.
+
+    A quality sample changes nothing of its request, which was answered.
+    """
+    if row["purpose"] == "quality_sample":
+        return
     state = REQUEST_STATE[EscalationState(row["state"])]
     unread = state is RequestState.UNRESOLVED and _draft_is_unread(connection, row["request_id"])
     connection.execute(

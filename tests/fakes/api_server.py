@@ -342,6 +342,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         return SimpleNamespace(targets=api.targets)
 
     api.tasks = TaskMemory(TaskBook(TaskFolder(settings.data_path.parent / "tasks")), storage.tasks, now_ms)
+    storage.outbox.on_feedback = api.tasks.on_feedback
     await api.tasks.load()
     rules = Rulebook(settings.routing.rules)
     pipeline = Pipeline(
@@ -379,8 +380,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
     )
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    api.storage, api.loop = storage, asyncio.get_running_loop()
-    api.port = listener.getsockname()[1]
+    api.storage, api.loop, api.port = storage, asyncio.get_running_loop(), listener.getsockname()[1]
     api.url = f"http://127.0.0.1:{api.port}"
     api.server = ApiServer(uvicorn_config(app, settings.server), pipeline.holds.end)
     for part in (dispatcher, background, app.state.batches):
@@ -394,7 +394,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
     finally:
         for part in (app.state.batches, background, dispatcher):
             await part.stop()
-        await api.tasks.save_means()
+        await api.tasks.save()
         await api.engine.stop(0)
         await storage.close()
         listener.close()

@@ -24,6 +24,7 @@ ROUTES = [
     ("GET", "/v1/tasks/x/head"), ("PUT", "/v1/tasks/x/head"), ("PUT", "/v1/tasks/x/calibration"),
     ("GET", "/v1/tasks/x/calibration"), ("POST", "/v1/tasks/x/signals"), ("GET", "/v1/tasks/x/examples"), ("PUT", "/v1/tasks/x/examples"),
     ("GET", "/v1/tasks/x/appraiser"), ("PUT", "/v1/tasks/x/appraiser"),
+    ("POST", "/v1/feedback"), ("GET", "/v1/feedback"), ("GET", "/v1/review"),
     ("GET", "/v1/aliases"), ("POST", "/v1/aliases/promote"), ("POST", "/v1/aliases/rollback"),
     ("POST", "/v1/responses"), ("GET", "/v1/responses/x"), ("DELETE", "/v1/responses/x"),
     ("POST", "/v1/responses/x/cancel"), ("GET", "/v1/responses/x/input_items"),

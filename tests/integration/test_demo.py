@@ -1,6 +1,8 @@
-"""``make demo`` as a newcomer runs it, and with a target of one's own."""
+"""``outrider demo`` as a newcomer runs it, and with a target of one's own."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +10,33 @@ from pathlib import Path
 import psutil
 import pytest
 
+from agent.cli.demo.messages import KINDS, TAUGHT, field_messages
+from agent.cli.demo.way_out import Reply, WayOut, stand_in
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from way_out import Reply, WayOut, stand_in  # noqa: E402 - a script, found by the line above
-
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+
+
+def test_the_messages_are_many_different_and_of_all_kinds():
+    taught = [json.loads(line) for line in TAUGHT.read_text(encoding="utf-8").splitlines()]
+    forty = field_messages()
+    assert len(forty) == 40
+    assert {message.kind for message in forty} == {*KINDS}
+    assert min(sum(one["label"] == kind for one in taught) for kind in KINDS) >= 30
+    texts = [one["input"].casefold() for one in taught] + [message.text.casefold() for message in forty]
+    assert len({*texts}) == len(texts)
 
 
 def run_demo(home, **environment):
     return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "demo.py")],
-        env={"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home), **environment},
+        [sys.executable, "-m", "agent", "demo"],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "TMPDIR": str(home),
+            "PYTHONPATH": str(ROOT),
+            **environment,
+        },
         cwd=home,
         capture_output=True,
         text=True,
@@ -42,17 +59,28 @@ def test_the_demo_tells_the_whole_road_and_leaves_nothing(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for said in (
         "stand-in (real HTTP, canned answers)",
-        "answered",
-        "queued (low_confidence)",
-        "uncertain (egress_never)",
-        "Waiting: 3. Now kill -9",
-        "Waiting: 3. What was acknowledged",
+        "connect: [Errno 111] Connection refused",
+        "Of the answers served locally at least 90.0% are right, with probability 90%",
+        "uncertain (egress_never): names a patient and was sent with egress: never",
+        "The most doubtful of those held",
+        "Now kill -9",
+        "What was acknowledged was on disk",
         '{"model":"stand-in","messages"',
-        "left the device: 3 rows, ",
-        "never left: 3",
+        "left the device: ",
+        "a canned answer says nothing of quality",
     ):
         assert said in done.stdout
     assert done.stderr == ""
+    waited = re.findall(r"Waiting: (\d+)\.", done.stdout)
+    assert len(waited) == 2
+    assert waited[0] == waited[1]
+    share = re.search(r"served on this device: (\d+) of 40", done.stdout)
+    right = re.search(r"of these right: (\d+) of (\d+)", done.stdout)
+    assert share
+    assert right
+    assert share[1] == right[2]
+    assert int(share[1]) >= 20
+    assert int(right[1]) / int(right[2]) >= 0.8
     assert list(tmp_path.iterdir()) == []
     assert not children_with(str(tmp_path))
 
@@ -92,8 +120,13 @@ def test_a_target_that_needs_a_person_is_not_used(tmp_path):
         '[[targets]]\nname = "mine"\nbase_url = "http://127.0.0.1:9/v1"\nmodel = "big"\negress = "approve"\n'
     )
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "demo.py")],
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OUTRIDER_CONFIG": str(config)},
+        [sys.executable, "-m", "agent", "demo"],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "OUTRIDER_CONFIG": str(config),
+            "PYTHONPATH": str(ROOT),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -257,7 +257,7 @@ def test_traffic_corrects_a_task_that_was_neither_taught_nor_calibrated(mail):
     told = ask(mail, "hours").json()
     assert told["label"] == "hours"
     assert told["outrider"]["guarantee"] == "none"
-    mail.call(mail.tasks.save_means())
+    mail.call(mail.tasks.save())
     mail.tasks.book.forget("mail")
     mail.call(mail.tasks.load())
     assert mail.get("/v1/tasks/mail").json()["inputs_seen"] == 32

@@ -135,6 +135,19 @@ def test_a_pilot_says_where_to_begin_and_more_examples_are_estimated():
     assert certify.examples_needed(wrong, alpha=0.05, delta=0.05) is None
 
 
+def test_the_number_of_examples_that_is_told_is_enough_more_often_than_not():
+    def draw(chance, count):
+        scores = [chance.random() for _ in range(count)]
+        return Ranked([Scored(score, chance.random() < 0.55 + 0.6 * score) for score in scores])
+
+    chance = random.Random(5)
+    told = [certify.examples_needed(draw(chance, 100), alpha=0.05, delta=0.1) for _ in range(40)]
+    typical = sorted(one or 10**6 for one in told)[len(told) // 2]
+    assert 100 < typical < 5000
+    kept = [certify.accuracy_pac(draw(chance, typical), alpha=0.05, delta=0.1).score is not None for _ in range(60)]
+    assert sum(kept) / len(kept) > 0.6
+
+
 @given(examples, st.sampled_from([maps.fit, maps.fit_temperature, maps.fit_platt, maps.fit_isotonic]))
 @settings(max_examples=150, deadline=None)
 def test_maps_are_monotone_and_within_bounds(pairs, fit):

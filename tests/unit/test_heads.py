@@ -39,7 +39,7 @@ def head_of(fitted, labels):
 
 def test_the_child_fits_and_this_process_applies_the_same():
     values, answers = points()
-    scores = np.eye(3)[answers] * 2 + RANDOM.normal(size=(len(answers), 3))
+    scores = np.eye(3)[answers] * 1.4 + RANDOM.normal(size=(len(answers), 3))
     rows = [centred(row) for row in scores.tolist()]
     asked = order(values, answers, scores=array("f", [n for row in rows for n in row]).tobytes())
     child = subprocess.run(
@@ -180,3 +180,16 @@ def test_a_head_says_nothing_of_figures_that_are_none():
 def test_an_input_is_known_again_whatever_its_spaces_and_case():
     assert text_digest(" Where is\nMY card") == text_digest("where is my card")
     assert text_digest("a") != text_digest("b")
+
+
+@pytest.mark.parametrize("misleading", [False, True])
+def test_names_of_labels_teach_where_they_help_and_nowhere_else(misleading):
+    chance = np.random.default_rng(3)
+    centres = np.eye(6, 24)
+    answers = np.repeat(np.arange(6), 4)
+    values = centres[answers] + chance.normal(0, 0.35, (24, 24))
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    names = np.roll(centres, 1, axis=0) if misleading else centres
+    fitted = fitting.fit(order(values, answers, names=raw(names)))
+    assert fitted.by_names is not misleading
+    assert len(fitted.probabilities) == 4 * 24 * 6  # of the examples alone

@@ -70,5 +70,4 @@ def test_counts_are_read_from_counters(connection, name):
 
 def test_nothing_else_counts_rows():
     counting = [name for name, text in vars(sql).items() if name.isupper() and "count(" in text]
-    # The first over an index of nothing else; the last over the feedback of one task, asked for by a person.
-    assert counting == ["REQUEST_UNFETCHED", "EGRESS_TOTALS", "FEEDBACK_COUNTS"]
+    assert counting == ["REQUEST_UNFETCHED", "EGRESS_TOTALS"]  # the first over an index of nothing else

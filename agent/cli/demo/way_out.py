@@ -86,8 +86,9 @@ def stand_in(answers: Mapping[str, str]) -> Answer:
             return _json(200, {"object": "list", "data": [{"id": CANNED_MODEL, "object": "model"}]})
         if (method, path) != ("POST", "/v1/chat/completions"):
             return _json(404, {"error": {"message": "no such route", "type": "invalid_request_error"}})
-        question = json.loads(body)["messages"][-1]["content"]
-        message = {"role": "assistant", "content": answers.get(question, "There is no canned answer to this.")}
+        said = [message["content"] for message in json.loads(body)["messages"]]  # of a choice, the labels come last
+        canned = next((answers[text] for text in said if text in answers), "There is no canned answer to this.")
+        message = {"role": "assistant", "content": canned}
         return _json(
             200,
             {
