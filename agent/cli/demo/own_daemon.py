@@ -41,7 +41,9 @@ class OwnDaemon:
         self._process: subprocess.Popen[bytes] | None = None
         self._family: dict[int, psutil.Process] = {}
         kept = {name: value for name, value in os.environ.items() if not name.startswith(configuration.ENV_PREFIX)}
-        self._environment = {**kept, "OUTRIDER_CONFIG": str(folder / "outrider.toml")}
+        # ONNX Runtime leaves files in the home directory; they go with the demo.
+        self._environment = {**kept, "OUTRIDER_CONFIG": str(folder / "outrider.toml"), "HOME": str(folder)}
+        self._environment.pop("XDG_CACHE_HOME", None)
         document = {
             "data_dir": str(folder / "data"),
             "server": {"port": 0},
