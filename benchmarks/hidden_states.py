@@ -12,6 +12,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import llama_cpp.llama_cpp as native
 import numpy as np
@@ -93,7 +94,7 @@ def main() -> int:
     raw = read_raw(chosen.report)
     taught, asked = parts_of(of, chosen.data)
     states = States(open_store(configuration.load().settings.data_path).resolve(MODEL).path)
-    found: dict[str, NDArray[np.float32]] = {}
+    found: dict[str, Any] = {}
     with open_encoder(ENCODER) as encoder:
         of_taught = [tuple(map(float, row)) for row in encoder.embed([one.input for one in taught])]
         for part, items in (("taught", taught), ("asked", asked)):
