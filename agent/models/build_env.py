@@ -252,7 +252,12 @@ def _installed(name: str, wanted: str) -> bool:
 def clean_environment() -> dict[str, str]:
     """Return the environment for programs of the build environment: nothing of ours leaks in, no hub is asked."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return kept | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return kept | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+    }
 
 
 def find_python() -> Path:
