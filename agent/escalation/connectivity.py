@@ -18,6 +18,7 @@ PROBE_BASE_S = 1.0
 PROBE_FLOOR_S = 0.05
 BLOCKED_RECHECK_S = 900.0
 BACKOFF_CAP_S = 900.0
+HELD_FLOOR_S = 15.0  # first look at an answer that a target has queued
 TROUBLES_BEFORE_PAUSE = 3
 WIDEST_WINDOW = 64
 
@@ -116,3 +117,8 @@ class Circuit:
             self._hold_until_s = 0.0
         if blocked_too or self.reach is not Reach.BLOCKED:
             self._probe_at_s = 0.0
+
+
+def held_wait_ms(age_ms: int) -> int:
+    """Return how long to leave a row alone that the target has queued: a quarter of its age, 15 s to 15 min."""
+    return round(min(max(age_ms / 4, HELD_FLOOR_S * 1000), BACKOFF_CAP_S * 1000))

@@ -13,7 +13,7 @@ from random import Random
 
 from agent.errors import CannotRedact, LeaseLost, StorageError
 from agent.escalation.budget import NO_BUDGET, Budget
-from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s
+from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s, held_wait_ms
 from agent.escalation.consent import forbidden, images_need_person, needs_person, strictest
 from agent.escalation.handoff import most_output
 from agent.escalation.personal_data import CannotRedactNow
@@ -42,7 +42,6 @@ from agent.types import EgressPolicy
 
 OUT_OF_REACH = frozenset({Reach.OFFLINE, Reach.PORTAL, Reach.BLOCKED})
 RETRY_BASE_S = 2.0
-HELD_FLOOR_S = 15.0  # first look at an answer that a target has queued
 STORAGE_AGAIN_S = 5.0
 FAULT_AGAIN_S = 30.0
 RECHECK_S = 60.0  # longest sleep: a wake that was missed, or a clock that was set, costs no more
@@ -80,6 +79,7 @@ class Lane:
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._claiming: asyncio.Task[None] | None = None
+        self._leasing = False  # a row is being taken for the next send
         self._sends: set[asyncio.Task[None]] = set()
         self._next_start_s = 0.0
         self._last_success_ms: int | None = None
@@ -137,7 +137,7 @@ class Lane:
             last_success_ms=self._last_success_ms,
             outage_from_ms=self._outage[0] if self._outage else None,
             outage_until_ms=self._outage[1] if self._outage else None,
-            in_flight=len(self._sends),
+            in_flight=len(self._sends) + self._leasing,
         )
 
     # --- claiming ---------------------------------------------------------------------
@@ -191,9 +191,15 @@ class Lane:
 
     async def _claim(self, now_ms: int, least: int) -> float:
         lease_s = max(self._queue.lease_s, self.settings.timeout_s + LEASE_MARGIN_S)
-        claimed = await self._outbox.claim(
-            self.settings.name, now_ms=now_ms, lease_ms=round(lease_s * 1000), least=least
-        )
+        passed_on, self._leasing = self._outbox.passed_on, True
+        try:
+            claimed = await self._outbox.claim(
+                self.settings.name, now_ms=now_ms, lease_ms=round(lease_s * 1000), least=least
+            )
+        finally:
+            self._leasing = False  # nothing is awaited from here to the send that counts instead
+        if self._outbox.passed_on != passed_on:
+            self.moved()
         if claimed is None:
             # What is due and cannot be claimed has outlived its time.
             return 0.0 if await self._outbox.expire(now_ms) else 1.0
@@ -379,11 +385,6 @@ class Lane:
                 await until.wait()
         except TimeoutError:
             return
-
-
-def held_wait_ms(age_ms: int) -> int:
-    """Return how long to leave a row alone that the target has queued: a quarter of its age, 15 s to 15 min."""
-    return round(min(max(age_ms / 4, HELD_FLOOR_S * 1000), BACKOFF_CAP_S * 1000))
 
 
 def _monotonic_s() -> float:

@@ -47,6 +47,8 @@ _Rows = list[Escalation]
 class Outbox(OutboxByHand):
     """The outbox of one database. Every method returns after the commit."""
 
+    passed_on = 0  # rows that went on to another target, because no budget had room for them
+
     # --- sending ----------------------------------------------------------------------
 
     async def claim(
@@ -91,11 +93,15 @@ class Outbox(OutboxByHand):
     def _fits(self, connection: Connection, row: Any, amount: Amount, now_ms: int) -> OverBudget | None:
         """Return None when a budget has room for a leased row; else put it off, or to its next target, and return why."""
         over = spending.over_budget(connection, self.budgets, row["target"], row["task"], amount, now_ms)
-        if over is not None and move_on(connection, row, over.reason, now_ms) is None:
+        if over is None:
+            return None
+        if move_on(connection, row, over.reason, now_ms) is None:
             connection.execute(
                 sql.ESCALATION_PUT_OFF,
                 {"id": row["id"], "lease": row["lease"], "error": over.reason, "available_at_ms": over.until_ms},
             )
+        else:
+            self.passed_on += 1
         return over
 
     async def begin_send(
