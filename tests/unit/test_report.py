@@ -190,15 +190,15 @@ def test_the_quality_change_stands_beside_the_saving_with_its_n(tmp_path):
             await storage.feedback.put(
                 said(request_id, FeedbackOrigin.QUALITY_SAMPLE, number % 10 != 0, propensity=0.5)
             )
-        for number, request_id in enumerate(ids[80:90]):
-            await storage.feedback.put(said(request_id, FeedbackOrigin.ESCALATION, number < 4, served=False))
+        for number, request_id in enumerate(ids[80:]):  # the last word on each counts, not what its join said of it
+            await storage.feedback.put(said(request_id, FeedbackOrigin.ESCALATION, number < 8, served=False))
         await storage.feedback.put(said(ids[0], FeedbackOrigin.CALLER, False))
         await storage.feedback.put(said(ids[1], FeedbackOrigin.REVIEW, None, verdict=Verdict.SKIPPED))
         quality = (await reported(storage, book, targets)).total.quality
         assert (quality.samples, quality.silent_errors.value, quality.silent_errors.of) == (40, 0.1, 40)
         assert quality.change.value == pytest.approx(-0.08)  # a tenth of four fifths
         assert quality.change.low == pytest.approx(-0.8 * quality.silent_errors.high)
-        assert (quality.drafts_right.count, quality.drafts_right.of) == (4, 10)
+        assert (quality.drafts_right.count, quality.drafts_right.of) == (8, 20)
         assert (quality.people.count, quality.people.of) == (0, 1)
         feedback = (await reported(storage, book, targets)).total.feedback_share
         assert (feedback.count, feedback.of) == (1, 100)
