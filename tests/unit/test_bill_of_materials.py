@@ -48,7 +48,7 @@ def test_a_licence_that_is_not_allowed_ends_the_build(licence, words):
         ("_internal/libz.so.1", "/lib/x86_64-linux-gnu/libz.so.1", "zlib"),
         ("_internal/libstdc++.so.6", "/lib/x86_64-linux-gnu/libstdc++.so.6", "GCC runtime"),
         ("_internal/libreadline.so.8", "/lib/x86_64-linux-gnu/libreadline.so.8", None),
-        ("_internal/base_library.zip", "/work/base_library.zip", bom.PYTHON),
+        ("_internal/base_library.zip", "/build/base_library.zip", bom.PYTHON),
         ("_internal/tool-1.0.dist-info/METADATA", None, "tool"),
         ("_internal/stranger/file", None, None),
         ("outrider", None, "outrider"),
