@@ -26,9 +26,12 @@ import msgspec
 
 from agent.errors import ModelRejected
 from agent.models.artifact import StoredFile
+from agent.models.holding import held
 
 _CHUNK = 1 << 20
 _VERIFY_ATTEMPTS = 10
+_PLACING = "placing.lock"  # held for the moment in which a file gets its name
+_PLACING_S = 60.0
 
 Check = Callable[[Path], None]
 """Looks into a file whose size and digest hold; raises ModelRejected with the reason."""
@@ -110,9 +113,14 @@ class BlobStore:
             os.fchmod(reader.fileno(), 0o444)
             os.fsync(reader.fileno())
         self._examine(file, digest, wanted, check, model)
-        file.replace(self.path(wanted.sha256))
-        sync_folder(self.root / "blobs")
-        self._remember(wanted.sha256, _Fingerprint.of(self.path(wanted.sha256)))
+        busy = f"{wanted.name} of model {model} is being stored by another call; try again"
+        with held(self.root / _PLACING, busy, patience_s=_PLACING_S):
+            if self.unchanged(wanted.sha256):  # replaced by its equal it would seem altered to who looks meanwhile
+                file.unlink()
+                return
+            file.replace(self.path(wanted.sha256))
+            sync_folder(self.root / "blobs")
+            self._remember(wanted.sha256, _Fingerprint.of(self.path(wanted.sha256)))
 
     def verify(self, wanted: StoredFile, check: Check, *, model: str) -> None:
         """Hash a kept file and check it again, whatever is recorded.

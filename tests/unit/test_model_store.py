@@ -213,6 +213,18 @@ def test_many_at_once_get_the_same_file(store):
     assert store.verify("tiny").state is ModelState.INSTALLED
 
 
+def test_a_file_that_is_held_is_not_replaced_by_its_equal(store, tmp_path):
+    """Who looks at it meanwhile would take it for an altered one."""
+    held = Path(store.resolve("tiny").path)
+    inode = held.stat().st_ino
+    again = tmp_path / "again.gguf"
+    again.write_bytes(GOOD)
+    wanted = StoredFile(name="tiny.gguf", bytes=len(GOOD), sha256=hashlib.sha256(GOOD).hexdigest())
+    store.blobs.put(again, wanted, lambda _: None, model="tiny", move=True)
+    assert held.stat().st_ino == inode
+    assert not again.exists()
+
+
 def folder_model(tmp_path, **changes):
     texts = {"config.json": b"{}", "model.safetensors": WEIGHTS}
     files = {}
