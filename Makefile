@@ -1,7 +1,7 @@
 # Each target does its own set-up: a virtual environment in .venv and, once per machine, a build of llama.cpp.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo chain bundle deb rpm release package-test test lint docs docs-check format clean
+.PHONY: help demo chain bundle deb rpm release package-test test torture torture-long lint docs docs-check format clean
 
 # An empty environment has no PATH.
 PATH ?= /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -20,6 +20,7 @@ help:
 	@echo "make release     archives, checksums and, with KEY=FILE, signatures of what is in dist"
 	@echo "make package-test  the .deb on a bare machine: installed, used, upgraded, purged"
 	@echo "make test        lint and all tests"
+	@echo "make torture     kills, power cuts, full disks, cut cables: at most 40 minutes; ONLY=r5 picks (make torture-long: 3 h)"
 	@echo "make lint        ruff, mypy, import contracts, generated documents"
 	@echo "make docs        write the generated documents anew"
 	@echo "make format      format the code"
@@ -46,6 +47,12 @@ package-test: $(READY)
 
 test: lint
 	$(RUN) -m pytest
+
+torture: $(READY)
+	TORTURE=full ONLY=$(ONLY) $(RUN) -m pytest -rs tests/torture
+
+torture-long: $(READY)
+	TORTURE=long ONLY=$(ONLY) $(RUN) -m pytest -rs tests/torture
 
 lint: $(READY)
 	$(RUN) -m ruff check .

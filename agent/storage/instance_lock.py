@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent.errors import AlreadyRunning
 from agent.storage.connection import from_os_error
+from agent.telemetry import LOG
 
 
 class InstanceLock:
@@ -25,8 +26,12 @@ class InstanceLock:
             owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(descriptor)
             raise AlreadyRunning(f"process {owner} already uses {data_dir}; stop it or set another data_dir") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            # It is held all the same: on a full disk only the note of who holds it is missing.
+            LOG.warning("%s does not say who holds it: %s", path, error.strerror)
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:

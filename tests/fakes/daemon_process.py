@@ -32,6 +32,7 @@ class DaemonProcess:
         self.config = folder / "outrider.toml"
         self.prefix = command_prefix
         self.process: subprocess.Popen | None = None
+        self.more_environment: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.configure(toml)
 
@@ -42,7 +43,7 @@ class DaemonProcess:
     @property
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("OUTRIDER_")}
-        return {**kept, "OUTRIDER_CONFIG": str(self.config)}
+        return {**kept, "OUTRIDER_CONFIG": str(self.config), **self.more_environment}
 
     def start(self, *, wait: bool = True) -> DaemonProcess:
         (self.data / "daemon.json").unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""R2: the power goes. What was not synced is gone, or there in part; what was acknowledged is there.
+
+A library under the program keeps what the disk would hold (tests/fakes/preload/power.c). Worst case in turns: only
+what was synced survives, with renames late or early; or some of the blocks that were not synced as well.
+"""
+
+import asyncio
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fakes import storage_values as values
+from fakes.old_database import old_database
+from fakes.preload import Power
+from fakes.storage_lives import Lives
+from fakes.storage_values import NOW
+from test_r01_kills import Found, Said
+
+from agent.storage import keys, migrations
+from agent.storage.connection import DATABASE_NAME
+
+PER_DATABASE = 10
+
+
+@pytest.mark.sizes(
+    short={"cuts": 10},
+    full={"cuts": 80, "patience_s": 900},
+    long={"cuts": 160, "patience_s": 1800},
+)
+def test_while_the_queue_works_and_checkpoints(tmp_path, size, shown):
+    """power cuts while rows are written, sent, recorded and checkpointed"""
+    chance = random.Random(7)
+    total, lost, crooked, damaged = Counter(), [], [], []
+    for first in range(0, size["cuts"], PER_DATABASE):
+        names = ("late", "early")[first // PER_DATABASE % 2]
+        data = values.prepared_dir(tmp_path)
+        power = Power(data, tmp_path / f"platter-{first}", names=names)
+        said = Said()
+        with Lives(power.environment) as lives:
+            for cut in range(min(PER_DATABASE, size["cuts"] - first)):
+                work = chance.choice(("queue", "maintain"))
+                after = chance.uniform(0.01, 0.2)
+                said.hear(lives.lead(work, data, tmp_path / "acks", now_ms=NOW + cut, kill_after_s=after))
+                power.cut(chance, written_back=chance.choice((0.0, 0.0, 0.3, 0.9)))
+                found = asyncio.run(Found.look(data, NOW + cut))
+                lost += found.lost(said)
+                crooked += found.crooked()
+                damaged += [found.check] if found.check != "ok" else []
+                damaged += [found.broken_log] if found.broken_log else []
+                shutil.rmtree(power.shadow)
+                shutil.copytree(data, power.shadow)
+                total.update(cuts=1)
+        assert power.syncs, "the library saw no sync: it stands beside the program, not under it"
+        total.update(queued=len(said.queued), resolved=len(said.resolved), syncs=power.syncs)
+    assert total["queued"] > size["cuts"]
+    shown.did("cuts", total["cuts"])
+    shown.did("syncs seen by the library", total["syncs"])
+    shown.did("rows queued, of these answered", f"{total['queued']}, {total['resolved']}")
+    shown.none("acknowledged and lost", lost)
+    shown.none("rows and requests at odds", crooked)
+    shown.none("databases that do not open, or are damaged", damaged)
+
+
+@pytest.mark.sizes(
+    short={"cuts": 3},
+    full={"cuts": 20, "patience_s": 300},
+    long={"cuts": 40, "patience_s": 600},
+)
+def test_while_the_schema_is_brought_up(tmp_path, size, shown, monkeypatch):
+    """power cuts while a full queue of an early release is brought to this schema"""
+    chance = random.Random(11)
+    seen, found, damaged = Counter(), Counter(), []
+    ids = old_database(tmp_path / "old", 300, monkeypatch)
+    for cut in range(size["cuts"]):
+        data = Path(shutil.copytree(tmp_path / "old", tmp_path / f"data-{cut}"))
+        power = Power(data, tmp_path / f"platter-{cut}", names=("late", "early")[cut % 2])
+        with Lives(power.environment) as lives:
+            lives.lead("migrate", data, tmp_path / "acks", now_ms=NOW, kill_after_s=chance.uniform(0.005, 0.3))
+        seen["syncs"] += power.syncs
+        power.cut(chance, written_back=chance.choice((0.0, 0.5)))
+        raw = values.raw_connection(data)
+        version = raw.execute("PRAGMA user_version").fetchone()[0]
+        there = {row[0] for row in raw.execute("SELECT request_id FROM escalations WHERE state = 'pending'")}
+        check = raw.execute("PRAGMA quick_check").fetchone()[0]
+        raw.close()
+        found[version] += 1
+        migrations.migrate(data / DATABASE_NAME, keys.load(data, {}).material)
+        after = asyncio.run(Found.look(data, NOW))
+        if check != "ok" or there != ids or after.check != "ok" or after.records.keys() != ids:
+            damaged.append((cut, version, check))
+        shutil.rmtree(data)
+    assert seen["syncs"], "the library saw no sync: it stands beside the program, not under it"
+    shown.did("cuts", size["cuts"])
+    shown.did("schema found after the cut (times)", ", ".join(f"{v} ({n})" for v, n in sorted(found.items())))
+    shown.none("cuts after which a row was gone, or the migration did not go on", damaged)
