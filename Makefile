@@ -1,7 +1,7 @@
 # Each target does its own set-up: a virtual environment in .venv and, once per machine, a build of llama.cpp.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo chain bundle deb rpm release package-test test torture torture-long lint docs docs-check format clean
+.PHONY: help demo chain bundle deb rpm release package-test reproducible test torture torture-long lint docs docs-check format clean
 
 # An empty environment has no PATH.
 PATH ?= /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -19,6 +19,7 @@ help:
 	@echo "make deb         that folder as .deb (make rpm: as .rpm), both with and without the demo model"
 	@echo "make release     archives, checksums and, with KEY=FILE, signatures of what is in dist"
 	@echo "make package-test  the .deb on a bare machine: installed, used, upgraded, purged"
+	@echo "make reproducible  the committed tree built and packed twice, in two places, and compared byte by byte"
 	@echo "make test        lint and all tests"
 	@echo "make torture     kills, power cuts, full disks, cut cables: at most 40 minutes; ONLY=r5 picks (make torture-long: 3 h)"
 	@echo "make lint        ruff, mypy, import contracts, generated documents"
@@ -44,6 +45,9 @@ release: $(READY)
 
 package-test: $(READY)
 	$(RUN) -m pytest -m package -s tests/package
+
+reproducible: $(READY)
+	$(RUN) scripts/reproducible.py
 
 test: lint
 	$(RUN) -m pytest

@@ -44,6 +44,12 @@ def main() -> int:
             from agent.models.download import main as download
 
             return download(sys.argv[2:])
+        case ["load-modules"]:  # scripts/module_check.py: is everything in the package?
+            import importlib
+
+            for name in sys.argv[2:]:
+                importlib.import_module(name)
+            return 0
         case ["windows-service"]:
             from agent.service.windows import main as windows_service
 

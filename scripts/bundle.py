@@ -5,7 +5,8 @@
 1. an environment of its own: the versions of packaging/requirements.lock, by digest, and llama.cpp
    built for all processors (scripts/llama_wheel.py --portable)
 2. PyInstaller lays the program out (packaging/outrider.spec)
-3. links instead of copies, no symbols for debuggers, the models as the distributions they come in
+3. links instead of copies, no symbols for debuggers, the models as the distributions they come in; a module that the
+   program imports somewhere and that does not load ends the build (scripts/module_check.py)
 4. licences, bill of materials, sizes (scripts/bill_of_materials.py): a file whose origin is not known,
    or a licence that is not allowed, ends the build
 
@@ -54,6 +55,7 @@ def main() -> int:
         python = environment(chosen.kernels)
         plain = laid_out(python, chosen.output / "plain")
         slimmed(plain)
+        run([str(python), str(ROOT / "scripts" / "module_check.py"), str(plain)])
         take_models(python, plain, demo=False)
         described(python, plain)
         tell(plain, demo=False)

@@ -50,7 +50,9 @@ BOTH = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the committed tree twice and compare.")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="build in there, and keep it; default: a scratch folder")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="build in there, and keep it; default: a scratch folder"
+    )
     chosen = parser.parse_args()
     try:
         llama_wheel.wheel("portable")

@@ -111,17 +111,26 @@ def own_key(path: Path, *, make: bool) -> SecretKey | None:
     except (OSError, ValueError, ModelRejected) as error:
         raise StorageError(f"{path} cannot be read: {error}; remove it to have a new key made") from error
     key = SecretKey(secrets.token_bytes(8), secrets.token_bytes(32))
+    text = _secret_file(key)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(_secret_file(key))
-            file.flush()
-            os.fsync(file.fileno())
     except FileExistsError:  # another call was first
         return own_key(path, make=False)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}; check its permissions") from error
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}; check its permissions and the free space"
+        ) from error
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)  # half a key would be in the way of the next one
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}; check its permissions and the free space"
+        ) from error
     return key
 
 

@@ -1,5 +1,7 @@
 """Keys and signatures are those of minisign."""
 
+import errno
+import os
 import shutil
 import stat
 import subprocess
@@ -74,3 +76,15 @@ def test_minisign_itself_agrees(tmp_path):
     assert "by us" in told.stdout
     subprocess.run(["minisign", "-S", "-s", path, "-m", data, "-t", "by minisign"], capture_output=True, check=True)
     assert verify(key.public, data.read_bytes(), signed.read_text()) == "by minisign"
+
+
+def test_a_key_that_could_not_be_written_is_not_in_the_way_of_the_next(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "key"
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="No space left on device"):
+            own_key(path, make=True)
+    assert own_key(path, make=True) == own_key(path, make=False) is not None
