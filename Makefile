@@ -49,8 +49,9 @@ package-test: $(READY)
 reproducible: $(READY)
 	$(RUN) scripts/reproducible.py
 
+# Files go to two processes: much of the time passes waiting for child processes and for clocks.
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 torture: $(READY)
 	TORTURE=full ONLY=$(ONLY) $(RUN) -m pytest -rs tests/torture
