@@ -25,6 +25,7 @@ class Lives:
     """The parent of all lives, with ``environment`` added to its own."""
 
     def __init__(self, environment: dict[str, str] | None = None) -> None:
+        self.lived_s = 0.0  # of the last one
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve())],
             cwd=REPO,
@@ -42,6 +43,7 @@ class Lives:
         self.process.stdin.flush()
         end = self.process.stdout.readline().split()
         assert end[0] in {"killed", "done"}, end
+        self.lived_s = float(end[1])
         return [line.split() for line in acknowledged.read_text().splitlines()]
 
     def close(self) -> None:
@@ -135,7 +137,8 @@ def main() -> None:
                 status = 0
             finally:
                 os._exit(status)
-        until = time.monotonic() + life["kill_after_s"]
+        began = time.monotonic()
+        until = began + life["kill_after_s"]
         ended = (0, 0)
         while ended[0] == 0 and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.002))
@@ -143,10 +146,8 @@ def main() -> None:
         if ended[0] == 0:
             os.kill(child, 9)
             ended = os.waitpid(child, 0)
-        if os.WIFEXITED(ended[1]):
-            print("done" if os.WEXITSTATUS(ended[1]) == 0 else "failed", flush=True)
-        else:
-            print("killed", flush=True)
+        how = "killed" if os.WIFSIGNALED(ended[1]) else "done" if ended[1] == 0 else "failed"
+        print(how, time.monotonic() - began, flush=True)
 
 
 if __name__ == "__main__":
