@@ -73,18 +73,18 @@ def test_while_the_schema_is_brought_up(tmp_path, size, shown, monkeypatch):
     chance = random.Random(11)
     found, damaged = Counter(), []
     ids = old_database(tmp_path / "old", 300, monkeypatch)
-    whole_s = 0.0
+    syncs = 0
     for cut in range(size["cuts"] + 1):
         data = Path(shutil.copytree(tmp_path / "old", tmp_path / f"data-{cut}"))
         power = Power(data, tmp_path / f"platter-{cut}", names=("late", "early")[cut % 2])
-        with Lives(power.environment) as lives:
-            # The first is left to its end: how long that takes says when to cut the others.
-            after = chance.uniform(0, whole_s) if cut else 60
-            said = lives.lead("migrate", data, tmp_path / "acks", now_ms=NOW, kill_after_s=after)
+        # The first is left to its end: how often it syncs says where to cut the others.
+        last = 1 + (cut - 1) * syncs // size["cuts"] if cut else 0
+        with Lives(power.environment | {"POWER_LAST": str(last)}) as lives:
+            said = lives.lead("migrate", data, tmp_path / "acks", now_ms=NOW, kill_after_s=60)
         if not cut:
-            whole_s = lives.lived_s
+            syncs = power.syncs
             assert said == [["migrated", "-"]]
-            assert power.syncs, "the library saw no sync: it stands beside the program, not under it"
+            assert syncs, "the library saw no sync: it stands beside the program, not under it"
         power.cut(chance, written_back=chance.choice((0.0, 0.5)))
         raw = values.raw_connection(data)
         version = raw.execute("PRAGMA user_version").fetchone()[0]

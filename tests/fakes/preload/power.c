@@ -6,7 +6,8 @@
  *               "early": it is there at once, whether or not the data is
  *
  * A sync of a file copies it over what the shadow has, page by page and in place: a process killed in the middle
- * leaves a part of it, as a disk would. POWER_CALLS is a file that gets a byte for each sync.
+ * leaves a part of it, as a disk would. POWER_CALLS is a file that gets a byte for each sync; a process that has
+ * done POWER_LAST of them kills itself.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -14,6 +15,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +28,7 @@
 
 static const char *folder, *shadow;
 static size_t folder_length;
-static int early, calls = -1;
+static int early, calls = -1, last, count;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct { char from[PATH_MAX], to[PATH_MAX]; } pending[PENDING];
 static int waiting;
@@ -41,6 +43,7 @@ __attribute__((constructor)) static void start(void)
     }
     folder_length = strlen(folder);
     const char *names = getenv("POWER_NAMES"), *path = getenv("POWER_CALLS");
+    last = getenv("POWER_LAST") ? atoi(getenv("POWER_LAST")) : 0;
     early = names && !strcmp(names, "early");
     if (path)
         calls = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
@@ -137,6 +140,8 @@ static void synced(int descriptor)
     }
     if (calls >= 0 && write(calls, ".", 1) != 1)
         abort();
+    if (++count == last)
+        kill(getpid(), SIGKILL);
     pthread_mutex_unlock(&lock);
 }
 
