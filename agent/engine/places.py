@@ -97,7 +97,8 @@ class _Line:
         while self._waiting and self._waiting[0][0].size <= self._free:
             place, turn = self._waiting.popleft()
             self._held.append(place)
-            turn.set_result(None)
+            if not turn.done():  # else who waited was cancelled a moment ago, and gives it back when it learns of that
+                turn.set_result(None)
 
     def _call_back(self) -> None:
         missing = -self._free
@@ -187,6 +188,8 @@ class Places:
             finally:
                 task.cancel()
                 wanted.cancel()
-                await asyncio.gather(task, wanted, return_exceptions=True)
-                line.give_back(place)
+                try:
+                    await asyncio.gather(task, wanted, return_exceptions=True)
+                finally:  # also when this is cancelled once more
+                    line.give_back(place)
             again = True

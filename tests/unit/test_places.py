@@ -112,3 +112,39 @@ async def test_a_cancel_gives_everything_back(places, engine, when):
     await asyncio.gather(*held)
     tasks = [asyncio.create_task(answer(places, asked(name, background=True))) for name in "abc"]
     assert [done.text for done in await asyncio.gather(*tasks)] == ["a", "b", "c"]
+
+
+async def test_who_leaves_the_line_as_a_place_comes_free_does_not_harm_who_frees_it(places, engine):
+    first, second = (asyncio.create_task(answer(places, asked(name))) for name in "xy")
+    await settle()
+    gone = asyncio.create_task(answer(places, asked("a", background=True)))
+    await settle()
+    engine.go.set()
+    gone.cancel()  # its turn comes before it learns of that
+    assert [(await one).text for one in (first, second)] == ["x", "y"]
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    tasks = [asyncio.create_task(answer(places, asked(name, background=True))) for name in "bc"]
+    assert [done.text for done in await asyncio.gather(*tasks)] == ["b", "c"]
+
+
+async def test_a_place_comes_back_from_work_that_is_stopped_twice():
+    class Slow(Engine):
+        async def generate(self, request):
+            try:
+                await self.go.wait()
+            finally:
+                await asyncio.sleep(0.01)
+            yield Generation(text=request.id)
+
+    slow = Slow()
+    places = Places(slow, 1, lambda: 0)
+    task = asyncio.create_task(answer(places, asked("a", background=True)))
+    await settle()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    slow.go.set()
+    assert (await answer(places, asked("b", background=True))).text == "b"
