@@ -275,15 +275,16 @@ class ModelSupervisor:
     # The lives of the worker.
 
     async def _live(self) -> None:
-        failures_in_a_row = 0
+        failures_in_a_row, first = 0, True
         while not self._quarantined():
             if failures_in_a_row > 1:
                 self._enter(WorkerState.BACKOFF)
                 exponent = min(failures_in_a_row - 2, 16)
                 await asyncio.sleep(min(self._patience.backoff_cap_s, self._patience.backoff_base_s * 2**exponent))
             try:
-                if self._crashes:
+                if not first:  # the file may be another one by now, or altered
                     self._file = await asyncio.to_thread(self._resolve)
+                first = False
                 served = await self._one_life()
             except Exception as error:
                 # Whatever it is, those who wait must hear of it: nobody awaits this task.

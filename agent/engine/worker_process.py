@@ -97,7 +97,8 @@ class WorkerProcess(asyncio.SubprocessProtocol):
                 return await self._first(self._ready)
         except TimeoutError:
             self.kill(f"did not load the model within {timeout_s:g} s")
-            raise await self.lost from None
+            await asyncio.wait([self.lost])  # not awaited itself: a cancel would cancel the future, too
+            raise self.lost.result() from None
 
     async def _first(self, awaited: asyncio.Future[frames.Hello] | asyncio.Future[frames.Ready]) -> frames.Ready:
         await asyncio.wait([awaited, self.lost], return_when=asyncio.FIRST_COMPLETED)

@@ -13,7 +13,7 @@ from fakes import fake_worker
 
 from agent.engine.supervisor import EnginePool, Patience, WorkerState
 from agent.engine.worker_process import worker_environment
-from agent.errors import ModelNotFound
+from agent.errors import ModelNotFound, ModelRejected
 from agent.settings import EngineSettings
 from agent.types import Delta, FailureKind, Generation, InferenceRequest, Message, ModelFile, Sampling
 
@@ -27,9 +27,9 @@ def resolve(name):
 
 
 @contextlib.asynccontextmanager
-async def pool_of(*switches, preload=("m",), command=None, **settings):
+async def pool_of(*switches, preload=("m",), command=None, find=resolve, **settings):
     pool = EnginePool(
-        EngineSettings(**settings), resolve, worker_command=command or [*fake_worker.COMMAND, *switches], patience=QUICK
+        EngineSettings(**settings), find, worker_command=command or [*fake_worker.COMMAND, *switches], patience=QUICK
     )
     await pool.start(preload)
     try:
@@ -241,6 +241,24 @@ async def test_a_model_that_nobody_uses_leaves_the_memory_and_comes_back():
         assert (status.crashes, status.pid) == (0, None)
         assert (await ask(pool, "hello again")).text == "echo: hello again"
         assert pool.status()["m"].pid != pid
+
+
+async def test_what_comes_back_is_looked_at_again():
+    """Its file may have been altered while it was out of the memory."""
+    digests = iter(["d1" * 32, "d2" * 32])
+
+    def find(name):
+        if digest := next(digests, None):
+            return ModelFile(name=name, path="/none", sha256=digest, context_tokens=2048)
+        raise ModelRejected("its SHA-256 is another one: damaged or altered")
+
+    async with pool_of(idle_unload_s=0.001, find=find) as pool:
+        assert (await ask(pool, "hello")).model_digest == "d1" * 32
+        await until(lambda: pool.status()["m"].state is WorkerState.IDLE)
+        assert (await ask(pool, "hello")).model_digest == "d2" * 32
+        await until(lambda: pool.status()["m"].state is WorkerState.IDLE)
+        failure = (await ask(pool, "hello")).failure
+        assert "damaged or altered" in failure.message
 
 
 async def test_a_model_in_use_does_not_leave():
