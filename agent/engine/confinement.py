@@ -16,6 +16,8 @@ import struct
 import sys
 from typing import NamedTuple
 
+from agent.engine.refusals import ModelUnloadable
+
 PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_TSYNC = 1  # all threads of the process, not only the calling one
@@ -95,15 +97,18 @@ def confine() -> tuple[str, ...]:
     """Lock this process in with all its threads, for good.
 
     Returns the names of what is in force: on another system or processor than Linux on
-    x86_64 and aarch64 only "rlimits". Raises OSError when the kernel refuses.
+    x86_64 and aarch64 only "rlimits". Raises ModelUnloadable when the kernel refuses.
     """
     sys.dont_write_bytecode = True
-    _limit(resource.RLIMIT_CORE, 0)  # a core file would hold prompts
-    _limit(resource.RLIMIT_FSIZE, 0)  # pipes are not files
-    machine = _MACHINES.get(platform.machine())
-    if sys.platform != "linux" or machine is None:
-        return ("rlimits",)
-    _install(_program(machine), machine.seccomp)
+    machine = _MACHINES.get(platform.machine()) if sys.platform == "linux" else None
+    try:
+        _limit(resource.RLIMIT_CORE, 0)  # a core file would hold prompts
+        _limit(resource.RLIMIT_FSIZE, 0)  # pipes are not files
+        if machine is None:
+            return ("rlimits",)
+        _install(_program(machine), machine.seccomp)
+    except OSError as error:
+        raise ModelUnloadable(f"the worker cannot lock itself in: {error}; see engine.confine") from error
     return ("rlimits", "no_new_privs", "seccomp")
 
 

@@ -40,10 +40,7 @@ def main(arguments: Sequence[str]) -> int:
             if load.confine:
                 confinement.confine()
             runtime = LlamaCppRuntime(relaid_weights.relaid(load, room))
-        except OSError as error:
-            tell(Refused(f"the process cannot lock itself in: {error}; see engine.confine"))
-            return EXIT_BROKEN
-        except ModelUnloadable as error:
+        except (ModelUnloadable, OSError) as error:
             tell(Refused(str(error)))
             return EXIT_BROKEN
         choices = {0: StepThreads(0)}

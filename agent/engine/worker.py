@@ -70,10 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         require_room(load)
         runtime = load_model(relaid_weights.relaid(load, room))
         drafting = drafting_of(load, runtime)
-    except OSError as error:
-        _send(output, frames.LoadFailed(f"the worker cannot lock itself in: {error}; see engine.confine"))
-        return EXIT_BROKEN
-    except ModelUnloadable as error:
+    except (ModelUnloadable, OSError) as error:
         _send(output, frames.LoadFailed(str(error)))
         return EXIT_BROKEN
     ready = frames.Ready(
@@ -108,10 +105,7 @@ def _encode(load: frames.Load, inbox: Inbox, output: int) -> int:
     try:
         in_force = confinement.confine() if load.confine else ()
         runtime = encoder_worker.load(load, in_force, send)
-    except OSError as error:
-        send(frames.LoadFailed(f"the worker cannot lock itself in: {error}; see engine.confine"))
-        return EXIT_BROKEN
-    except ModelUnloadable as error:
+    except (ModelUnloadable, OSError) as error:
         send(frames.LoadFailed(str(error)))
         return EXIT_BROKEN
     return encoder_worker.serve(runtime, inbox, send)

@@ -109,10 +109,10 @@ def _measure(order: Order, send: Callable[[Event], None]) -> Result:
     files = [file for file in (order.model, order.reference) if file]
     try:
         load_model = {file.format: runtime_of(file.format) for file in files}
+        if order.confine:
+            confinement.confine()
     except ModelUnloadable as error:
         raise _Unmeasurable(str(error)) from error
-    if order.confine:
-        confinement.confine()
 
     def loaded(file: ModelFile) -> Runtime:
         load = frames.Load(

@@ -11,6 +11,7 @@ from fakes import weightless_worker
 from fakes.fake_runtime import expected_answer
 
 from agent.engine import confinement, frames
+from agent.engine.runtime import ModelUnloadable
 from agent.engine.worker_process import Lost, WorkerProcess
 from agent.types import FailureKind, Message, ModelFile, Sampling
 
@@ -96,6 +97,28 @@ def test_the_filter_is_well_formed(machine):
         if instruction[0] & 7 == 5:  # a jump stays inside
             assert at + 1 + max(instruction[2], instruction[3]) < len(instructions)
     assert instructions[-1][0] == 0x06
+
+
+def test_a_kernel_that_refuses_the_filter_is_named(monkeypatch):
+    def refused(*_):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(confinement, "_limit", lambda *_: None)
+    monkeypatch.setattr(confinement, "_install", refused)
+    with pytest.raises(ModelUnloadable, match=r"cannot lock itself in: .*Invalid argument; see engine\.confine"):
+        confinement.confine()
+
+
+async def test_a_cancel_while_a_lost_worker_is_reaped_leaves_its_loss_to_be_told(worker, monkeypatch):
+    killed = asyncio.Event()
+    monkeypatch.setattr(worker, "kill", lambda _reason: killed.set())
+    loading = asyncio.create_task(worker.load(order(), 0))
+    await killed.wait()
+    await asyncio.sleep(0)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert not worker.lost.done()
 
 
 async def test_commands_that_are_no_frames_end_the_worker():
