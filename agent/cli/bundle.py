@@ -178,7 +178,7 @@ def key(invocation: Invocation, trust: str | None, distrust: str | None, as_json
         keys.trust(given_key(trust))
     if distrust:
         keys.distrust(given_key(distrust))
-    own, trusted = keys.own().public, [given_key(text) for text in keys.trusted()]
+    own, trusted = keys.own().public, keys.keys()
     if as_json:
         emit_json(
             {

@@ -15,6 +15,7 @@ from agent.cli.output import emit_json, notice
 from agent.errors import ConfigError
 
 PACKAGED = Path("/usr/lib/outrider")
+TRUSTED_NAME = "release-keys.json"  # in the data directory; the keys of bundles are apart from it
 
 
 @click.command()
@@ -32,10 +33,10 @@ def update(invocation: Invocation, file: Path, key: str | None, check: bool, as_
     Example:  outrider update outrider-0.2.0-linux-x86_64.tar.xz --key RWQ...
     """
     from agent.models.bundle_trust import given_key
+    from agent.models.trusted_keys import TrustedKeys
     from agent.service import release
-    from agent.service.trust import ReleaseTrust
 
-    trust = ReleaseTrust(invocation.data_path)
+    trust = TrustedKeys(invocation.data_path / TRUSTED_NAME)
     given = given_key(key) if key else None
     found = release.checked(file, trust.keys() if given is None else (given,))
     if given is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -10,6 +12,7 @@ import msgspec
 from agent.errors import InvalidRequest, StorageError, WrongState
 from agent.models.artifact import ModelName, checked_name
 from agent.models.blobs import write_durably
+from agent.models.holding import changing
 
 DEFAULT = "default"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -55,22 +58,23 @@ class Aliases:
         checked_name(model)
         if not _NAME.fullmatch(name):
             raise InvalidRequest(f"{name[:64]!r} is no name: lower-case letters, digits, '.', '_' and '-'", param="as")
-        known = self._read()
-        before = known.get(name)
-        last = before.model if before else (self._default_model if name == DEFAULT else None)
-        if last == model:
+        with self._changing():
+            known = self._read()
+            before = known.get(name)
+            last = before.model if before else (self._default_model if name == DEFAULT else None)
+            if last != model:
+                earlier = ((last,) if last else ()) + (before.earlier if before else ())
+                self._write(known | {name: _Alias(model, earlier[:MOST_EARLIER])})
             return last
-        earlier = ((last,) if last else ()) + (before.earlier if before else ())
-        self._write(known | {name: _Alias(model, earlier[:MOST_EARLIER])})
-        return last
 
     def roll_back(self, name: str) -> str:
         """Have a name stand for what it did before; return what it stood for. Raises WrongState."""
-        self.earlier(name)
-        known = self._read()
-        now = known[name]
-        self._write(known | {name: _Alias(now.earlier[0], now.earlier[1:])})
-        return now.model
+        with self._changing():
+            model = self.earlier(name)
+            known = self._read()
+            now = known[name]
+            self._write(known | {name: _Alias(model, now.earlier[1:])})
+            return now.model
 
     def _read(self) -> dict[str, _Alias]:
         try:
@@ -81,8 +85,13 @@ class Aliases:
             raise StorageError(f"{self._path} cannot be read: {error}; remove it to have no aliases") from error
 
     def _write(self, aliases: dict[str, _Alias]) -> None:
+        write_durably(self._path, msgspec.json.encode(aliases))
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_durably(self._path, msgspec.json.encode(aliases))
+            with changing(self._path):
+                yield
         except OSError as error:
             raise StorageError(f"{self._path} cannot be written: {error.strerror}; check its permissions") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from agent.errors import WrongState
 
 _POLL_S = 0.05
+_CHANGING_S = 30.0  # longest that another change of the same file is waited for
 
 
 @contextmanager
@@ -30,6 +31,17 @@ def held(path: Path, busy: str, *, shared: bool = False, patience_s: float = 0.0
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Hold a file that is read, changed and replaced: of two who do so at once, one would undo what the other wrote.
+
+    Its folder must be there. Raises WrongState when others hold it for long, OSError.
+    """
+    busy = f"{path} is being changed by another call; try again"
+    with held(path.with_name(f"{path.name}.lock"), busy, patience_s=_CHANGING_S):
+        yield
 
 
 def _locked(path: Path, *, shared: bool) -> int | None:

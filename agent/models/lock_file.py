@@ -10,6 +10,7 @@ import msgspec
 from agent.errors import StorageError
 from agent.models.artifact import StoredFile
 from agent.models.blobs import write_durably
+from agent.models.holding import changing
 
 LOCK_NAME = "models.lock.json"
 
@@ -46,9 +47,10 @@ class LockFile:
 
     def put_all(self, models: Mapping[str, LockedModel]) -> None:
         """Record several models in one step, the others as they are. Raises StorageError, OSError."""
-        models = {**self._read().models, **models}
-        document = _Document(models=dict(sorted(models.items())))
-        write_durably(self.path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+        with changing(self.path):
+            models = {**self._read().models, **models}
+            document = _Document(models=dict(sorted(models.items())))
+            write_durably(self.path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
     def _read(self) -> _Document:
         try:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import secrets
 from pathlib import Path
 
 import msgspec
 
 from agent.errors import ModelRejected, StorageError
+from agent.models.blobs import write_durably
+from agent.models.holding import changing
 
 _KEY_ALGORITHM = b"Ed"
 _SIGNATURE_ALGORITHM = b"ED"  # of the digest, not of the message itself
@@ -110,24 +111,14 @@ def own_key(path: Path, *, make: bool) -> SecretKey | None:
             return None
     except (OSError, ValueError, ModelRejected) as error:
         raise StorageError(f"{path} cannot be read: {error}; remove it to have a new key made") from error
-    key = SecretKey(secrets.token_bytes(8), secrets.token_bytes(32))
-    text = _secret_file(key)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:  # another call was first
-        return own_key(path, make=False)
+        with changing(path):
+            if path.exists():  # another call was first
+                return own_key(path, make=False)
+            key = SecretKey(secrets.token_bytes(8), secrets.token_bytes(32))
+            write_durably(path, _secret_file(key).encode("ascii"))
     except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror}; check its permissions and the free space"
-        ) from error
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        path.unlink(missing_ok=True)  # half a key would be in the way of the next one
         raise StorageError(
             f"{path} cannot be written: {error.strerror}; check its permissions and the free space"
         ) from error

@@ -27,7 +27,7 @@ from agent.models.blobs import BlobStore, Check, is_link_or_copy, link_or_copy, 
 from agent.models.catalogue import entry_outside, requirements, state_outside, stored_model
 from agent.models.entry import ModelEntry, ModelState
 from agent.models.file_check import check_file
-from agent.models.holding import held
+from agent.models.holding import changing, held
 from agent.models.manifest import Manifest, ModelSpec, PackageSource, load_manifest, unknown_model
 from agent.models.packaged import how_to_install, joined, packaged_files
 from agent.models.quality import MeasuredSpeed, Quality
@@ -36,7 +36,7 @@ from agent.telemetry import LOG
 from agent.types import ModelFile, ModelFormat
 
 LOCK_NAME = "store.lock"  # shared by who takes files in, held alone by who removes them
-TREES = "trees"
+REFS, TREES = "refs", "trees"
 _CLEARING_S = 60.0  # longest that removing files is waited for
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -96,22 +96,23 @@ class ModelStore:
                 if not self.blobs.unchanged(file.sha256):
                     self.blobs.put(files[file.name], file, _check_of(model, file.name), model=model.name, move=move)
             self._hold(model)
-            known = self.get(model.name)
-            if known and known.digest == model.digest and model.quality is None:
-                model = msgspec.structs.replace(
-                    model, quality=known.quality, speeds=known.speeds, allowed=known.allowed
-                )
-            record = msgspec.json.encode(model)
-            if fault := _fault(record):
-                raise InvalidRequest(f"model {model.name!r} cannot be kept: {fault}", param="name")
-            write_durably(self._ref(model.name), _sealed(record))
+            with changing(self._root / REFS):
+                known = self.get(model.name)
+                if known and known.digest == model.digest and model.quality is None:
+                    model = msgspec.structs.replace(
+                        model, quality=known.quality, speeds=known.speeds, allowed=known.allowed
+                    )
+                record = msgspec.json.encode(model)
+                if fault := _fault(record):
+                    raise InvalidRequest(f"model {model.name!r} cannot be kept: {fault}", param="name")
+                write_durably(self._ref(model.name), _sealed(record))
         return model
 
     def note(self, name: str, **changes: Quality | tuple[MeasuredSpeed, ...] | bool | str) -> StoredModel:
         """Keep ``quality``, ``speeds``, ``checked_on`` or ``allowed`` with a model. Raises ModelNotFound when it is not in the store."""
-        model = self._stored(name)
-        with self._files_of(name), self.taking_in():
-            model = msgspec.structs.replace(model, **changes)
+        self._stored(name)
+        with self._files_of(name), self.taking_in(), changing(self._root / REFS):
+            model = msgspec.structs.replace(self._stored(name), **changes)
             write_durably(self._ref(name), _sealed(msgspec.json.encode(model)))
         return model
 
@@ -135,7 +136,7 @@ class ModelStore:
 
     def stored_names(self) -> list[str]:
         """Return every name in the store, those with damaged records too."""
-        return sorted(path.stem for path in (self._root / "refs").glob("*.json"))
+        return sorted(path.stem for path in (self._root / REFS).glob("*.json"))
 
     def list(self) -> tuple[ModelEntry, ...]:
         """Return every model of the manifest and of the store, but for damaged records; reads no weights."""
@@ -188,7 +189,7 @@ class ModelStore:
             raise ModelNotFound(f"model {name} is not in the store; there is nothing to remove", param="model")
         with self._files_of(name):
             self._ref(name).unlink(missing_ok=True)
-            sync_folder(self._root / "refs")
+            sync_folder(self._root / REFS)
         return model
 
     @contextmanager
@@ -268,7 +269,7 @@ class ModelStore:
     def _ref(self, name: str) -> Path:
         if not name or "/" in name or "\\" in name or name.startswith("."):
             raise unknown_model(name, [spec.name for spec in self._manifest.models])
-        return self._root / "refs" / f"{name}.json"
+        return self._root / REFS / f"{name}.json"
 
     @contextmanager
     def _files_of(self, name: str) -> Iterator[None]:
@@ -278,7 +279,8 @@ class ModelStore:
         except OSError as error:
             if error.errno in _NO_SPACE:
                 raise DiskFull(f"no space for model {name} in {self._root}; free some") from error
-            raise StorageError(f"model {name} in {self._root}: {error.strerror}; check its permissions") from error
+            place = error.filename or self._root
+            raise StorageError(f"model {name}, {place}: {error.strerror}; check its permissions") from error
 
     def _stored_entry(self, model: StoredModel) -> ModelEntry:
         held = all(self.blobs.unchanged(file.sha256) for file in model.files)

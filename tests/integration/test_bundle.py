@@ -148,7 +148,7 @@ def test_an_unknown_key_is_shown_and_trusted_by_a_person(two, tmp_path):
     outrider(data, "bundle", "show", tmp_path / "b", code=1)
     (tmp_path / "key.pub").write_text(KEY.public.file)
     outrider(data, "bundle", "show", tmp_path / "b", "--trust", tmp_path / "key.pub")
-    assert BundleTrust(data).trusted() == (str(KEY.public),)
+    assert BundleTrust(data).keys() == (KEY.public,)
 
 
 def test_ones_own_bundles_are_trusted(two, tmp_path):
