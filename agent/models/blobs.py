@@ -108,6 +108,7 @@ class BlobStore:
             copy.unlink(missing_ok=True)
 
     def _put_own(self, file: Path, wanted: StoredFile, check: Check, model: str) -> None:
+        file.chmod(0o600)  # an earlier call may have made it read-only, and been stopped then
         with file.open("rb+") as reader:
             digest = hashlib.file_digest(reader, "sha256").hexdigest()
             os.fchmod(reader.fileno(), 0o444)

@@ -20,6 +20,7 @@ from agent.errors import WrongState
 from agent.models.holding import held
 
 _ROOM = ".room"
+_LOOK_S = 0.5  # longest that somebody holds a lock who only looks whether work goes on
 KEPT_S = 7 * 86_400  # what is older is not expected to go on
 
 
@@ -40,7 +41,7 @@ def working_folder(place: Path, key: str, busy: str) -> Iterator[Path]:
     """Hold the folder of one piece of work alone. Raises WrongState(``busy``), OSError."""
     place.mkdir(mode=0o700, exist_ok=True)
     folder = place / key
-    with held(_lock_of(folder), busy):
+    with held(_lock_of(folder), busy, patience_s=_LOOK_S):
         folder.mkdir(mode=0o700, exist_ok=True)
         try:
             yield folder

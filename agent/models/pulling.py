@@ -289,8 +289,9 @@ def _verified(store: ModelStore, model: str, folder: Path, file: RemoteFile, pro
     if file.bytes is not None and seen.bytes != file.bytes:
         raise ModelRejected(f"{file.name} has {seen.bytes} bytes, {file.bytes} were promised; pull again")
     if file.git_sha1:
-        digest = hashlib.sha1(b"blob %d\0" % seen.bytes, usedforsecurity=False)
-        digest.update(path.read_bytes())
+        begun = hashlib.sha1(b"blob %d\0" % seen.bytes, usedforsecurity=False)
+        with path.open("rb") as reader:
+            digest = hashlib.file_digest(reader, lambda: begun)
         if digest.hexdigest() != file.git_sha1:
             raise ModelRejected(f"{file.name} is not what its repository says: damaged or altered; pull again")
     wanted_sha256 = promised.sha256 if promised else file.sha256 or seen.sha256
@@ -383,7 +384,8 @@ def _storing(store: ModelStore) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{store.blobs.root}: {error.strerror}; check its permissions") from error
+        place = error.filename or store.blobs.root
+        raise StorageError(f"{place}: {error.strerror}; check its permissions") from error
 
 
 @contextmanager

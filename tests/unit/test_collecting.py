@@ -1,5 +1,6 @@
 """What is removed frees its space, and nothing that somebody needs ever goes."""
 
+import contextlib
 import json
 import os
 import threading
@@ -12,7 +13,7 @@ from fakes.gguf import gguf
 
 from agent.cli.main import cli
 from agent.errors import ModelNotFound, StorageError, WrongState
-from agent.models import collecting, interrupted
+from agent.models import collecting, holding, interrupted
 from agent.models.artifact import StoredModel
 from agent.models.blobs import described
 from agent.models.build_env import FOLDER, BuildEnvironment
@@ -112,6 +113,16 @@ def test_an_interrupted_call_can_go_on_for_a_week(store, tmp_path, place):
         assert not young.exists()
         assert (busy / "half.part").exists()
     assert [path.name for path in (store.blobs.root / place).iterdir() if path.suffix == ".lock"] == ["busy.lock"]
+
+
+def test_who_only_looks_at_a_folder_keeps_nobody_from_its_work(store, monkeypatch):
+    place = store.blobs.root / "pulls"
+    place.mkdir(parents=True)
+    with contextlib.ExitStack() as looking:
+        looking.enter_context(held(place / "one.lock", "looked at", shared=True))
+        monkeypatch.setattr(holding.time, "sleep", lambda _: looking.close())
+        with working_folder(place, "one", "busy") as folder:
+            assert folder.is_dir()
 
 
 def test_a_quarantined_file_stays_a_week_for_a_look(store, tmp_path):

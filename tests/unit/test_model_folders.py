@@ -58,6 +58,19 @@ def test_a_model_of_several_files_has_a_folder_of_its_own(store, tmp_path):
     assert "folder" in [entry.name for entry in store.list()]
 
 
+def test_a_file_that_cannot_be_read_is_named(store, tmp_path):
+    model, files = folder_model(tmp_path)
+    with pytest.raises(StorageError, match=r"/gone: No such file"):
+        store.add(model, files | {"config.json": tmp_path / "gone"})
+
+
+def test_a_file_that_a_stopped_call_left_read_only_is_taken_in(store, tmp_path):
+    model, files = folder_model(tmp_path)
+    files["config.json"].chmod(0o444)
+    store.add(model, files, move=True)
+    assert store.resolve("folder").sha256 == model.digest
+
+
 def test_two_models_share_their_blobs(store, tmp_path):
     model, files = folder_model(tmp_path)
     store.add(model, files)
