@@ -88,6 +88,8 @@ class EncoderTokens:
             marked = len(inner) + self.most_tokens - room
             raise PromptTooLong(f"has {marked} tokens with its marks, the model reads {self.most_tokens}")
         ids = [*self._before, *inner[:room], *self._behind]
+        if not ids:
+            raise PromptRejected("has no token")
         return Tokens(ids, [0] * len(ids))
 
     def _marks(self) -> tuple[list[int], list[int]]:

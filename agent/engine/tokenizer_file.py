@@ -6,6 +6,7 @@ A row of logits has one figure for each token of the file, and often some more t
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from agent.engine.grammar import Vocabulary
 from agent.engine.runtime import ModelUnloadable
 
 MOST_BYTES = 256 << 20
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")  # one byte, as "<0xE2>"
 _SPACE = "\u2581"  # stands for a space where a vocabulary is of SentencePiece's kind
 
 
@@ -145,8 +147,8 @@ def _steps(decoder: Any) -> list[dict[str, Any]]:
 
 
 def _sentence_piece(text: str) -> bytes:
-    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):  # one byte, as "<0xE2>"
-        return bytes.fromhex(text[3:5])
+    if found := _BYTE.fullmatch(text):
+        return bytes.fromhex(found[1])
     return text.replace(_SPACE, " ").encode()
 
 

@@ -105,6 +105,12 @@ def test_bytes_that_are_no_character_have_tokens_in_sentence_piece_too(tmp_path,
     assert tokens.bos == (1 if bos else None)
 
 
+def test_what_only_looks_like_a_byte_is_text(tmp_path):
+    path = sentence_piece(tmp_path / "tokenizer.json")
+    path.write_text(path.read_text(encoding="utf-8").replace('"<0x00>"', '"<0xZZ>"'), encoding="utf-8")
+    assert TokenizerFile(path, 270).piece(3) == b"<0xZZ>"
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
