@@ -81,7 +81,8 @@ class TaskMemory:
     async def keep_examples(self, task: str, use: ExampleUse, found: Sequence[StoredExample]) -> None:
         """Keep the examples of a task in place of earlier ones of that use; none: drop those."""
         body = msgspec.msgpack.encode(list(found)) if found else b""
-        await self._store.put_examples(task, use.value, body, now_ms=self._now_ms())
+        inputs = [one.input for one in found]
+        await self._store.put_examples(task, use.value, body, inputs=inputs, now_ms=self._now_ms())
 
     async def examples(self, task: str, use: ExampleUse) -> tuple[StoredExample, ...]:
         """Return what is kept; empty for nothing."""

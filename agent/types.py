@@ -169,6 +169,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     body_sha256: str = ""  # of the canonical body; the same key with another body is refused
     metadata: dict[str, str] = {}
     user: str | None = None
+    safety_identifier: str | None = None  # whose it is, as ``user`` and metadata.subject are
     key: str | None = None  # name of the caller's own API key
     cache_salt: str | None = None  # only requests with the same one share what is cached of their prompts
     received_at_ms: int

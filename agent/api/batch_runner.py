@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -75,6 +76,16 @@ class BatchRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Let no batch run meanwhile; then they go on as after a restart."""
+        await self.stop()
+        try:
+            yield
+        finally:
+            for batch in await self._deps.storage.batches.open():
+                self.begin(batch)
 
     def begin(self, batch: Batch) -> None:
         """Run a batch that has not ended, unless it runs."""

@@ -28,7 +28,6 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
-    "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "verbosity": ("medium",),

@@ -47,6 +47,7 @@ class Envelope:
             raise fields.missing("model")
         self._metadata = take_metadata(fields)
         self._user = fields.text("user", 512)
+        self._safety_identifier = fields.text("safety_identifier", 512)
         self._cache_salt = fields.text("cache_salt", 512)
         if self._cache_salt == "":
             raise fields.wrong_value("cache_salt", "must have at least one character")
@@ -88,6 +89,7 @@ class Envelope:
             body_sha256=self._sha256,
             metadata=self._metadata,
             user=self._user,
+            safety_identifier=self._safety_identifier,
             cache_salt=self._cache_salt,
             received_at_ms=now_ms,
             deadline_at_ms=now_ms + (self._span_ms or int(server.request_timeout_s * 1000)),

@@ -54,6 +54,7 @@ _ENVELOPE: dict[str, Schema] = {
     "model": {"type": "string", "minLength": 1},
     "metadata": _METADATA,
     "user": _STRING,
+    "safety_identifier": _STRING,
     "cache_salt": {"type": "string", "minLength": 1},
     "outrider": _OUTRIDER,
 }
@@ -122,6 +123,7 @@ _BATCH = _object(
 _FILE = _object(["purpose", "file"], purpose={"enum": ["batch"]}, file={"type": "string", "format": "binary"})
 _RELEASE = _object([], ids=_STRINGS, all=_FLAG, target=_STRING)
 _PURGE = _object([], states=_STRINGS, unfetched=_FLAG)
+_ERASE = _object(["subject"], subject={"type": "string", "minLength": 1, "maxLength": 512}, dry_run=_FLAG)
 _IDS = _object(["ids"], ids=_STRINGS)
 _ANYTHING: Schema = {"type": "object"}
 
@@ -136,6 +138,7 @@ BODIES: Mapping[tuple[str, str], Schema] = {
     ("POST", "/v1/batches"): _BATCH,
     ("POST", "/v1/queue/release"): _RELEASE,
     ("POST", "/v1/queue/purge"): _PURGE,
+    ("POST", "/v1/erase"): _ERASE,
     ("POST", "/v1/digest/seen"): _IDS,
 }
 FORMS: Mapping[tuple[str, str], Schema] = {("POST", "/v1/files"): _FILE}

@@ -102,6 +102,7 @@ def _asked(request: InferenceRequest) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "truncation": "disabled",
         "user": request.user,
+        "safety_identifier": request.safety_identifier,
     }
 
 

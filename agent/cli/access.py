@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from agent.api.chat_request import parse_messages
+from agent.api.erase_routes import erased_object
 from agent.api.fields import Fields
 from agent.api.queue_routes import messages_object, row_object, standing_object
 from agent.api.request_routes import record_object
@@ -47,6 +48,7 @@ class Access(Protocol):
     def messages(self, row_id: str) -> list[Row]: ...
     def unfetched(self) -> int: ...
     def purge(self, *, unfetched: bool) -> int: ...
+    def erase(self, subject: str, *, dry_run: bool) -> Row: ...
     def drain(self) -> None: ...
     def requests(self, state: str | None, limit: int) -> list[Row]: ...
     def request(self, request_id: str) -> Row: ...
@@ -130,6 +132,10 @@ class DaemonAccess:
 
     def purge(self, *, unfetched: bool) -> int:
         return int(self._client.post("/v1/queue/purge", {"unfetched": unfetched}, admin=True)["purged"])
+
+    def erase(self, subject: str, *, dry_run: bool) -> Row:
+        found: Row = self._client.post("/v1/erase", {"subject": subject, "dry_run": dry_run}, admin=True)
+        return found
 
     def drain(self) -> None:
         self._client.post("/v1/queue/drain", admin=True)
@@ -226,6 +232,11 @@ class DatabaseAccess:
 
     def purge(self, *, unfetched: bool) -> int:
         return self._run(self._storage.outbox.purge(now_ms=now_ms(), unfetched=unfetched))
+
+    def erase(self, subject: str, *, dry_run: bool) -> Row:
+        subjects = self._storage.subjects
+        done = self._run(subjects.count(subject) if dry_run else subjects.erase(subject, now_ms=now_ms()))
+        return erased_object(done, dry_run=dry_run)
 
     def drain(self) -> None:
         from agent.cli.escalating import drain

@@ -64,6 +64,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "review": ("agent.cli.review:review", "Say of answers whether they are right."),
     "bundle": ("agent.cli.bundle:bundle", "Carry models to another device in one signed file, without a network."),
     "prefixes": ("agent.cli.prefixes:prefixes", "See and erase the saved beginnings of prompts."),
+    "erase": (
+        "agent.cli.erase:erase",
+        "Remove what is kept of one person: requests, answers, queue, feedback, files, examples.",
+    ),
     "key": ("agent.cli.key:key", "See, replace and recover the database key."),
     "backup": ("agent.cli.backup:backup", "Write a consistent copy of the database."),
     "service": ("agent.cli.service:service", "Have the machine start the daemon, and see how it is."),

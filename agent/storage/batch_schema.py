@@ -76,7 +76,7 @@ WHERE id = :id
 FILE_OUTPUT = """
 INSERT INTO files (id, purpose, filename, bytes, ready, created_at_ms, expires_at_ms, sha256, batch_id)
 SELECT :id, 'batch_output', :filename, ifnull(sum(length(answer) + 1), 0), 1, :now_ms, :expires_at_ms, '', :batch_id
-FROM batch_lines WHERE batch_id = :batch_id AND (status BETWEEN 200 AND 299) = :good
+FROM batch_lines WHERE batch_id = :batch_id AND (status BETWEEN 200 AND 299) = :good AND answer <> x''
 """
 FILE_GET = "SELECT * FROM files WHERE id = :id AND ready = 1"
 FILE_LIST = """

@@ -9,6 +9,7 @@ import msgspec
 
 from agent.errors import Busy, IdempotencyMismatch, NotFound
 from agent.storage import batch_schema as sql
+from agent.storage import subjects
 from agent.storage.connection import Connection
 from agent.storage.database import Database
 from agent.storage.file_store import output_id
@@ -125,7 +126,12 @@ class BatchStore:
         rows = [
             {"id": batch_id, "number": line.number, "custom_id": line.custom_id, "body": line.body} for line in lines
         ]
-        await self._db.write(lambda connection: connection.executemany(sql.LINE_PUT, rows).rowcount, grows=True)
+
+        def work(connection: Connection) -> None:
+            connection.executemany(sql.LINE_PUT, rows)
+            subjects.tag_lines(connection, batch_id, ((line.number, line.body) for line in lines))
+
+        await self._db.write(work, grows=True)
 
     async def clear_lines(self, batch_id: str) -> None:
         """Remove the lines of a batch that was not begun."""

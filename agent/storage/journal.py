@@ -8,7 +8,7 @@ from agent.errors import BodyGone, IdempotencyMismatch, NotFound, StillRunning, 
 from agent.identifiers import uuid7
 from agent.records import Accepted, EscalationState, RequestRecord, RequestState
 from agent.settings import QueueSettings
-from agent.storage import figures, rows, transitions
+from agent.storage import figures, rows, subjects, transitions
 from agent.storage import statements as sql
 from agent.storage.ceiling import has_room, make_room
 from agent.storage.changes import Changes
@@ -343,6 +343,7 @@ def _insert(connection: Connection, request: InferenceRequest, accepted: Accepte
             "arm": request.arm,
         },
     )
+    subjects.tag_request(connection, request)
 
 
 def _opened(connection: Connection, statement: str, limit: int) -> _Opened:
@@ -382,7 +383,7 @@ def _state_of(decision: Decision) -> RequestState:
 def _not_running(connection: Connection, request_id: str) -> NotFound | WrongState:
     row = connection.execute(sql.REQUEST_GET, {"id": request_id}).fetchone()
     if row is None:
-        return NotFound(f"there is no request {request_id}")
+        return NotFound(f"there is no request {request_id}: it was erased while it ran")
     return WrongState(f"request {request_id} is {row['state']}, not running; it is settled already")
 
 

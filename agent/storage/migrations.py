@@ -29,6 +29,7 @@ from agent.storage import (  # noqa: E402
     egress_schema,
     feedback_schema,
     report_schema,
+    subjects,
     task_schema,
     webhook_store,
 )
@@ -250,6 +251,18 @@ def m013_delivery(db: sqlite_utils.Database, key: bytes) -> None:
         f"CREATE INDEX escalations_lowest ON escalations (priority, id) {waiting}",
     ):
         db.execute(statement)
+
+
+@_migration
+def m014_subjects(db: sqlite_utils.Database, key: bytes) -> None:
+    """Whose rows are, so that what is kept of a person can be erased without a search."""
+    _create(db, "subject_tags", subjects.TAGS)
+    _create(db, "erasures", subjects.ERASURES)
+    for statement in subjects.STATEMENTS:
+        db.execute(statement)
+    secret = hmac.digest(key, b"outrider subject tags", hashlib.sha256)
+    db.table("secrets").insert({"name": subjects.SECRET, "value": secret})
+    subjects.tag_older(db.conn)  # type: ignore[arg-type]  # a sqlcipher3 connection
 
 
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:

@@ -27,6 +27,7 @@ from agent.storage.outbox import Outbox
 from agent.storage.prefix_store import PrefixStore
 from agent.storage.report_reader import ReportReader
 from agent.storage.retention import Retention, purge_bodies, purge_rows
+from agent.storage.subject_erasure import SubjectErasure
 from agent.storage.task_store import TaskStore
 from agent.storage.webhook_store import WebhookStore
 from agent.types import Action, Decision, Generation, InferenceRequest, Reason
@@ -58,6 +59,7 @@ class Storage:
         self.journal = Journal(db, changes, queue, self._keep)
         self.outbox = Outbox(db, changes, queue, self._keep, Clock(db, queue, self._keep, now_ms, uptime))
         self.egress_log = EgressLog(db)
+        self.subjects = SubjectErasure(db, changes, self.outbox)
         self.tasks = TaskStore(db)
         self.report = ReportReader(db)
         self.feedback = FeedbackStore(db)
@@ -100,6 +102,7 @@ class Storage:
             pass
         await self.files.maintain(now_ms)
         await self.webhooks.maintain(now_ms)
+        await self.subjects.maintain(now_ms)
         await self.batches.maintain(now_ms, self.files.settings.keep_s)
         await self.db.checkpoint()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from agent.storage import feedback_statements
+from agent.storage import feedback_statements, subjects
 from agent.storage import statements as sql
 from agent.storage.connection import Connection
 from agent.storage.database import Database
@@ -112,14 +112,18 @@ class TaskStore:
 
         return await self._db.read(work)
 
-    async def put_examples(self, task: str, use: str, body: bytes, *, now_ms: int) -> None:
-        """Store what a task was taught or calibrated with, in place of earlier ones; an empty body drops those."""
+    async def put_examples(self, task: str, use: str, body: bytes, *, inputs: Sequence[str], now_ms: int) -> None:
+        """Store what a task was taught or calibrated with, in place of earlier ones; an empty body drops those.
+
+        ``inputs`` are the texts in ``body``, by which it is known whose requests they were.
+        """
 
         def work(connection: Connection) -> None:
             if body:
                 connection.execute(sql.EXAMPLES_PUT, {"task": task, "use": use, "now_ms": now_ms, "body": body})
             else:
                 connection.execute(sql.EXAMPLES_DROP, {"task": task, "use": use})
+            subjects.tag_examples(connection, f"{task}:{use}", inputs)
 
         await self._db.write(work, grows=bool(body))
 

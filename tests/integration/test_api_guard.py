@@ -32,7 +32,7 @@ ROUTES = [
     ("POST", "/v1/files"), ("GET", "/v1/files"), ("GET", "/v1/files/x"), ("DELETE", "/v1/files/x"),
     ("GET", "/v1/files/x/content"), ("POST", "/v1/batches"), ("GET", "/v1/batches"), ("GET", "/v1/batches/x"),
     ("POST", "/v1/batches/x/cancel"),
-    ("GET", "/v1/digest"), ("GET", "/openapi.json"), ("POST", "/v1/digest/seen"),
+    ("GET", "/v1/digest"), ("GET", "/openapi.json"), ("POST", "/v1/digest/seen"), ("POST", "/v1/erase"),
     ("GET", "/"), ("GET", "/nowhere"),
 ]  # fmt: skip
 
