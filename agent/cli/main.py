@@ -70,6 +70,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "key": ("agent.cli.key:key", "See, replace and recover the database key."),
     "backup": ("agent.cli.backup:backup", "Write a consistent copy of the database."),
+    "salvage": ("agent.cli.salvage:salvage", "Take what can be read out of a damaged database into a new one."),
     "service": ("agent.cli.service:service", "Have the machine start the daemon, and see how it is."),
     "update": (
         "agent.cli.update:update",

@@ -104,7 +104,7 @@ def restore(
         if passphrase is not None:
             # Should this end half-way, the next start takes whichever key fits the database.
             keys.write_private(data_dir / keys.NEXT_KEY_NAME, material)
-        kept = _set_aside(data_dir)
+        kept = set_aside(data_dir, "replaced")
         incoming.rename(data_dir / DATABASE_NAME)
         keys.sync_folder(data_dir)
     except OSError as error:
@@ -215,8 +215,7 @@ def _copy(source: Connection, dest: Path, key: bytes) -> int:
             target.execute("PRAGMA journal_mode = DELETE").fetchall()
         finally:
             target.close()
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(partial)
         partial.rename(dest)
         keys.sync_folder(dest.parent)
         return dest.stat().st_size
@@ -228,11 +227,18 @@ def _copy(source: Connection, dest: Path, key: bytes) -> int:
         partial.unlink(missing_ok=True)
 
 
-def _set_aside(data_dir: Path) -> Path | None:
+def sync_file(path: Path) -> None:
+    """Wait until the file is on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def set_aside(data_dir: Path, why: str) -> Path | None:
+    """Rename the database, with its log, to a name that says ``why``. Returns that, or None where there is none."""
     path = data_dir / DATABASE_NAME
     if not path.exists():
         return None
-    kept = data_dir / f"{DATABASE_NAME}.replaced-{secrets.token_hex(4)}"
+    kept = data_dir / f"{DATABASE_NAME}.{why}-{secrets.token_hex(4)}"
     for suffix in ("", "-wal", "-shm"):
         part = path.with_name(path.name + suffix)
         if part.exists():

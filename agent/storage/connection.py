@@ -164,7 +164,9 @@ def translate(error: Exception, path: Path) -> StorageError:
         case code if code == _FULL:
             return DiskFull(f"no space left for {path}; free some, nothing that was acknowledged is lost")
         case code if code in {_CORRUPT, _NOTADB}:
-            return StorageCorrupt(f"{path} is damaged ({error}); stop Outrider and restore a backup")
+            return StorageCorrupt(
+                f"{path} is damaged ({error}); stop Outrider, then `outrider salvage`, or restore a backup"
+            )
         case code if code in {_READONLY, _CANTOPEN}:
             return StorageError(f"no write permission for {path} or its folder ({error}); correct it")
         case code if code == _BUSY:

@@ -91,6 +91,16 @@ def migrate(path: Path, key: bytes) -> list[int]:
     return applied
 
 
+def migrate_to(path: Path, key: bytes, version: int) -> None:
+    """Make an empty database of an earlier (or this) schema."""
+    connection = connect(path, key, create=True)
+    try:
+        for number, step in enumerate(MIGRATIONS[:version], start=1):
+            _apply(connection, step, number, key)
+    finally:
+        connection.close()
+
+
 def _apply(
     connection: Connection, step: Callable[[sqlite_utils.Database, bytes], None], number: int, key: bytes
 ) -> None:
