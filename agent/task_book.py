@@ -14,7 +14,7 @@ from agent.confidence.appraisers import Appraiser
 from agent.confidence.calibration import Calibration, Judged
 from agent.confidence.heads import AppliedHead, Feature, Head
 from agent.errors import OutriderError
-from agent.routing import Route
+from agent.routing import Route, may_leave
 from agent.structure import ToolChoice
 from agent.task_folder import TaskFolder
 from agent.task_monitors import TaskMonitors
@@ -28,7 +28,6 @@ from agent.types import (
     Generation,
     InferenceRequest,
     RequestKind,
-    RouteMode,
     Sampling,
 )
 
@@ -217,8 +216,8 @@ class TaskBook:
             share = self.folder.get(request.task).quality_sample
         except OutriderError:
             return decision
-        at_once = route.egress in {EgressPolicy.ALLOW, EgressPolicy.REDACT} and route.target is not None
-        if not at_once or request.route_mode is RouteMode.LOCAL_ONLY or self._draw() >= share:
+        at_once = decision.egress in {EgressPolicy.ALLOW, EgressPolicy.REDACT} and decision.target is not None
+        if not at_once or not may_leave(request, route.mode, decision.egress) or self._draw() >= share:
             return decision
         return msgspec.structs.replace(decision, propensity=share)
 
