@@ -23,11 +23,11 @@ from agent.escalation.target import make_target
 from agent.records import Escalation, EscalationState, RequestRecord
 from agent.settings import TargetSettings
 from agent.storage.spending import Standing
+from agent.storage.transitions import ENDED
 from agent.types import EgressPolicy
 
 MOST_LISTED = 1000
 MOST_BODY_BYTES = 1 << 20
-ENDED = (EscalationState.SUCCEEDED, EscalationState.DEAD, EscalationState.EXPIRED, EscalationState.CANCELLED)
 
 
 def row_object(row: Escalation, prices: PriceBook) -> dict[str, Any]:

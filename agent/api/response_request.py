@@ -19,7 +19,8 @@ from agent.api.structure_request import parse_flat_structure
 from agent.api.thinking_request import parse_thinking
 from agent.response_call import ResponseCall
 from agent.settings import RoutingSettings, ServerSettings
-from agent.types import InferenceRequest, Message, Sampling, Thinking
+from agent.strictness import stricter
+from agent.types import EgressPolicy, InferenceRequest, Message, Sampling, Thinking
 
 PREFIX = "resp_"  # of the id of a response, before that of its request
 
@@ -52,8 +53,12 @@ def parse_response(
     routing: RoutingSettings,
     now_ms: int,
     before: Sequence[Message] = (),
+    egress: EgressPolicy | None = None,
 ) -> Call:
-    """Check every parameter and return the call (see Parser). ``before``: the messages of the response it goes on from."""
+    """Check every parameter and return the call (see Parser).
+
+    ``before``: the messages of the response it goes on from, which leave under no looser policy than ``egress``.
+    """
     fields = Fields(body)
     call = Envelope(fields, body, headers)
     instructions = fields.text("instructions", server.max_body_bytes)
@@ -96,6 +101,8 @@ def parse_response(
         ),
     )
     request = call.request(asked, server=server, routing=routing, now_ms=now_ms)
+    if egress is not None:
+        request = msgspec.structs.replace(request, egress=stricter(egress, request.egress))
     if background and not call.names_deadline:
         request = msgspec.structs.replace(request, deadline_at_ms=now_ms + LONGEST_DEADLINE_MS)
     return Call((request,), stream)

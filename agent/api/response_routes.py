@@ -33,7 +33,7 @@ from agent.api.wire import json_response, query, read_json
 from agent.errors import BodyGone, InvalidRequest, NotFound, ShuttingDown, WrongState
 from agent.records import RequestRecord, RequestState
 from agent.storage.retention import LATE
-from agent.types import InferenceRequest, Message, RequestKind
+from agent.types import EgressPolicy, InferenceRequest, Message, RequestKind, RouteMode
 
 MOST_LISTED = 100
 _UNDER_WAY = {RequestState.RUNNING, RequestState.QUEUED}
@@ -57,16 +57,13 @@ async def create(request: Request) -> Response | ASGIApp:
         return answer_stream(deps, call, shape, shape.fault)
     given = await while_connected(request.receive, run_one(deps, call.request))
     headers = headers_of(given) | _location(given.record)
-    body = response_object(given.record)
-    if not _stored(given.record) and given.record.state is RequestState.ANSWERED:
-        await deps.storage.journal.forget(given.record.id)
-    return json_response(body, headers=headers)
+    return json_response(response_object(given.record), headers=headers)
 
 
 async def call_of(deps: ApiDeps, body: Mapping[str, Any], headers: Headers, *, key: CallerKey | None) -> Call:
     """Return the call of a body, with the turns before it. Raises as the parser does, and for a response that is not there."""
-    before = await _turns_before(deps, body.get("previous_response_id"))
-    return make_call(deps, body, headers, partial(parse_response, before=before), key=key)
+    before, egress = await _turns_before(deps, body.get("previous_response_id"))
+    return make_call(deps, body, headers, partial(parse_response, before=before, egress=egress), key=key)
 
 
 async def show(request: Request) -> Response | ASGIApp:
@@ -97,6 +94,8 @@ async def delete(request: Request) -> Response:
     deps = deps_of(request)
     record = await _record(deps, request)
     await _end(deps, record)
+    if record.escalation is not None and record.escalation.purpose == "quality_sample":
+        await _cancel_row(deps, record.id)  # what left of it is in the log of that, before its row goes
     await deps.storage.journal.delete(record.id)
     await deps.storage.db.checkpoint()
     return json_response({"id": PREFIX + record.id, "object": "response", "deleted": True})
@@ -187,16 +186,20 @@ async def _end(deps: ApiDeps, record: RequestRecord) -> None:
             raise WrongState("the response is being given to the one who asked for it: close that connection")
         record = latest or record
     if record.state is RequestState.QUEUED:
-        try:
-            await deps.storage.outbox.cancel(record.id, now_ms=deps.now_ms())
-        except WrongState:
-            return  # it has just ended by itself
+        await _cancel_row(deps, record.id)
 
 
-async def _turns_before(deps: ApiDeps, previous: object) -> tuple[Message, ...]:
-    """Return the messages of the response that a call goes on from, its answer last."""
+async def _cancel_row(deps: ApiDeps, request_id: str) -> None:
+    try:
+        await deps.storage.outbox.cancel(request_id, now_ms=deps.now_ms())
+    except WrongState:
+        return  # it has just ended by itself
+
+
+async def _turns_before(deps: ApiDeps, previous: object) -> tuple[tuple[Message, ...], EgressPolicy | None]:
+    """Return the messages of the response that a call goes on from, its answer last, and the policy that they are under."""
     if previous is None or not isinstance(previous, str):
-        return ()  # of another type: the parser refuses it by name
+        return (), None  # of another type: the parser refuses it by name
     record = await deps.storage.journal.get(previous.removeprefix(PREFIX))
     if record is None or not _stored(record) or record.request is None:
         gone = record is not None and record.request is None
@@ -212,7 +215,9 @@ async def _turns_before(deps: ApiDeps, previous: object) -> tuple[Message, ...]:
             code="previous_response_unfinished",
         )
     said = Message(role="assistant", content=answer.text or "", tool_calls=answer.tool_calls)
-    return (*_own_messages(record.request), said)
+    asked = record.request
+    kept_here = asked.names_route and asked.route_mode is RouteMode.LOCAL_ONLY
+    return (*_own_messages(asked), said), EgressPolicy.NEVER if kept_here else asked.egress
 
 
 def _own_messages(request: InferenceRequest) -> tuple[Message, ...]:

@@ -77,7 +77,8 @@ class Journal:
         """Store the result and what was decided, in one transaction, and return the record with its texts.
 
         A queued decision also makes the outbox row: pending when the policy is ``allow`` and
-        there is a target, else awaiting_approval. Raises QueueFull at the ceiling (nothing is
+        there is a target, else awaiting_approval. Of a request that is not to be stored the texts
+        go in this very transaction, unless it waits. Raises QueueFull at the ceiling (nothing is
         changed), WrongState when the request is not running.
         """
         dropped: list[str] = []
@@ -163,14 +164,16 @@ class Journal:
                 },
             )
             figures.count_label(connection, request, generation.text, decision.action, now_ms)
+        keeps = request.response is None or request.response.store
+        drawn = state is RequestState.ANSWERED and decision.propensity is not None and keeps
         until_ms: int | None = None
-        if state is RequestState.ANSWERED and decision.propensity is not None and has_room(connection, self._queue):
+        if drawn and has_room(connection, self._queue):
             until_ms = self._retention.until_ms(state, now_ms)  # as long as its text stays
         if state is RequestState.QUEUED or until_ms is not None:
             dropped[:] = self._enqueue(connection, request, generation, decision, now_ms, until_ms)
         record = rows.read_record(connection, request.id)
         assert record is not None
-        if self._retention.forgets(state):
+        if self._retention.forgets(state) or not (keeps or state is RequestState.QUEUED):
             forget(connection, request.id)
         return record
 
@@ -250,10 +253,6 @@ class Journal:
 
         return await self._db.read(work)
 
-    async def forget(self, request_id: str) -> None:
-        """Remove the texts of a settled request: its caller wants none kept."""
-        await self._db.write(lambda connection: forget(connection, request_id))
-
     async def list(self, state: RequestState | None = None, limit: int = 50, before_id: str | None = None) -> _Records:
         """Return requests without bodies, newest first; ``before_id`` goes on after an earlier page."""
 
@@ -301,24 +300,25 @@ class Journal:
         """
         return await self._db.read(lambda connection: _opened(connection, sql.REQUEST_RUNNING, limit))
 
+    async def begin_life(self) -> None:
+        """Count this life of the daemon for the requests in the background. Once at its start, before ``running``."""
+        parameters = {"most_lives": MOST_LIVES}
+        await self._db.write(lambda connection: connection.execute(sql.REQUEST_LIVES, parameters).rowcount)
+
     async def take_up(self) -> _Opened:
-        """Return the requests in the background that are not settled, for this life of the daemon. Once at its start."""
-
-        def work(connection: Connection) -> _Opened:
-            connection.execute(sql.REQUEST_LIVES, {"most_lives": MOST_LIVES})
-            return _opened(connection, sql.REQUEST_BACKGROUND, -1)
-
-        return await self._db.write(work)
+        """Return the requests in the background that are not settled, oldest first."""
+        return await self._db.read(lambda connection: _opened(connection, sql.REQUEST_BACKGROUND, -1))
 
     async def delete(self, request_id: str) -> None:
-        """Remove a settled request with its texts. Raises NotFound, or WrongState for an open one."""
+        """Remove a settled request with its texts. Raises NotFound, or WrongState for one that is open, or whose row is."""
 
         def work(connection: Connection) -> None:
             if not connection.execute(sql.REQUEST_DELETE_ENDED, {"id": request_id}).rowcount:
                 row = connection.execute(sql.REQUEST_GET, {"id": request_id}).fetchone()
                 if row is None:
                     raise NotFound(f"there is no request {request_id}")
-                raise WrongState(f"request {request_id} is {row['state']}: cancel it first")
+                state = row["state"] if row["state"] in {"running", "queued"} else "being checked by a target"
+                raise WrongState(f"request {request_id} is {state}: cancel it first")
 
         await self._db.write(work)
         self._changes.publish(request_id)

@@ -65,7 +65,12 @@ UPDATE requests SET accepted_target = NULL, accepted_fingerprint = NULL,
 WHERE state = 'running'
 """
 REQUEST_DELETE = "DELETE FROM requests WHERE id = :id"
-REQUEST_DELETE_ENDED = "DELETE FROM requests WHERE id = :id AND state NOT IN ('running', 'queued')"
+# With an open row goes what tells of its send: a served answer that is being checked stays, too.
+REQUEST_DELETE_ENDED = """
+DELETE FROM requests WHERE id = :id AND state NOT IN ('running', 'queued') AND NOT EXISTS (
+    SELECT 1 FROM escalations WHERE request_id = :id AND state IN ('awaiting_approval', 'pending', 'leased')
+)
+"""
 
 REQUEST_TO_PURGE = """
 SELECT id, ifnull(length(body), 0)

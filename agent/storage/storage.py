@@ -76,8 +76,9 @@ class Storage:
 
         ``decide`` turns a request, the route that it was accepted under and its cut-short
         generation (failure crash) into a decision: queued where policy allows, else refused.
-        They are never run again.
+        They are never run again, and those in the background not more than MOST_LIVES times.
         """
+        await self.journal.begin_life()
         count = 0
         while running := await self.journal.running():
             for request, accepted in running:

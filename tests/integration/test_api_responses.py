@@ -200,6 +200,36 @@ def test_store_false_keeps_nothing(api):
     assert record["generation"] is None
 
 
+def test_store_false_keeps_nothing_of_a_stream_or_of_what_failed_or_was_left(api):
+    with client_of(api) as client:
+        *_, last = client.responses.create(model=MODEL, input="a secret matter", store=False, stream=True)
+        ids = [last.response.id.removeprefix("resp_")]
+        with pytest.raises(openai.APIStatusError, match="scripted overflow"):
+            client.responses.create(model=MODEL, input="a secret overflow", store=False)
+        with client.responses.create(model=MODEL, input="a secret hang", store=False, stream=True) as stream:
+            next(iter(stream))
+        assert api.engine.cancelled.acquire(timeout=10)
+    ids += [api.get(f"/v1/requests?limit=1&state={state}").json()["data"][0]["id"] for state in ("failed", "cancelled")]
+    for one in ids:
+        record = api.settled(one)
+        assert (record["request"], record["generation"]) == (None, None), record["state"]
+
+
+@pytest.mark.parametrize("fields", [{"egress": "never"}, {"egress": "approve"}, {"route_mode": "local_only"}])
+def test_what_goes_on_from_a_response_leaves_under_no_looser_policy(joined, cloud, fields):
+    before = len(cloud.chats)
+    with client_of(joined) as client:
+        first = client.responses.create(model=MODEL, input="our secret plan", extra_body={"outrider": fields})
+        second = client.responses.create(model=MODEL, input="unsure", previous_response_id=first.id)
+        third = client.responses.create(model=MODEL, input="unsure", previous_response_id=second.id)
+    for response in (second, third):
+        record = joined.get(f"/v1/requests/{response.id.removeprefix('resp_')}").json()
+        kept = fields.get("egress", "never")
+        assert record["request"]["egress"] == kept
+        assert (record["escalation"] or {}).get("state") == (None if kept == "never" else "awaiting_approval")
+    assert len(cloud.chats) == before
+
+
 def test_retrieve_and_delete(api):
     with client_of(api) as client:
         response = client.responses.create(model=MODEL, input="hello")

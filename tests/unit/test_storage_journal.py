@@ -282,6 +282,22 @@ class TestRecovery:
         await storage.close()
 
 
+async def test_a_request_in_the_background_is_begun_in_so_many_lives_then_it_has_failed(storage, monkeypatch):
+    monkeypatch.setattr("agent.storage.journal.MOST_LIVES", 3)
+    asked = values.request(background=True)
+    await storage.journal.open(asked, now_ms=NOW)
+
+    def refuse(*_):
+        return values.REFUSED
+
+    for _ in range(2):
+        assert await storage.recover(NOW, refuse) == 0
+        assert [one.id for one, _ in await storage.journal.take_up()] == [asked.id]
+    assert await storage.recover(NOW, refuse) == 1, "in the same start: nobody would tell its owner in this life"
+    assert list(await storage.journal.take_up()) == []
+    assert (await storage.journal.get(asked.id)).state is RequestState.FAILED
+
+
 async def test_a_closed_storage_says_so(tmp_path):
     storage = await values.opened(tmp_path)
     await storage.close()
