@@ -51,9 +51,11 @@ class Background:
         known, accepted = await self._pipeline.accept(request)
         if known is not None:
             return known
+        self._begin(
+            request, accepted
+        )  # with no wait between: who is cancelled here must not leave it to the next start
         record = await self._journal.get(request.id)
         assert record is not None
-        self._begin(request, accepted)
         return record
 
     async def ended(self, request_id: str) -> None:

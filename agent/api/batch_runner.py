@@ -170,7 +170,11 @@ class BatchRunner:
 
     async def _work(self, batch: Batch) -> str:
         """Answer every line. Returns how the batch ends: completed, expired or cancelled."""
-        left_s = max(0.0, (batch.expires_at_ms - self._deps.now_ms()) / 1000)
+        left_s = (batch.expires_at_ms - self._deps.now_ms()) / 1000
+        if batch.status == "cancelling" or left_s <= 0:  # so while no daemon ran: no line may begin
+            status = "cancelled" if batch.status == "cancelling" else "expired"
+            await self._cut(batch, status)
+            return status
         feeding = asyncio.create_task(self._feed_and_join(batch))
         cancelled = asyncio.create_task(self._until_cancelled(batch.id))
         try:

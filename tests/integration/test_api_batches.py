@@ -11,6 +11,7 @@ from fakes.api_server import MODEL, TLS, USER, ScriptedEngine, chat, served, tar
 from fakes.cloud import cloud_in_thread, ok, slow
 from fakes.daemon_process import DaemonProcess
 
+from agent.api.batch_runner import BatchRunner
 from agent.delivery_settings import FileSettings
 
 CHAT = "/v1/chat/completions"
@@ -173,6 +174,25 @@ def test_a_batch_is_cancelled(api):
         assert (batch.status, batch.request_counts.completed + batch.request_counts.failed) == ("cancelled", 21)
         assert {line["error"]["code"] for line in read(client, batch.error_file_id)} == {"batch_cancelled"}
     assert not [*api.get("/v1/requests?state=running").json()["data"]]
+
+
+def test_a_batch_that_was_cancelled_while_no_daemon_ran_begins_no_line(tmp_path):
+    engine = ScriptedEngine()
+    with served(tmp_path / "data", engine=engine) as api, client_of(api) as client:
+        api.call(_stop_batches(api))
+        api.server.config.app.state.batches.begin = lambda batch: None
+        file = upload(client, lines_of("one", "two", "three"))
+        batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        runner = BatchRunner(api.server.config.app.state.deps)
+        stored = api.call(api.storage.batches.get(batch.id))
+        assert api.call(runner._validate(stored)) == ()
+        client.batches.cancel(batch.id)
+    engine = ScriptedEngine()
+    with served(tmp_path / "data", engine=engine) as api, client_of(api) as client:
+        batch = ended(client, client.batches.retrieve(batch.id))
+        assert (batch.status, batch.request_counts.failed) == ("cancelled", 3)
+        assert api.get("/v1/requests").json()["data"] == []
+    assert engine.asked == []
 
 
 def test_somebody_who_waits_goes_before_a_batch(api):
