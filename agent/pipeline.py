@@ -220,7 +220,9 @@ class Pipeline:
         return task_writer.judge(found, generation) if request.task else found
 
     def _judged(self, request: InferenceRequest, generation: Generation) -> Judged:
-        return self._tasks.judge(request, generation, self._uncalibrated(request, generation))
+        judged = self._tasks.judge(request, generation, self._uncalibrated(request, generation))
+        self._tasks.seen(request, generation, judged.confidence)
+        return judged
 
     async def _open(self, request: InferenceRequest, route: routing.Route) -> RequestRecord | None:
         """Make the request durable, or find the answer of its Idempotency-Key."""

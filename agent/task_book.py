@@ -14,6 +14,7 @@ from agent.confidence.appraisers import Appraiser
 from agent.confidence.calibration import Calibration, Judged
 from agent.confidence.heads import AppliedHead, Feature, Head
 from agent.errors import OutriderError
+from agent.experiments import EVALUATION
 from agent.routing import Route, may_leave
 from agent.structure import ToolChoice
 from agent.task_folder import TaskFolder
@@ -196,14 +197,20 @@ class TaskBook:
         judged = calibrating.judge(calibration, found, confidence)
         if calibration is None or not judged.confidence.calibrated:
             return judged
+        return self.monitors.applied(calibration, judged)
+
+    def seen(self, request: InferenceRequest, generation: Generation, judged: Confidence) -> None:
+        """Let the monitor of a task know of one more input of its traffic; what only measures is none."""
+        calibration = self._calibrations.get(request.task) if request.task else None
+        if calibration is None or not judged.calibrated or request.arm == EVALUATION:
+            return
         self.monitors.seen(
             calibration,
-            score=confidence.raw,
+            score=judged.raw,
             length=len(request.messages[-1].content),
             label=generation.text if request.kind is RequestKind.CLASSIFY else None,
             at_ms=request.received_at_ms,
         )
-        return self.monitors.applied(calibration, judged)
 
     def sampled(self, request: InferenceRequest, route: Route, decision: Decision) -> Decision:
         """Return the decision; where a served answer is drawn to be checked by a target, with the chance of that.
@@ -216,8 +223,9 @@ class TaskBook:
             share = self.folder.get(request.task).quality_sample
         except OutriderError:
             return decision
-        at_once = decision.egress in {EgressPolicy.ALLOW, EgressPolicy.REDACT} and decision.target is not None
-        if not at_once or not may_leave(request, route.mode, decision.egress) or self._draw() >= share:
+        egress = decision.egress or EgressPolicy.APPROVE
+        at_once = egress in {EgressPolicy.ALLOW, EgressPolicy.REDACT} and decision.target is not None
+        if not at_once or not may_leave(request, route.mode, egress) or self._draw() >= share:
             return decision
         return msgspec.structs.replace(decision, propensity=share)
 

@@ -136,9 +136,9 @@ async def _store(deps: ApiDeps, record: RequestRecord, feedback: Feedback) -> bo
         told = CloudAnswer(text=answer, finish_reason="stop", model=PERSON)
         await deps.storage.outbox.answer(row.id, told, feedback, now_ms=feedback.created_at_ms)
         return row.purpose == "answer"
-    await deps.storage.feedback.put(feedback)
-    deps.tasks.on_feedback(feedback)
-    await deps.tasks.save()
+    if await deps.storage.feedback.put(feedback):
+        deps.tasks.on_feedback(feedback)
+        await deps.tasks.save()
     return False
 
 

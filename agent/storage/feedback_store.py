@@ -22,9 +22,12 @@ class FeedbackStore:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def put(self, feedback: Feedback) -> None:
-        """Store what was said; it takes the place of what the same origin said of this request before."""
-        await self._db.write(lambda connection: put_feedback(connection, feedback), grows=True)
+    async def put(self, feedback: Feedback) -> bool:
+        """Store what was said; it takes the place of what the same origin said of this request before.
+
+        Returns as ``put_feedback`` does.
+        """
+        return await self._db.write(lambda connection: put_feedback(connection, feedback), grows=True)
 
     async def list(self, task: str | None = None, *, limit: int = 1000, after_id: str = "") -> _Feedbacks:
         """Return feedback, oldest first; of one task where it is named. ``after_id`` goes on after an earlier page."""
@@ -66,8 +69,12 @@ class FeedbackStore:
         return await self._db.read(work)
 
 
-def put_feedback(connection: Connection, feedback: Feedback) -> None:
-    """Store one feedback inside a transaction."""
+def put_feedback(connection: Connection, feedback: Feedback) -> bool:
+    """Store one feedback inside a transaction.
+
+    Returns whether it may be counted: of an answer that was drawn at random only the first word, whoever says it.
+    """
+    was_counted = connection.execute(sql.FEEDBACK_DRAWN, {"id": feedback.request_id}).fetchone() is not None
     connection.execute(
         sql.FEEDBACK_PUT,
         {
@@ -83,6 +90,7 @@ def put_feedback(connection: Connection, feedback: Feedback) -> None:
             "body": rows.pack(feedback.said),
         },
     )
+    return not was_counted
 
 
 def _feedback(row: Any) -> Feedback:

@@ -154,9 +154,10 @@ class Outbox(OutboxByHand):
 
         What it says of the local answer of a task is kept as feedback, in the same transaction.
         """
-        told: list[Feedback] = []
+        counted: list[Feedback] = []
 
         def work(connection: Connection) -> RequestRecord:
+            counted.clear()  # of an earlier try
             leased = held(connection, row)
             finish_attempt(connection, leased, "succeeded", None, left=True, now_ms=now_ms)
             connection.execute(
@@ -175,14 +176,13 @@ class Outbox(OutboxByHand):
             record = rows.read_record(connection, leased["request_id"])
             assert record is not None
             compared = feedback.of_target(record, answer, id=uuid7(now_ms), now_ms=now_ms)
-            if compared is not None:
-                put_feedback(connection, compared)
-                told.append(compared)
+            if compared is not None and put_feedback(connection, compared):
+                counted.append(compared)
             return record
 
         record = await self._db.write(work)
         self._changes.publish(row.request_id)
-        for one in told:
+        for one in counted:
             self.on_feedback(one)
         return record
 

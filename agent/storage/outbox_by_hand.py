@@ -162,8 +162,10 @@ class OutboxByHand(OutboxReader):
 
         Raises NotFound, WrongState.
         """
+        counted: list[Feedback] = []
 
         def work(connection: Connection) -> Escalation:
+            counted.clear()  # of an earlier try
             row = known(connection, id)
             if row["state"] not in {EscalationState.AWAITING_APPROVAL, EscalationState.PENDING}:
                 raise WrongState(f"escalation {row['id']} is {row['state']}: only a row that waits can be answered")
@@ -179,12 +181,14 @@ class OutboxByHand(OutboxReader):
                 },
             )
             figures.count_late_label(connection, row["request_id"], answer, now_ms)
-            put_feedback(connection, feedback)
+            if put_feedback(connection, feedback):
+                counted.append(feedback)
             reason = "answered_by_person"
             return end(connection, self._retention, row, EscalationState.SUCCEEDED, reason=reason, now_ms=now_ms)
 
         ended = await self._changed(work)
-        self.on_feedback(feedback)
+        for one in counted:
+            self.on_feedback(one)
         return ended
 
     async def cancel(self, id: str, *, now_ms: int) -> Escalation:  # noqa: A002 - the field's word

@@ -6,11 +6,13 @@ import time
 import msgspec
 import pytest
 from fakes.api_server import ADMIN, served, target_at
+from fakes.cloud import cloud_in_thread, hang
 
 from agent.cli.demo.way_out import WayOut, stand_in
 from agent.confidence.calibration import Calibration, CalibrationKey, Report
 from agent.confidence.certify import Certificate
 from agent.confidence.maps import ProbabilityMap
+from agent.errors import WrongState
 from agent.types import EgressPolicy
 
 TASK = """
@@ -96,6 +98,45 @@ def test_drawn_answers_are_compared_and_the_threshold_tightens_by_itself(api, wa
     after = classify(api, "and on sunday?", outrider={"on_low_confidence": "abstain"})["outrider"]
     assert (after["decision"], after["guarantee"]) == ("uncertain", "none: the monitor raised an alarm")
     assert 'outrider_monitor_alarms_total{kind="quality",task="mail"}' in api.get("/metrics").text
+
+
+def test_what_left_to_be_checked_is_in_the_log_when_its_response_is_deleted(tmp_path):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mail.toml").write_text(TASK)
+    with cloud_in_thread() as cloud:
+        silent = msgspec.structs.replace(target_at(cloud.base_url), timeout_s=2.0)
+        cloud.script(hang())
+        with served(tmp_path / "data", targets=(silent,)) as api:
+            certify(api)
+            request_id = classify(api, "when do you open?")["outrider"]["request_id"]
+            while not cloud.chats:
+                time.sleep(0.01)
+            with pytest.raises(WrongState, match="being checked"):
+                api.call(api.storage.journal.delete(request_id))
+            with api.client() as client:
+                assert client.delete(f"/v1/responses/resp_{request_id}").json()["deleted"]
+            assert {line["request_id"] for line in api.get("/v1/egress").json()["data"]} == {request_id}
+
+
+def test_what_is_measured_is_no_traffic(api):
+    certify(api)
+    with api.client() as client:
+        body = {"input": "when do you open?"}
+        assert client.post("/v1/tasks/mail/trials", json=body).json()["calibrated"]
+    classify(api, "when do you open?", metadata={"outrider.evaluation": "1"})
+    assert api.get("/v1/tasks/mail").json()["monitor"]["inputs"] == 0
+    classify(api, "when do you open?")
+    assert api.get("/v1/tasks/mail").json()["monitor"]["inputs"] == 1
+
+
+def test_a_drawn_answer_is_counted_once_whoever_judges_it_and_how_often(api):
+    certify(api)
+    told = classify(api, "when do you open?", outrider={"egress": "never"})
+    said = {"request_id": told["outrider"]["request_id"], "review": True, "drawn": 1}
+    with api.client(ADMIN) as client:
+        for verdict in ({"verdict": "skipped"}, {"verdict": "labelled", "answer": "hours"}, {"verdict": "approved"}):
+            assert client.post("/v1/feedback", json=said | verdict).status_code == 200
+    assert api.get("/v1/tasks/mail").json()["monitor"]["checked"] == 1
 
 
 def test_what_may_not_leave_is_never_drawn(api, way_out):
