@@ -114,11 +114,12 @@ class Dispatcher:
         kept = {lane.settings.name: lane for lane in same if lane.settings in targets}
         renewed = budget != self._budget
         made = {one.name: self._lane(one, redaction, budget) for one in targets if one.name not in kept}
+        for lane in made.values():
+            await self._hold_pending(lane.settings)
+        # Only now, and at once: were storage to fail above, the old lanes would pass for lanes of the new redaction.
         self._redaction, self._budget = redaction, budget
         self._storage.outbox.charging = charging(budget.prices)
         self._storage.outbox.budgets = budget.ceilings
-        for lane in made.values():
-            await self._hold_pending(lane.settings)
         for name, lane in self._lanes.items():
             if name not in kept:
                 lane.retire()

@@ -294,7 +294,7 @@ class Lane:
                 LOG.warning("target %s is paused: %s", self.settings.name, outcome.reason)
             case RateLimited():
                 self.circuit.throttled(outcome.reason, now_s, self._wait_s(outcome))
-            case Retry():
+            case Retry() if outcome.left:
                 if outcome.silent:
                     self.circuit.doubted()
                 self.circuit.troubled(now_s)

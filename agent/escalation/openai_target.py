@@ -32,7 +32,7 @@ from agent.escalation.personal_data import CannotRedactNow, Recogniser
 from agent.escalation.redaction import Redacted
 from agent.escalation.replies import HttpReply, read_probe, read_reply
 from agent.escalation.resolver import Resolver
-from agent.escalation.target import Blocked, Delivered, Offline, Outcome, ProbeOutcome, Rejected, Retry
+from agent.escalation.target import UNCOUNTED, Blocked, Delivered, Offline, Outcome, ProbeOutcome, Rejected, Retry
 from agent.records import Escalation, RequestRecord
 from agent.settings import ConnectivitySettings, TargetSettings
 from agent.storage.costs import of_answer
@@ -136,7 +136,7 @@ class OpenAITarget:
         except _NotConfigured as problem:
             return Blocked(str(problem), left=False)
         except _TooLarge:
-            return Rejected(f"the reply is larger than {self._settings.max_reply_bytes} bytes")
+            return Rejected(f"the reply is larger than {self._settings.max_reply_bytes} bytes", used=UNCOUNTED)
         except _Encoded:
             return Blocked("the reply is compressed although that was declined")
         except (OSError, TimeoutError, httpx2.RequestError) as error:

@@ -31,6 +31,7 @@ import msgspec
 
 from agent.escalation.handoff import effective, read_label, read_verdict
 from agent.escalation.target import (
+    UNCOUNTED,
     Blocked,
     Delivered,
     Held,
@@ -180,7 +181,7 @@ def _read_answer(reply: HttpReply, record: RequestRecord, row: Escalation) -> Ou
         completion = _COMPLETION.decode(reply.body)
     except _NOT_THAT_JSON:
         if _has_choices(reply):
-            return Rejected("the answer cannot be read as a chat completion")
+            return Rejected("the answer cannot be read as a chat completion", used=UNCOUNTED)
         return Offline("200, but not a chat completion: something else answers", left=True, portal=True)
     if completion.outrider is not None and (other := _read_outrider(completion.outrider)) is not None:
         return other

@@ -78,6 +78,7 @@ class Rejected(msgspec.Struct, frozen=True):
     used: Used | None = None  # what the target counted for an answer that is of no use
 
 
+UNCOUNTED = Used(0, 0)  # there was an answer, surely paid for, and nobody knows how much
 Outcome: TypeAlias = Delivered | Offline | RateLimited | Held | Retry | Blocked | Rejected
 ProbeOutcome: TypeAlias = Online | Offline | RateLimited | Blocked
 

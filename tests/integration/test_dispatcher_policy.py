@@ -9,6 +9,7 @@ import pytest
 from fakes.cloud import Cloud, html, ok, status
 from fakes.dispatching import (
     QUEUE,
+    LongWait,
     ended,
     now_ms,
     queue_row,
@@ -20,8 +21,10 @@ from fakes.dispatching import (
 from fakes.storage_values import enqueue, fast_folder, opened, queued
 
 from agent.egress_settings import BudgetSettings
+from agent.errors import DiskFull
 from agent.escalation.budget import Budget
 from agent.escalation.consent import under
+from agent.escalation.personal_data import CannotRedactNow
 from agent.next_target import NextTarget
 from agent.records import EscalationState, RequestState
 from agent.text_settings import RedactionSettings
@@ -43,6 +46,41 @@ async def storage():
 async def cloud():
     async with Cloud() as server:
         yield server
+
+
+async def test_a_model_for_names_that_is_away_does_not_hold_up_what_needs_none(storage, cloud):
+    def away(_text):
+        raise CannotRedactNow("the model that finds names did not answer in time")
+
+    rows = [await queue_row(storage, cloud, decision=queued(egress=EgressPolicy.REDACT)) for _ in range(5)]
+    async with running(storage, target(cloud, concurrency=1), random=LongWait(), names=away) as dispatcher:
+        await dispatcher.replace_targets([target(cloud, concurrency=1)], RedactionSettings(names="tagger"))
+        for row in rows:
+            await row_until(storage, row, lambda found: found.attempts == 1)
+        free = await queue_row(storage, cloud, "may go as it is")
+        dispatcher.wake()
+        assert (await ended(storage, free)).state is RequestState.RESOLVED
+        assert dispatcher.status()[0].held_until_ms is None, "its target has done nothing wrong"
+
+
+async def test_a_reload_that_storage_cut_short_leaves_no_target_under_the_old_redaction(storage, cloud, monkeypatch):
+    stricter = RedactionSettings(terms=("Vanuatu",))
+    hold, failures = storage.outbox.hold_pending, iter([DiskFull("no space")])
+
+    async def sometimes(*arguments, **fields):
+        if error := next(failures, None):
+            raise error
+        return await hold(*arguments, **fields)
+
+    async with running(storage, target(cloud)) as dispatcher:
+        monkeypatch.setattr(storage.outbox, "hold_pending", sometimes)
+        with pytest.raises(DiskFull):
+            await dispatcher.replace_targets([target(cloud)], stricter)
+        await dispatcher.replace_targets([target(cloud)], stricter)
+        record = await queue_row(storage, cloud, decision=queued(egress=EgressPolicy.REDACT))
+        dispatcher.wake()
+        await ended(storage, record)
+    assert "Vanuatu" not in cloud.chats[-1].last_user_text
 
 
 async def test_rows_accepted_without_a_target_stay_until_they_are_released(storage, cloud):

@@ -103,7 +103,9 @@ async def test_an_answer_that_drips_is_bounded_by_the_deadline(cloud):
 
 async def test_a_reply_above_the_limit_is_rejected(cloud):
     cloud.script(fake.huge(200_000), fake.huge(200_000))
-    assert isinstance(await send(target_for(cloud.base_url, max_reply_bytes=100_000)), Rejected)
+    rejected = await send(target_for(cloud.base_url, max_reply_bytes=100_000))
+    assert isinstance(rejected, Rejected)
+    assert rejected.used == Used(0, 0), "it was paid for, and nobody knows how much: the budget keeps what was reserved"
     assert isinstance(await send(target_for(cloud.base_url)), Delivered)
 
 

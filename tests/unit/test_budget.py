@@ -12,6 +12,7 @@ from agent.escalation.budget import Budget
 from agent.escalation.charging import charging
 from agent.records import CloudAnswer, EscalationState
 from agent.settings import TargetSettings
+from agent.storage.costs import Used
 from agent.storage.spending import Amount, OverBudget
 from agent.token_estimate import estimate
 from agent.types import Generation, Handoff, Sampling
@@ -103,6 +104,7 @@ async def test_a_claim_passes_over_what_is_not_expected_to_fit(tmp_path):
         ("without usage", 300),  # it did not count
         ("retry", 300),  # it may have answered
         ("unknown", 300),
+        ("unreadable", 300),
         ("refused", 0),
         ("offline", 0),
     ],
@@ -120,6 +122,8 @@ async def test_a_reservation_is_settled_by_what_is_known(tmp_path, end, counted)
             await storage.outbox.succeed(row, answer(0, 0), now_ms=NOW)
         case "retry":
             await storage.outbox.retry(row, available_at_ms=NOW, **known)
+        case "unreadable":
+            await storage.outbox.reject(row, used=Used(0, 0), **known)
         case "refused":
             await storage.outbox.reject(row, **known)
         case "offline":
