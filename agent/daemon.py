@@ -310,6 +310,9 @@ async def _maintain(storage: Storage, tasks: TaskMemory) -> None:
             await storage.maintain(now_ms())
         except OutriderError as error:
             LOG.error("maintenance: %s", error)
+        except Exception:
+            # Retention and expiry are promises: no fault may end them for the rest of this life.
+            LOG.exception("maintenance met a fault of this program; it goes on")
 
 
 async def _tell_webhook(config: Settings, storage: Storage, may_leave: Callable[[], bool]) -> None:

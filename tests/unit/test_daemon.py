@@ -1,4 +1,4 @@
-"""The port is taken, and listens, before anything else is started or announced."""
+"""The port is taken, and listens, before anything else is started; what runs beside the server goes on."""
 
 import asyncio
 import socket
@@ -26,6 +26,26 @@ def test_a_taken_port_is_told_at_once():
         port = listener.getsockname()[1]
         with pytest.raises(AddressInUse, match=str(port)):
             daemon._listen(config(port))
+
+
+async def test_a_fault_in_maintenance_does_not_end_it(monkeypatch):
+    monkeypatch.setattr(daemon, "MAINTAIN_EVERY_S", 0)
+    again = asyncio.Event()
+
+    class Faulty:
+        faults = iter([RuntimeError("a bug")])
+
+        async def save(self):
+            if error := next(self.faults, None):
+                raise error
+
+        async def maintain(self, now_ms):
+            again.set()
+
+    maintaining = asyncio.create_task(daemon._maintain(Faulty(), Faulty()))
+    await asyncio.wait((maintaining, asyncio.create_task(again.wait())), return_when=asyncio.FIRST_COMPLETED)
+    assert not maintaining.done()
+    maintaining.cancel()
 
 
 async def test_an_answer_in_two_pieces_is_not_held_back():
