@@ -51,12 +51,15 @@ class Background:
         known, accepted = await self._pipeline.accept(request)
         if known is not None:
             return known
-        self._begin(
-            request, accepted
-        )  # with no wait between: who is cancelled here must not leave it to the next start
-        record = await self._journal.get(request.id)
-        assert record is not None
-        return record
+        # Nothing is awaited since the commit: who is cancelled now would leave the request to the next start.
+        self._begin(request, accepted)
+        return RequestRecord(
+            request=request,
+            id=request.id,
+            state=RequestState.RUNNING,
+            model=request.model,
+            received_at_ms=request.received_at_ms,
+        )
 
     async def ended(self, request_id: str) -> None:
         """Return when a request does not run any more. At once for one that does not run here."""
