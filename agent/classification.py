@@ -104,8 +104,8 @@ class Classifier:
         vectors, scores = Vectors(), Scores()
         spent_ms = 0.0
         parts = about.feature.parts
+        text = request.messages[-1].content
         if Feature.EMBEDDING in parts:
-            text = request.messages[-1].content
             vectors = await self._engine.embed(about.encoder, [text], deadline_at_ms=request.deadline_at_ms)
             spent_ms += vectors.duration_ms
             if vectors.failure:
@@ -124,7 +124,7 @@ class Classifier:
         state = array("f", scores.hidden)
         figures = _complete(scores)
         vector = vectors.vectors[0] if vectors.vectors else ()
-        found = dict(zip(about.labels, head.probabilities(vector, figures, state), strict=False))
+        found = dict(zip(about.labels, head.probabilities(text, vector, figures, state), strict=False))
         by_label = {label: index for index, label in enumerate(about.labels)}
         order = [by_label[label] for label in request.labels]
         told = LabelScores(

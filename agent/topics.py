@@ -43,10 +43,11 @@ class Topics:
         if head is None or head.head.feature is not Feature.EMBEDDING:
             return None
         about = head.head
-        vectors = await self._engine.embed(about.encoder, [text_of(request)], deadline_at_ms=request.deadline_at_ms)
+        text = text_of(request)
+        vectors = await self._engine.embed(about.encoder, [text], deadline_at_ms=request.deadline_at_ms)
         if vectors.failure or vectors.model_digest != about.encoder_digest:
             return None
-        probabilities = head.probabilities(vectors.vectors[0], ())
+        probabilities = head.probabilities(text, vectors.vectors[0])
         if not probabilities:
             return None
         best = max(range(len(probabilities)), key=probabilities.__getitem__)

@@ -29,6 +29,7 @@ from agent.batch import open_encoder
 from agent.confidence import fitting, maps
 from agent.confidence.certify import Scored
 from agent.confidence.fit_order import Fitted, Order
+from agent.confidence.heads import AppliedHead, Head
 from benchmarks import certificates, label_latency
 from benchmarks.certificates import Answers, Floats
 
@@ -125,22 +126,41 @@ def teach(part: Part, folder: Path, embed: Callable[[Sequence[str]], Floats], mo
     for label in labels:
         chosen += [pair for pair in train if pair[1] == label][: part.per_label]
     answers = tuple(labels.index(label) for _, label in chosen)
-    vectors, names = embed([text for text, _ in chosen]), embed([label.replace("_", " ") for label in labels])
+    readable = [label.replace("_", " ") for label in labels]
     order = Order(
         labels=len(labels),
         answers=answers,
-        embedding=vectors.astype("<f4").tobytes(),
-        names=names.astype("<f4").tobytes(),
+        embedding=embed([text for text, _ in chosen]).astype("<f4").tobytes(),
+        names=embed(readable).astype("<f4").tobytes(),
+        texts=tuple(text for text, _ in chosen),
+        name_texts=tuple(readable),
     )
     fitted = fitting.fit(order)
-    assert fitted.embedding is not None
-    weights = np.frombuffer(fitted.embedding.weights, "<f4").reshape(len(labels), -1)
-    logits = embed([text for text, _ in test]) @ weights.T + np.array(fitted.embedding.bias)
-    probabilities = np.exp(fitting.log_softmax(logits / fitted.temperature))
+    head = applied(fitted, tuple(labels))
+    asked = embed([text for text, _ in test])
+    probabilities = np.array(
+        [head.probabilities(text, vector) for (text, _), vector in zip(test, asked.tolist(), strict=True)]
+    )
     right = np.array([labels[i] == label for i, (_, label) in zip(probabilities.argmax(axis=1), test, strict=True)])
     held = np.frombuffer(fitted.probabilities, "<f4").reshape(len(chosen), -1)
     pilot = [Scored(float(row.max()), int(row.argmax()) == answer) for row, answer in zip(held, answers, strict=True)]
     return Taught(fitted, Answers(probabilities.max(axis=1), right), probabilities, pilot)
+
+
+def applied(fitted: Fitted, labels: tuple[str, ...]) -> AppliedHead:
+    """Return the head as the daemon applies it."""
+    return AppliedHead(
+        Head(
+            task="benchmark",
+            task_digest="",
+            labels=labels,
+            feature=fitted.feature,
+            embedding=fitted.embedding,
+            temperature=fitted.temperature,
+            wording=fitted.wording,
+            neighbours=fitted.neighbours,
+        )
+    )
 
 
 def rows_of(part: Part, taught: Taught, draws: int) -> Iterator[Row]:

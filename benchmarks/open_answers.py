@@ -29,7 +29,7 @@ from agent.confidence.answer_features import Shown
 from agent.confidence.appraiser_fitting import fit
 from agent.confidence.certify import Scored
 from agent.confidence.fit_order import Judged
-from agent.confidence.fitting import logistic
+from agent.confidence.logistic import logistic
 from agent.demonstrations import MOST
 from agent.evaluation import matching
 from agent.tasks import TaskKind

@@ -159,7 +159,7 @@ def _by_head(
         figures = [float("nan") if figure is None else figure for figure in row["logprobs"]]
         vector = vectors[number * applied.dimensions : (number + 1) * applied.dimensions]
         state = array("f", base64.b64decode(row["hidden"] or ""))
-        probabilities = applied.probabilities(vector, figures, state)
+        probabilities = applied.probabilities(one.input, vector, figures, state)
         score = labels.raw_score(probabilities, by_head=True)
         label = None if score is None else spec.names[labels.best(spec.names, probabilities)]
         right = None if one.answer is None else label == one.answer

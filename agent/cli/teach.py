@@ -246,6 +246,8 @@ def taught(
         answers=answers,
         embedding=vectors.raw[:of_names],
         names=vectors.raw[of_names:],
+        texts=tuple(inputs),
+        name_texts=tuple(label_texts(spec)),
         hidden=_states(rows, features) if Feature.HIDDEN in wanted else b"",
         scores=scores.tobytes(),
     )
@@ -278,6 +280,8 @@ def taught(
         pilot=tuple(pilot),
         texts=tuple(text_digest(text) for text in inputs),
         familiarity=fitted.familiarity,
+        wording=fitted.wording,
+        neighbours=fitted.neighbours,
     )
 
 

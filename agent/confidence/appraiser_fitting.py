@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from agent.confidence.appraisers import FURTHEST, Weights
 from agent.confidence.fit_order import AppraisalOrder, Appraised, Fit, Judged
-from agent.confidence.fitting import FOLDS, Floats, logistic, mean_log_loss, stratified_folds
+from agent.confidence.logistic import FOLDS, Floats, logistic, mean_log_loss, stratified_folds
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # inverse of the L2 penalty, of standardised figures
 REPEATS = 3  # of the cross-validation that chooses among them

@@ -7,6 +7,8 @@ import msgspec
 from agent.confidence.appraisers import Weights
 from agent.confidence.familiarity import Familiarity
 from agent.confidence.heads import Feature, Layer
+from agent.confidence.neighbours import Neighbours
+from agent.confidence.wording import Wording
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, tag="head"):
@@ -16,6 +18,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag="head"):
     answers: tuple[int, ...]  # the label of each example
     embedding: bytes = b""  # float32, one row an example; empty: not tried
     names: bytes = b""  # the same of the labels' own names, one row a label: a first example of each; empty: not tried
+    texts: tuple[str, ...] = ()  # what the vectors are of; empty: words are not tried
+    name_texts: tuple[str, ...] = ()  # what the vectors of names are of
     hidden: bytes = b""  # float32, one row an example: last hidden states of the language model
     scores: bytes = b""  # the same, one column a label: log-probabilities less their mean
     seed: int = 0
@@ -41,6 +45,8 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     by_names: bool = False  # the labels' names taught, too: out of fold that was better
     probabilities: bytes  # float32, out of fold, one row an example
     familiarity: Familiarity | None = None  # of the examples' vectors, where the head reads them
+    wording: Wording | None = None
+    neighbours: Neighbours | None = None
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):

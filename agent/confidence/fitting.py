@@ -8,7 +8,7 @@ out-of-fold predictions, so they know nothing of the example that they judge.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -16,17 +16,21 @@ from numpy.typing import NDArray
 
 from agent.confidence.familiarity import ALLOWED_OUTSIDE, Familiarity
 from agent.confidence.fit_order import AppraisalOrder, Compared, Fitted, Order
-from agent.confidence.heads import Feature, Layer
+from agent.confidence.heads import Feature
+from agent.confidence.logistic import (
+    FOLDS,
+    Floats,
+    fit_temperature,
+    log_softmax,
+    logistic,
+    mean_log_loss,
+    stratified_folds,
+)
+from agent.confidence.vector_fitting import VectorFit, fit_vectors, layer_of
 
-FOLDS = 5
-# Inverse of the L2 penalty: of vectors of length 1, of standardised hidden states and scores.
-STRENGTHS = {Feature.EMBEDDING: 30.0, Feature.HIDDEN: 0.01, Feature.SCORES: 0.1}
-_GRADIENT = 1e-4  # a fit ends when no component of the gradient, per example, is above it
-_ROUNDS, _MEMORY = 200, 8
-_NAMES_COUNT_AS = 2  # examples
+# Inverse of the L2 penalty, of standardised features.
+STRENGTHS = {Feature.HIDDEN: 0.01, Feature.SCORES: 0.1}
 _CONVINCING = 0.02  # log loss, nats an example: what reading more must gain to be worth the language model's time
-
-Floats = NDArray[np.float64]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,18 +58,17 @@ def fit(order: Order) -> Fitted:
     features = {feature: _matrix(raw, len(answers)) for feature, raw in given.items() if raw}
     if not features:
         raise ValueError("there are no features to teach a head with")
-    told = {
-        feature: _out_of_fold(values, answers, order.labels, folds, feature) for feature, values in features.items()
-    }
-    names: Floats | None = None
-    if order.names and order.embedding:
-        names = _matrix(order.names, order.labels)
-        values = features[Feature.EMBEDDING]
-        named = _out_of_fold(values, answers, order.labels, folds, Feature.EMBEDDING, names)
-        if _at_best(named, answers) < _at_best(told[Feature.EMBEDDING], answers):
-            told[Feature.EMBEDDING] = named
+    if any(not (folds == fold).any() or (folds == fold).all() for fold in range(FOLDS)):
+        raise ValueError("there are too few examples to compare features: five or more are needed")
+    by_vectors: VectorFit | None = None
+    told: dict[Feature, Floats] = {}
+    for feature, values in features.items():
+        if feature is Feature.EMBEDDING:
+            names = _matrix(order.names, order.labels) if order.names else None
+            by_vectors = fit_vectors(order, values, answers, folds, names)
+            told[feature] = by_vectors.told
         else:
-            names = None
+            told[feature] = _out_of_fold(values, answers, order.labels, folds, STRENGTHS[feature])
     for feature in Feature:  # in the order of what they cost
         if feature not in told and feature.parts <= features.keys():
             told[feature] = np.mean([told[part] for part in features if part in feature.parts], axis=0)
@@ -80,20 +83,23 @@ def fit(order: Order) -> Fitted:
     )
     best = _best(compared)
     layers = {
-        feature: _layer(values, answers, order.labels, feature, names)
-        for feature, values in features.items()
+        feature: layer_of(*_taught(features[feature], answers, order.labels, strength))
+        for feature, strength in STRENGTHS.items()
         if feature in best.parts
     }
+    read = by_vectors if Feature.EMBEDDING in best.parts else None
     return Fitted(
         feature=best,
-        embedding=layers.get(Feature.EMBEDDING),
+        embedding=read.layer if read else None,
         hidden=layers.get(Feature.HIDDEN),
         scores=layers.get(Feature.SCORES),
         temperature=temperatures[best],
         compared=compared,
-        by_names=names is not None and Feature.EMBEDDING in best.parts,
+        by_names=read is not None and read.by_names,
         probabilities=np.exp(log_softmax(told[best] / temperatures[best])).astype("<f4").tobytes(),
-        familiarity=familiarity(features[Feature.EMBEDDING], answers, folds) if Feature.EMBEDDING in layers else None,
+        familiarity=familiarity(features[Feature.EMBEDDING], answers, folds) if read else None,
+        wording=read.wording if read else None,
+        neighbours=read.neighbours if read else None,
     )
 
 
@@ -137,144 +143,20 @@ def _matrix(raw: bytes, rows: int) -> Floats:
     return numbers.reshape(rows, -1)
 
 
-def stratified_folds(answers: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """Return a fold for each example, with every label spread over the folds as evenly as it goes."""
-    folds = np.zeros(len(answers), dtype=np.int64)
-    chance = np.random.default_rng(seed)
-    at = 0
-    for label in np.unique(answers):
-        members = chance.permutation(np.flatnonzero(answers == label))
-        folds[members] = (np.arange(len(members)) + at) % count
-        at += len(members)
-    return folds
-
-
 def _out_of_fold(
-    values: Floats,
-    answers: NDArray[np.int64],
-    labels: int,
-    folds: NDArray[np.int64],
-    feature: Feature,
-    names: Floats | None = None,
+    values: Floats, answers: NDArray[np.int64], labels: int, folds: NDArray[np.int64], strength: float
 ) -> Floats:
     told = np.zeros((len(answers), labels))
-    for fold in range(FOLDS):
+    for fold in np.unique(folds):
         left = folds == fold
-        if not left.any() or left.all():
-            raise ValueError("there are too few examples to compare features: five or more are needed")
-        weights, bias = _taught(values[~left], answers[~left], labels, feature, names)
+        weights, bias = _taught(values[~left], answers[~left], labels, strength)
         told[left] = log_softmax(values[left] @ weights.T + bias)
     return told
 
 
-def _at_best(logits: Floats, answers: NDArray[np.int64]) -> float:
-    return mean_log_loss(logits / fit_temperature(logits, answers), answers)
-
-
-def _layer(values: Floats, answers: NDArray[np.int64], labels: int, feature: Feature, names: Floats | None) -> Layer:
-    weights, bias = _taught(values, answers, labels, feature, names)
-    return Layer(weights=weights.astype("<f4").tobytes(), bias=tuple(bias.tolist()))
-
-
-def _taught(
-    values: Floats, answers: NDArray[np.int64], labels: int, feature: Feature, names: Floats | None = None
-) -> tuple[Floats, Floats]:
-    """Fit, with scores and hidden states standardised first; the result reads features as they come.
-
-    ``names``: vectors of the labels' names, which count as examples beside other vectors.
-    """
-    strength = STRENGTHS[feature]
-    if feature is Feature.EMBEDDING:
-        if names is not None:
-            values = np.vstack([values, *[names] * _NAMES_COUNT_AS])
-            answers = np.concatenate([answers, *[np.arange(labels)] * _NAMES_COUNT_AS])
-        return logistic(values, answers, labels, strength)
+def _taught(values: Floats, answers: NDArray[np.int64], labels: int, strength: float) -> tuple[Floats, Floats]:
+    """Fit standardised features; the result reads them as they come."""
     mean, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
     weights, bias = logistic((values - mean) / scale, answers, labels, strength)
     weights = weights / scale
     return weights, bias - weights @ mean
-
-
-def logistic(values: Floats, answers: NDArray[np.int64], labels: int, strength: float) -> tuple[Floats, Floats]:
-    """Return weights and bias that minimise ``strength * sum(log loss) + |weights|^2 / 2``, by L-BFGS.
-
-    Nocedal and Wright, "Numerical Optimization", algorithm 7.4, with backtracking.
-    """
-    count, width = values.shape
-    given = np.zeros((count, labels))
-    given[np.arange(count), answers] = 1.0
-
-    def loss(point: Floats) -> tuple[float, Floats]:
-        weights, bias = point[: labels * width].reshape(labels, width), point[labels * width :]
-        told = log_softmax(values @ weights.T + bias)
-        rest = (np.exp(told) - given) / count
-        penalty = weights / (strength * count)
-        value = -float(np.sum(told * given)) / count + 0.5 * float(np.sum(weights * penalty))
-        return value, np.concatenate([(rest.T @ values + penalty).ravel(), rest.sum(axis=0)])
-
-    point = _least(loss, np.zeros(labels * width + labels))
-    return point[: labels * width].reshape(labels, width), point[labels * width :]
-
-
-def _least(loss: Callable[[Floats], tuple[float, Floats]], point: Floats) -> Floats:
-    value, gradient = loss(point)
-    steps: list[tuple[Floats, Floats]] = []
-    for _ in range(_ROUNDS):
-        if np.abs(gradient).max() < _GRADIENT / 10:
-            break
-        way = -_scaled(gradient, steps)
-        slope = float(gradient @ way)
-        pace = 1.0 if steps else min(1.0, 1.0 / float(np.abs(gradient).sum()))
-        while True:
-            tried = point + pace * way
-            new_value, new_gradient = loss(tried)
-            if new_value <= value + 1e-4 * pace * slope or pace < 1e-10:
-                break
-            pace /= 2
-        step, turn = tried - point, new_gradient - gradient
-        if float(step @ turn) > 1e-12:
-            steps = [*steps[-(_MEMORY - 1) :], (step, turn)]
-        settled = value - new_value < 1e-9 * max(1.0, abs(value))
-        point, value, gradient = tried, new_value, new_gradient
-        if settled:
-            break
-    return point
-
-
-def _scaled(gradient: Floats, steps: Sequence[tuple[Floats, Floats]]) -> Floats:
-    """Multiply by the estimated inverse of the curvature (the two loops of L-BFGS)."""
-    found = gradient.copy()
-    parts = []
-    for step, turn in reversed(steps):
-        part = float(step @ found) / float(step @ turn)
-        found -= part * turn
-        parts.append(part)
-    if steps:
-        step, turn = steps[-1]
-        found *= float(step @ turn) / float(turn @ turn)
-    for (step, turn), part in zip(steps, reversed(parts), strict=True):
-        found += (part - float(turn @ found) / float(step @ turn)) * step
-    return found
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Return the logarithms of the softmax of each row."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return found
-
-
-def mean_log_loss(logits: Floats, answers: NDArray[np.int64]) -> float:
-    """Return the mean negative log-probability of the right labels, nats."""
-    return -float(np.mean(log_softmax(logits)[np.arange(len(answers)), answers]))
-
-
-def fit_temperature(logits: Floats, answers: NDArray[np.int64]) -> float:
-    """Return the temperature with the least log loss (Guo et al., ICML 2017), by golden section on its logarithm."""
-    ratio = (np.sqrt(5.0) - 1) / 2
-    low, high = np.log(0.02), np.log(20.0)
-    while high - low > 1e-3:
-        one, other = high - ratio * (high - low), low + ratio * (high - low)
-        of_one, of_other = (mean_log_loss(logits / np.exp(at), answers) for at in (one, other))
-        low, high = (low, other) if of_one < of_other else (one, high)
-    return float(np.exp((low + high) / 2))

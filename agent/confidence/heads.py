@@ -2,7 +2,8 @@
 
 Features are the vector of an encoder, the language model's last hidden state at the end of the
 prompt, the log-probabilities that it gives to the labels, or several of them (then the
-log-probabilities of a label are averaged). ``fitting`` makes heads; its process has numpy, this
+log-probabilities of a label are averaged). Beside a vector stand, where cross-validation gained by
+it, the words of the text (``wording``) and the nearest taught examples (``neighbours``). ``fitting`` makes heads; its process has numpy, this
 one does not.
 """
 
@@ -18,6 +19,8 @@ from operator import mul
 import msgspec
 
 from agent.confidence.familiarity import Familiarity
+from agent.confidence.neighbours import AppliedNeighbours, Neighbours
+from agent.confidence.wording import AppliedWording, Wording
 
 VERSION = 1
 
@@ -25,7 +28,7 @@ VERSION = 1
 class Feature(StrEnum):
     """What a head reads."""
 
-    EMBEDDING = "embedding"  # the vector of an encoder
+    EMBEDDING = "embedding"  # the vector of an encoder; the words of the text and its neighbours beside it
     HIDDEN = "hidden"  # the last hidden state of the language model
     SCORES = "scores"  # log-probabilities of the labels by the language model
     EMBEDDING_HIDDEN = "embedding+hidden"
@@ -76,13 +79,16 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     texts: tuple[bytes, ...] = ()  # digests of the inputs that taught it
     created_at_ms: int = 0
     familiarity: Familiarity | None = None  # which vectors are like those that taught it; None: not kept
+    wording: Wording | None = None
+    neighbours: Neighbours | None = None
 
     @property
     def id(self) -> str:
         """What names this very head."""
         parts = (VERSION, self.task_digest, self.labels, self.feature, self.embedding, self.scores, self.temperature)
         shape = (*parts, self.encoder_digest, self.model_digest)
-        whole = (*shape, self.hidden) if self.hidden else shape
+        # What an earlier release did not have counts where it is there: its heads keep their names.
+        whole = (*shape, *(part for part in (self.hidden, self.wording, self.neighbours) if part))
         return hashlib.sha256(msgspec.msgpack.encode(whole)).hexdigest()[:16]
 
 
@@ -102,6 +108,10 @@ class AppliedHead:
         self._layers = {feature: _rows(layer, len(head.labels)) for feature, layer in layers.items() if layer}
         if self._layers.keys() != head.feature.parts:
             raise ValueError(f"a head of feature {head.feature} has not the layers that it needs")
+        if (head.wording or head.neighbours) and Feature.EMBEDDING not in self._layers:
+            raise ValueError("words and neighbours stand beside vectors, and this head reads none")
+        self._wording = AppliedWording(head.wording, len(head.labels)) if head.wording else None
+        self._neighbours = AppliedNeighbours(head.neighbours, len(head.labels)) if head.neighbours else None
         if not math.isfinite(head.temperature) or head.temperature <= 0:
             raise ValueError("the temperature is not a positive number")
 
@@ -116,18 +126,30 @@ class AppliedHead:
         return self.head.familiarity is None or self.head.familiarity.holds(vector)
 
     def probabilities(
-        self, vector: Sequence[float], logprobs: Sequence[float], hidden: Sequence[float] = ()
+        self, text: str, vector: Sequence[float] = (), logprobs: Sequence[float] = (), hidden: Sequence[float] = ()
     ) -> tuple[float, ...]:
-        """Return the probability of each label, in the order of the head's labels; empty for no finite figure."""
+        """Return the probability of each label, in the order of the head's labels; empty for no finite figure.
+
+        ``text`` is what the vector is of.
+        """
         given = {Feature.EMBEDDING: vector, Feature.HIDDEN: hidden, Feature.SCORES: logprobs}
         told = []
         for feature, rows in self._layers.items():
             figures = given[feature]
             if not all(map(math.isfinite, figures)):
                 return ()
-            told.append(log_softmax(_logits(rows, centred(figures) if feature is Feature.SCORES else figures)))
+            logits = _logits(rows, centred(figures) if feature is Feature.SCORES else figures)
+            if feature is Feature.EMBEDDING:
+                logits = self._read(text, vector, logits)
+            told.append(log_softmax(logits))
         mean = [math.fsum(column) / len(told) / self.head.temperature for column in zip(*told, strict=True)]
         return tuple(map(math.exp, log_softmax(mean)))
+
+    def _read(self, text: str, vector: Sequence[float], logits: list[float]) -> list[float]:
+        """Add what the words and the nearest examples say."""
+        if self._wording:
+            logits = [one + other for one, other in zip(logits, self._wording.logits(text), strict=True)]
+        return self._neighbours.beside(logits, vector) if self._neighbours else logits
 
 
 def centred(logprobs: Sequence[float]) -> list[float]:

@@ -20,7 +20,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "", "nothing")
 
 LENGTHS_DIFFER = 2  # tokens between the shortest and the longest label, above which sums are divided by lengths
 ESTIMATOR = "label_margin@1"
-HEAD_ESTIMATOR = "head_probability@1"
+HEAD_ESTIMATOR = "head_probability@2"
 
 
 def distribution(scores: LabelScores) -> tuple[float, ...]:

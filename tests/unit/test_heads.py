@@ -10,6 +10,7 @@ import pytest
 
 from agent import executable
 from agent.confidence import fitting
+from agent.confidence import logistic as numeric
 from agent.confidence.fit_order import Fitted, Order
 from agent.confidence.heads import AppliedHead, Feature, Head, Layer, centred, text_digest
 
@@ -54,11 +55,11 @@ def test_the_child_fits_and_this_process_applies_the_same():
 
     def logits(layer, features):
         weights = np.frombuffer(layer.weights, "<f4").reshape(3, -1).astype(float)
-        return fitting.log_softmax((weights @ features + np.array(layer.bias))[None])[0]
+        return numeric.log_softmax((weights @ features + np.array(layer.bias))[None])[0]
 
     mean = (logits(fitted.embedding, vector) + logits(fitted.scores, np.array(told))) / 2 / fitted.temperature
-    expected = np.exp(fitting.log_softmax(mean[None]))[0]
-    assert applied.probabilities(vector.tolist(), scores[5].tolist()) == pytest.approx(expected.tolist(), abs=1e-6)
+    expected = np.exp(numeric.log_softmax(mean[None]))[0]
+    assert applied.probabilities("", vector.tolist(), scores[5].tolist()) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_a_head_knows_what_is_unlike_all_that_taught_it():
@@ -89,9 +90,9 @@ def test_each_feature_and_every_average_are_compared_and_the_cheapest_good_one_i
     assert (fitted.embedding, fitted.scores) == (None, None)
     head = AppliedHead(head_of(fitted, ("a", "b", "c")))
     states = (100 + 7 * signal).astype("<f4").tolist()
-    told = [head.probabilities((), (), state) for state in states]
+    told = [head.probabilities("", (), (), state) for state in states]
     assert np.mean(np.argmax(told, axis=1) == answers) > 0.9
-    assert head.probabilities((), (), [math.inf] * 30) == ()
+    assert head.probabilities("", (), (), [math.inf] * 30) == ()
     plain = head_of(fitted, ("a", "b", "c"))
     assert plain.id != msgspec.structs.replace(plain, hidden=fitted.hidden.__class__(weights=b"", bias=())).id
 
@@ -104,17 +105,17 @@ def test_a_head_of_an_earlier_release_keeps_its_name():
 
 def test_the_logistic_fit_is_where_its_gradient_ends():
     values, answers = points(60)
-    weights, bias = fitting.logistic(values, answers, 3, 10.0)
-    told = np.exp(fitting.log_softmax(values @ weights.T + bias)) - np.eye(3)[answers]
+    weights, bias = numeric.logistic(values, answers, 3, 10.0)
+    told = np.exp(numeric.log_softmax(values @ weights.T + bias)) - np.eye(3)[answers]
     assert np.abs(10.0 * told.T @ values + weights).max() / (10.0 * 60) < 2e-4
     assert np.abs(told.sum(axis=0)).max() / 60 < 2e-4
 
 
 def test_the_temperature_makes_probabilities_true():
     logits = RANDOM.normal(size=(4000, 4)) * 2
-    chosen = np.exp(fitting.log_softmax(logits)).cumsum(axis=1)
+    chosen = np.exp(numeric.log_softmax(logits)).cumsum(axis=1)
     answers = (RANDOM.random((4000, 1)) > chosen).sum(axis=1)
-    assert fitting.fit_temperature(logits * 3, answers) == pytest.approx(3, rel=0.1)
+    assert numeric.fit_temperature(logits * 3, answers) == pytest.approx(3, rel=0.1)
 
 
 def test_features_that_help_nothing_are_left_out():
@@ -138,7 +139,7 @@ def test_out_of_fold_scores_know_nothing_of_their_example():
 
 def test_folds_hold_every_label():
     answers = np.repeat(np.arange(7), 5)
-    folds = fitting.stratified_folds(answers, 5, 0)
+    folds = numeric.stratified_folds(answers, 5, 0)
     assert all(len(set(folds[answers == label])) == 5 for label in range(7))
 
 
@@ -168,10 +169,10 @@ def test_nothing_to_fit_is_refused():
 def test_a_head_says_nothing_of_figures_that_are_none():
     layer = Layer(weights=array("f", [1, 0, 0, 1]).tobytes(), bias=(0.0, 0.0))
     head = AppliedHead(Head(task="t", task_digest="d", labels=("a", "b"), feature=Feature.EMBEDDING, embedding=layer))
-    assert head.probabilities((math.nan, 1.0), ()) == ()
-    assert sum(head.probabilities((2.0, 1.0), ())) == pytest.approx(1)
+    assert head.probabilities("", (math.nan, 1.0)) == ()
+    assert sum(head.probabilities("", (2.0, 1.0))) == pytest.approx(1)
     with pytest.raises(ValueError, match="3 features came to a head of 2"):
-        head.probabilities((1.0, 2.0, 3.0), ())
+        head.probabilities("", (1.0, 2.0, 3.0))
     for weights, bias in ((array("f", [math.nan] * 4), (0.0, 0.0)), (array("f", [1.0] * 4), (0.0,))):
         with pytest.raises(ValueError, match=r"finite|not of 2 labels"):
             AppliedHead(msgspec.structs.replace(head.head, embedding=Layer(weights=weights.tobytes(), bias=bias)))
