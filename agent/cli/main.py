@@ -16,7 +16,7 @@ import click
 
 from agent import __version__
 from agent.cli.invocation import Invocation
-from agent.errors import OutriderError
+from agent.errors import OutriderError, StorageError
 
 # Name -> where it lives and its line in the help. A test keeps the line equal to the docstring.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -142,6 +142,11 @@ class LazyGroup(click.Group):
         except Exception as error:
             if "--traceback" in arguments:
                 raise
+            if isinstance(error, OSError):
+                from agent.cli.os_problem import told
+
+                if line := told(error):
+                    _fail(line, StorageError.code, StorageError.exit_code, as_json=as_json)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             _fail(
                 f"internal error: {reason}; run it again with --traceback for the place, and report it",

@@ -71,6 +71,16 @@ def available() -> str:
 
 
 @contextlib.contextmanager
+def lone() -> Iterator[Namespace]:
+    """Yield a namespace with nothing but loopback."""
+    namespace = Namespace(f"lone-{uuid.uuid4().hex[:6]}")
+    try:
+        yield namespace
+    finally:
+        namespace.close()
+
+
+@contextlib.contextmanager
 def closed_network() -> Iterator[tuple[Namespace, Namespace]]:
     """Yield (device, target): one cable, two addresses, no way out."""
     tag = uuid.uuid4().hex[:6]

@@ -21,13 +21,12 @@ SERVICE = "/usr/lib/systemd/system/outrider.service"
 DATA = "/var/lib/outrider"
 
 
-def built_package() -> Path | None:
+def built_package(pattern: str = "outrider*_*.deb") -> Path | None:
     """Return the package that was built last, the one with the demo model before the other."""
-    if given := os.environ.get("OUTRIDER_DEB"):
+    given = os.environ.get("OUTRIDER_DEB")
+    if given and Path(given).match(pattern):
         return Path(given)
-    found = sorted(
-        (ROOT / "dist").rglob("outrider*_*.deb"), key=lambda path: ("demo" in path.name, path.stat().st_mtime)
-    )
+    found = sorted((ROOT / "dist").rglob(pattern), key=lambda path: ("demo" in path.name, path.stat().st_mtime))
     return found[-1] if found else None
 
 
@@ -55,6 +54,15 @@ def root_archive(cache: Path) -> Path:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return archive
+
+
+def debian_packages(cache: Path, *names: str) -> list[Path]:
+    """Return packages of Debian itself, fetched once; none where they cannot be fetched."""
+    for name in names:
+        if not list(cache.glob(f"{name}_*.deb")):
+            subprocess.run(["apt-get", "download", "-qq", name], cwd=cache, check=False, capture_output=True)
+    found = [path for name in names for path in sorted(cache.glob(f"{name}_*.deb"))]
+    return found if len(found) >= len(names) else []
 
 
 class BareMachine:

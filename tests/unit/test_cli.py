@@ -1,5 +1,6 @@
 """The command line without a daemon: help, configuration, output, errors and their exit codes."""
 
+import errno
 import json
 import os
 import stat
@@ -100,6 +101,25 @@ def test_a_fault_of_ours_is_one_line_without_a_traceback(monkeypatch):
     assert "ValueError: something" in result.stderr
     assert "Traceback" not in result.stderr
     assert isinstance(run("--traceback", "config", "show").exception, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "Permission denied; give user somebody access to it"),
+        (errno.ENOSPC, "No space left on device; free some space there"),
+        (errno.EROFS, "Read-only file system; name a place that can be written"),
+    ],
+)
+def test_what_the_system_refuses_is_no_fault_of_ours(monkeypatch, number, remedy):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), "/media/stick/file")
+
+    monkeypatch.setenv("LOGNAME", "somebody")
+    monkeypatch.setattr("agent.configuration.load", refuse)
+    result = run("doctor", "--disk")
+    assert result.exit_code == errors.StorageError.exit_code
+    assert result.stderr.startswith(f"outrider: /media/stick/file: {remedy}")
 
 
 def test_config_show_tells_the_origin_of_each_value(tmp_path, monkeypatch):
