@@ -59,6 +59,11 @@ def _folder() -> Path:
     """Return the folder of this very program. Raises ConfigError where it is not ours to replace."""
     if not getattr(sys, "frozen", False):
         raise ConfigError("this program runs from source or from pip: update it there (git pull, pip install)")
+    if sys.platform != "linux":
+        raise ConfigError(
+            f"a program changes its own place on Linux only: stop the service, put the folder of the release where "
+            f"{Path(sys.executable).parent} is, and start the service"
+        )
     folder = Path(sys.executable).resolve().parent
     if folder == PACKAGED:
         raise ConfigError(

@@ -23,7 +23,7 @@ import httpx2
 import msgspec
 
 from agent.cli.client import DaemonAddress, find_daemon
-from agent.errors import ConfigError, DaemonUnreachable, ModelRejected, StorageError
+from agent.errors import ConfigError, DaemonUnreachable, ModelRejected, OutriderError, StorageError
 from agent.service.release import PROGRAM, Release, unpacked
 from agent.storage import backup as storage_backup
 from agent.storage import keys
@@ -49,8 +49,8 @@ class Installed(msgspec.Struct, frozen=True):
 def update(release: Release, installed: Installed, tell: Tell, restart: Callable[[], None] | None) -> str:
     """Install the release in place; return the version that is installed now.
 
-    ``restart`` starts the daemon through its service manager; None: it is started only if it ran.
-    Raises ConfigError, StorageError or ModelRejected; whatever it raises, the old program is in place.
+    ``restart`` starts the daemon through its service manager; None: a daemon that ran is stopped, and a person starts
+    it. Raises ConfigError, StorageError or ModelRejected; whatever it raises, the old program is in place and started.
     """
     incoming = installed.folder.with_name(installed.folder.name + INCOMING)
     shutil.rmtree(incoming, ignore_errors=True)  # of an update that was killed
@@ -143,11 +143,15 @@ def _until_ready(data_path: Path, process: subprocess.Popen[bytes] | None) -> No
 
 def _exchanged(fresh: Path, installed: Installed, version: str, tell: Tell, restart: Callable[[], None] | None) -> None:
     running = find_daemon(installed.data_path)
-    if running is not None:
-        tell("stopping the daemon")
-        _stop(running, installed.data_path)
-    kept = _database_kept(installed.data_path, version)
-    exchange(fresh, installed.folder)
+    try:
+        if running is not None:
+            tell("stopping the daemon")
+            _stop(running, installed.data_path)
+        kept = _database_kept(installed.data_path, version)
+        exchange(fresh, installed.folder)
+    except OutriderError:
+        _started_again(restart)
+        raise
     try:
         if restart is not None:
             tell(f"starting {version}")
@@ -160,15 +164,22 @@ def _exchanged(fresh: Path, installed: Installed, version: str, tell: Tell, rest
             _stop(still, installed.data_path)
         exchange(fresh, installed.folder)
         _database_back(kept, installed.data_path)
-        with contextlib.suppress(ConfigError):
-            if restart is not None:
-                restart()
+        _started_again(restart)
         raise ModelRejected(
             f"{version} did not get ready ({error}); the old program and its database are back"
         ) from error
     previous = installed.folder.with_name(installed.folder.name + PREVIOUS)
     shutil.rmtree(previous, ignore_errors=True)
     fresh.rename(previous)  # by now `fresh` names the old program
+    if running is not None and restart is None:
+        tell("the daemon that ran was started by hand, and is stopped: start it again")
+
+
+def _started_again(restart: Callable[[], None] | None) -> None:
+    """Have the old program serve again; why the new one does not is what is told."""
+    if restart is not None:
+        with contextlib.suppress(ConfigError):
+            restart()
 
 
 def _stop(address: DaemonAddress, data_path: Path) -> None:

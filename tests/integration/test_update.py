@@ -13,7 +13,8 @@ from fakes.daemon_process import DaemonProcess
 
 from agent.cli import updating
 from agent.cli.client import find_daemon
-from agent.errors import ConfigError, ModelRejected
+from agent.cli.update import _folder as folder_of_the_program
+from agent.errors import ConfigError, ModelRejected, StorageError
 from agent.models.minisign import SecretKey
 from agent.service import release
 from agent.storage import connection, keys
@@ -107,6 +108,36 @@ def test_a_program_that_fails_in_its_place_goes_back_with_the_database(tmp_path,
     assert started[0].wait(30) == 0
     assert find_daemon(installed.data_path) is None
     assert queued(installed.data_path) == 1
+
+
+def test_where_nothing_can_be_changed_the_old_program_is_started_again(tmp_path, installed, monkeypatch):
+    def refused(*_):
+        raise StorageError("no space is left")
+
+    monkeypatch.setattr(updating, "_tried", lambda *_: None)
+    monkeypatch.setattr(updating, "_database_kept", refused)
+    started = []
+    with pytest.raises(StorageError, match="no space is left"):
+        updating.update(signed(tmp_path, releases.program(NEW)), installed, print, lambda: started.append(OLD))
+    assert started == [OLD]
+    assert version(installed) == OLD
+
+
+def test_a_daemon_that_was_started_by_hand_is_stopped_and_that_is_said(tmp_path, installed, monkeypatch):
+    monkeypatch.setattr(updating, "_tried", lambda *_: None)
+    monkeypatch.setattr(updating, "_stop", lambda *_: None)
+    monkeypatch.setattr(updating, "find_daemon", lambda _: "running")
+    told = []
+    updating.update(signed(tmp_path, releases.program(NEW)), installed, told.append, None)
+    assert told[-1].endswith("start it again")
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_elsewhere_than_on_linux_it_says_how(monkeypatch, system):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "platform", system)
+    with pytest.raises(ConfigError, match="on Linux only: stop the service, put the folder"):
+        folder_of_the_program()
 
 
 KILLED = """
