@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 
 import pytest
 
@@ -32,3 +33,10 @@ def only_loopback(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def pytest_unconfigure():
+    """Close what llama-cpp-python opens when it is imported and leaves open: warnings are read here."""
+    if library := sys.modules.get("llama_cpp._utils"):
+        library.outnull_file.close()
+        library.errnull_file.close()

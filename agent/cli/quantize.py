@@ -145,6 +145,7 @@ def _environment(
     if environment.made:
         notice(f"{environment.root} is there already; --remove removes it")
         return
+    environment.require_wheels(offline=offline, find_links=find_links)
     if not environment.root.exists():  # one of other pins gives its space back when it is made anew
         require_room(model_store(invocation), environment.kind.needed_bytes, f"the environment {name}")
     if not yes:

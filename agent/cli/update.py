@@ -61,8 +61,8 @@ def _folder() -> Path:
         raise ConfigError("this program runs from source or from pip: update it there (git pull, pip install)")
     if sys.platform != "linux":
         raise ConfigError(
-            f"a program changes its own place on Linux only: stop the service, put the folder of the release where "
-            f"{Path(sys.executable).parent} is, and start the service"
+            "a program is replaced by `outrider update` on Linux only: stop the service, put the folder of the release "
+            f"where {Path(sys.executable).parent} is, and start the service"
         )
     folder = Path(sys.executable).resolve().parent
     if folder == PACKAGED:

@@ -164,9 +164,7 @@ class BuildEnvironment:
 
     def make(self, say: Say, *, offline: bool, find_links: Path | None) -> None:
         """Make it anew. Minutes. Raises WrongState, InvalidRequest, DiskFull, EngineFailed with the log's end."""
-        if offline and find_links is None:
-            more = " and the source of llama-cpp-python" if self.kind.converter else ""
-            raise InvalidRequest(f"--offline needs --find-links with a folder of wheels{more}")
+        self.require_wheels(offline=offline, find_links=find_links)
         python = find_python()
         self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = self.root.with_name(f"{self.root.name}.lock")
@@ -191,6 +189,12 @@ class BuildEnvironment:
         say(f"installing {', '.join(pin.partition('=')[0] for pin in self.kind.pins[:2])} ... ({self.kind.size})")
         self._run([*pip, "install", *index, *links, *self.kind.pins])
         write_durably(self.root / "ready.json", msgspec.json.encode(self._wanted()))
+
+    def require_wheels(self, *, offline: bool, find_links: Path | None) -> None:
+        """Raise InvalidRequest where there is nothing that it could be made of."""
+        if offline and find_links is None:
+            more = " and the source of llama-cpp-python" if self.kind.converter else ""
+            raise InvalidRequest(f"--offline needs --find-links with a folder of wheels{more}")
 
     def remove(self) -> bool:
         """Remove it; return whether there was anything."""
