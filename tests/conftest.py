@@ -36,7 +36,7 @@ def only_loopback(monkeypatch):
 
 
 def pytest_unconfigure():
-    """Close what llama-cpp-python opens when it is imported and leaves open: warnings are read here."""
+    """Close what llama-cpp-python opens when it is imported: the end of the run would warn of it."""
     if library := sys.modules.get("llama_cpp._utils"):
         library.outnull_file.close()
         library.errnull_file.close()

@@ -9,26 +9,10 @@ from pathlib import Path
 import msgspec
 
 from agent import executable
-from agent.compute import DeviceKind, DeviceVerdict
+from agent.compute import DeviceVerdict, OfferedDevices
 from agent.engine.device_verdicts import DeviceVerdicts
 
 LIST_LIMIT_S = 30.0  # a driver that is asked for its devices may hang
-
-
-class Device(msgspec.Struct, frozen=True):
-    """A device that a provider offers."""
-
-    kind: DeviceKind
-    provider: str
-    version: str
-    device: str
-
-
-class Devices(msgspec.Struct, frozen=True):
-    """What the child tells."""
-
-    devices: tuple[Device, ...] = ()
-    problems: tuple[str, ...] = ()
 
 
 def verdicts(data_path: Path) -> tuple[DeviceVerdict, ...]:
@@ -42,15 +26,15 @@ def verdict_lines(data_path: Path, model_digest: str) -> Iterator[tuple[str, str
         yield f"on {one.kind} by {one.provider}", f"{'holds' if one.holds else 'refused'}: {one.reason}"
 
 
-def listed() -> Devices:
+def listed() -> OfferedDevices:
     """Ask the providers in a child, which a driver may end. About a second."""
     command = executable.command("list-devices")
     try:
         done = subprocess.run(command, capture_output=True, check=False, timeout=LIST_LIMIT_S)
     except subprocess.TimeoutExpired:
-        return Devices(problems=(f"the providers did not list their devices within {LIST_LIMIT_S:g} s",))
+        return OfferedDevices(problems=(f"the providers did not list their devices within {LIST_LIMIT_S:g} s",))
     try:
-        return msgspec.json.decode(done.stdout, type=Devices)
+        return msgspec.json.decode(done.stdout, type=OfferedDevices)
     except msgspec.DecodeError:
         last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        return Devices(problems=(f"the devices cannot be listed (exit status {done.returncode}): {last[:200]}",))
+        return OfferedDevices(problems=(f"the devices cannot be listed (exit status {done.returncode}): {last[:200]}",))

@@ -16,7 +16,7 @@ import msgspec
 import onnxruntime
 
 from agent import device
-from agent.compute import DeviceKind, DeviceVerdict
+from agent.compute import DeviceKind, DeviceVerdict, OfferedDevice, OfferedDevices
 from agent.engine.onnx_session import CPU
 
 # Packages with a provider as a plugin: module -> the name under which it is registered.
@@ -167,26 +167,10 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-class DeviceLine(msgspec.Struct, frozen=True):
-    """A device as it is shown."""
-
-    kind: DeviceKind
-    provider: str
-    version: str
-    device: str
-
-
-class DeviceList(msgspec.Struct, frozen=True):
-    """What ``<executable> list-devices`` writes."""
-
-    devices: tuple[DeviceLine, ...]
-    problems: tuple[str, ...]
-
-
 def main(argv: Sequence[str]) -> int:
-    """Write the devices as JSON. Returns the exit code."""
+    """Be ``<executable> list-devices``: write what is offered as JSON. Returns the exit code."""
     del argv
     found = offer()
-    lines = tuple(DeviceLine(one.kind, one.provider, one.version, one.device) for one in found.candidates)
-    sys.stdout.buffer.write(msgspec.json.encode(DeviceList(lines, found.problems)))
+    lines = tuple(OfferedDevice(one.kind, one.provider, one.version, one.device) for one in found.candidates)
+    sys.stdout.buffer.write(msgspec.json.encode(OfferedDevices(lines, found.problems)))
     return 0

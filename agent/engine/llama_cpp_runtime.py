@@ -25,14 +25,13 @@ from agent.engine.llama_cpp_batch import ChunkBatch, few_tokens
 from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.llama_cpp_states import SequenceStates
 from agent.engine.memory_room import memory_room
-from agent.engine.prompt_tokens import PromptTokens
+from agent.engine.prompt_tokens import PromptMethods, PromptTokens
 from agent.engine.relaid_weights import STORED_AS
-from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, Row, RuntimeBroken
+from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, Row, RuntimeBroken, check_chunks
 from agent.engine.threads import StepKind, StepThreads
 from agent.engine.worker_status import ModelTraits, ThreadChoice
 from agent.llama_library import load_backends
-from agent.structure import Tools
-from agent.types import KvType, Message, Prompt
+from agent.types import KvType
 
 BATCH_TOKENS = 512  # what a fast machine computes in a step; the scheduler sees to it that none takes long
 DRAFTED_TOKENS = 24  # in one step; more never pays on a processor, and each takes memory for a row
@@ -41,7 +40,7 @@ SAVED_SHARE = 0.5  # tokens of kept beginnings, of those that all slots hold
 KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
 
 
-class LlamaCppRuntime(SequenceStates):
+class LlamaCppRuntime(SequenceStates, PromptMethods):
     """A GGUF model in memory. Used by one thread."""
 
     def __init__(self, load: frames.Load) -> None:
@@ -183,20 +182,6 @@ class LlamaCppRuntime(SequenceStates):
         self.decode([Chunk(0, 0, [0], wants_row=True)])
         self.clear(0)
 
-    def prompt_tokens(
-        self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = False
-    ) -> list[int]:
-        """Render and tokenize."""
-        return self._prompts.of_messages(messages, tools, thinking=thinking)
-
-    def text_tokens(self, prompt: Prompt) -> list[int]:
-        """Tokenize a prompt that is no chat."""
-        return self._prompts.of_text(prompt)
-
-    def gap_tokens(self, prompt: Prompt, suffix: str) -> list[int]:
-        """Return the prompt that has the model write what belongs between these two texts."""
-        return self._prompts.of_gap(prompt, suffix)
-
     def markup_tokens(self, text: str) -> list[int]:
         """Tokenize text of our own."""
         return self._tokenize(text, special=True)
@@ -243,7 +228,7 @@ class LlamaCppRuntime(SequenceStates):
 
     def decode(self, chunks: Sequence[Chunk]) -> list[Row]:
         """Append the chunks and return the rows asked for."""
-        self._check(chunks)
+        check_chunks(self, self._filled, chunks)
         first = few_tokens(chunks) if sum(self._filled) > CELLS_TOGETHER else 0
         # The second call uses the memory of the first one's rows.
         rows = [row.copy() for row in self._decode(chunks[:first])] if first else []
@@ -262,27 +247,6 @@ class LlamaCppRuntime(SequenceStates):
         for chunk in chunks:
             self._filled[chunk.slot] += len(chunk.tokens)
         return [self._row(index) for index in rows_at]
-
-    def _check(self, chunks: Sequence[Chunk]) -> None:
-        total = sum(len(chunk.tokens) for chunk in chunks)
-        if not 0 < total <= self.batch_tokens:
-            raise ValueError(f"{total} tokens in a batch of {self.batch_tokens}")
-        if len({chunk.slot for chunk in chunks}) != len(chunks):
-            raise ValueError("two chunks for one slot")
-        drafted_tokens = sum(chunk.drafted for chunk in chunks)
-        if drafted_tokens > self.drafted_tokens:
-            raise ValueError(f"{drafted_tokens} drafted tokens, {self.drafted_tokens} have a row")
-        for slot, start, tokens, wants_row, drafted in chunks:
-            if not 0 <= slot < self.slots:
-                raise ValueError(f"slot {slot} of {self.slots}")
-            if not tokens or start != self._filled[slot]:
-                raise ValueError(f"slot {slot} holds {self._filled[slot]} tokens, the chunk starts at {start}")
-            if start + len(tokens) > self.context_tokens:
-                raise ValueError(f"slot {slot} would hold more than {self.context_tokens} tokens")
-            if min(tokens) < 0 or max(tokens) >= self.vocabulary_size:
-                raise ValueError("a token is not in the vocabulary")
-            if drafted and not (wants_row and 0 < drafted < len(tokens)):
-                raise ValueError(f"{drafted} drafted tokens in a chunk of {len(tokens)}")
 
     def _row(self, index: int) -> Row:
         pointer = native.llama_get_logits_ith(self._context, index)

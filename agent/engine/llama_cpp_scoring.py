@@ -21,13 +21,13 @@ from agent import device
 from agent.engine.kv_cache import scoring_cell_count
 from agent.engine.llama_cpp_adapter import LlamaCppAdapter
 from agent.engine.llama_cpp_batch import NativeBatch
-from agent.engine.runtime import ModelUnloadable, Node, Row, RuntimeBroken
+from agent.engine.runtime import MOST_BRANCHES, ModelUnloadable, Node, Row, RuntimeBroken, grown
 from agent.engine.threads import StepKind, StepThreads
 
 BATCH_TOKENS = 56  # the most below the tiles of flash attention
 STEP_TOKENS = 8  # batches are filled up to a multiple of this
-BRANCHES = 128
-PADDING = BRANCHES - 1  # the branch of tokens that only fill a batch up
+PADDING = MOST_BRANCHES  # the branch of tokens that only fill a batch up
+BRANCHES = MOST_BRANCHES + 1
 
 
 class LlamaCppScoring:
@@ -35,7 +35,7 @@ class LlamaCppScoring:
 
     batch_tokens = BATCH_TOKENS
     step_tokens = STEP_TOKENS
-    branches = BRANCHES - 1
+    branches = MOST_BRANCHES
 
     def __init__(
         self, model: Any, *, cells: int, cell_bytes: int, threads: StepThreads, adapter: LlamaCppAdapter | None = None
@@ -89,22 +89,7 @@ class LlamaCppScoring:
             raise ValueError(f"{len(nodes)} nodes in a batch of {BATCH_TOKENS}")
         if self._used + BATCH_TOKENS > self.cells:
             raise ValueError(f"the scoring context of {self.cells} tokens is full")
-        shared, lengths = self._shared, dict(self._lengths)
-        for token, position, branches, _ in nodes:
-            if not 0 <= token < self._vocabulary_size:
-                raise ValueError("a token is not in the vocabulary")
-            if branches is None:
-                if lengths or position != shared:
-                    raise ValueError(f"a shared token at {position}, the prompt has {shared}")
-                shared += 1
-                continue
-            if not branches or len(set(branches)) != len(branches):
-                raise ValueError("a node needs branches, each of them once")
-            for branch in branches:
-                if not 0 <= branch < self.branches or lengths.get(branch, shared) != position:
-                    raise ValueError(f"branch {branch} does not go on at {position}")
-                lengths[branch] = position + 1
-        return shared, lengths
+        return grown(nodes, self._shared, self._lengths, self._vocabulary_size)
 
     def hidden(self) -> Row:
         """Return the hidden state at the first node that wanted a row."""

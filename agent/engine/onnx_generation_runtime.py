@@ -25,12 +25,11 @@ from agent.engine.memory_room import memory_room
 from agent.engine.onnx_decoder import OnnxDecoder
 from agent.engine.onnx_scoring import PROMPT_TOKENS, SEVERAL, OnnxScoring
 from agent.engine.onnx_states import RowStates
-from agent.engine.prompt_tokens import PromptTokens
-from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, Row, RuntimeBroken
+from agent.engine.prompt_tokens import PromptMethods, PromptTokens
+from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, Row, RuntimeBroken, check_chunks
 from agent.engine.tokenizer_file import TokenizerFile
 from agent.engine.worker_status import ModelTraits, ThreadChoice
-from agent.structure import Tools
-from agent.types import KvType, Message, Prompt
+from agent.types import KvType
 
 BATCH_TOKENS = 64  # as with llama.cpp: a step lasts under a second on a slow device
 DRAFTED_TOKENS = 24
@@ -58,7 +57,7 @@ GAP_TEXTS = (
 )
 
 
-class OnnxGenerationRuntime(RowStates):
+class OnnxGenerationRuntime(RowStates, PromptMethods):
     """A decoder in memory. Used by one thread."""
 
     def __init__(self, load: frames.Load) -> None:
@@ -167,20 +166,6 @@ class OnnxGenerationRuntime(RowStates):
                 return before, after, gap
         return None
 
-    def prompt_tokens(
-        self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = False
-    ) -> list[int]:
-        """Render and tokenize."""
-        return self._prompts.of_messages(messages, tools, thinking=thinking)
-
-    def text_tokens(self, prompt: Prompt) -> list[int]:
-        """Tokenize a prompt that is no chat."""
-        return self._prompts.of_text(prompt)
-
-    def gap_tokens(self, prompt: Prompt, suffix: str) -> list[int]:
-        """Return the prompt that has the model write what belongs between these two texts."""
-        return self._prompts.of_gap(prompt, suffix)
-
     def markup_tokens(self, text: str) -> list[int]:
         """Tokenize text of our own."""
         return self._tokens.tokenize(text, special=True)
@@ -221,7 +206,7 @@ class OnnxGenerationRuntime(RowStates):
 
         A prompt always comes in pieces of several tokens, so that what is known of it already changes nothing.
         """
-        self._check(chunks)
+        check_chunks(self, self._filled, chunks)
         rows: dict[int, list[Row]] = {}
         answering = [chunk for chunk in chunks if len(chunk.tokens) == 1 and not self._prompting[chunk.slot]]
         singles = answering if self._decoder.joins else []
@@ -252,26 +237,6 @@ class OnnxGenerationRuntime(RowStates):
         logits = self._decoder.run(self._values, chunk.slot, [tokens], [end + spare], chosen=chosen)
         self._filled[chunk.slot] = end
         return list(logits[0])
-
-    def _check(self, chunks: Sequence[Chunk]) -> None:
-        total = sum(len(chunk.tokens) for chunk in chunks)
-        if not 0 < total <= self.batch_tokens:
-            raise ValueError(f"{total} tokens in a batch of {self.batch_tokens}")
-        if len({chunk.slot for chunk in chunks}) != len(chunks):
-            raise ValueError("two chunks for one slot")
-        if (drafted_tokens := sum(chunk.drafted for chunk in chunks)) > self.drafted_tokens:
-            raise ValueError(f"{drafted_tokens} drafted tokens, {self.drafted_tokens} have a row")
-        for slot, start, tokens, wants_row, drafted in chunks:
-            if not 0 <= slot < self.slots:
-                raise ValueError(f"slot {slot} of {self.slots}")
-            if not tokens or start != self._filled[slot]:
-                raise ValueError(f"slot {slot} holds {self._filled[slot]} tokens, the chunk starts at {start}")
-            if start + len(tokens) > self.context_tokens:
-                raise ValueError(f"slot {slot} would hold more than {self.context_tokens} tokens")
-            if min(tokens) < 0 or max(tokens) >= self.vocabulary_size:
-                raise ValueError("a token is not in the vocabulary")
-            if drafted and not (wants_row and 0 < drafted < len(tokens)):
-                raise ValueError(f"{drafted} drafted tokens in a chunk of {len(tokens)}")
 
     def close(self) -> None:
         """Free the rows, then the graph."""

@@ -22,12 +22,11 @@ from agent import device
 from agent.engine.key_values import Values
 from agent.engine.kv_cache import scoring_cell_count
 from agent.engine.onnx_decoder import OnnxDecoder
-from agent.engine.runtime import Node, Row, RuntimeBroken
+from agent.engine.runtime import MOST_BRANCHES, Node, Row, RuntimeBroken, grown
 
 SEVERAL = 2  # tokens of the prompt in a run, at least
 PROMPT_TOKENS = 16  # in a run of fixed size
 BATCH_TOKENS = 64
-BRANCHES = 127
 
 
 class _Ended(NamedTuple):
@@ -41,7 +40,7 @@ class OnnxScoring:
     """Implements ScoringContext. Used by one thread."""
 
     batch_tokens = BATCH_TOKENS
-    branches = BRANCHES
+    branches = MOST_BRANCHES
 
     def __init__(self, decoder: OnnxDecoder, *, cells: int, rows: int, fixed: bool | None = None) -> None:
         """Make a context of at least ``cells`` tokens, with ``rows`` branches in a run.
@@ -96,22 +95,8 @@ class OnnxScoring:
             raise ValueError(f"{len(nodes)} nodes in a batch of {BATCH_TOKENS}")
         if self._used + len(nodes) > self.cells:
             raise ValueError(f"the scoring context of {self.cells} tokens is full")
-        shared = self._shared
         lengths = {branch: length for branch, (length, _) in self._tips.items()}
-        for token, position, branches, _ in nodes:
-            if not 0 <= token < self._decoder.vocabulary_size:
-                raise ValueError("a token is not in the vocabulary")
-            if branches is None:
-                if lengths or position != shared:
-                    raise ValueError(f"a shared token at {position}, the prompt has {shared}")
-                shared += 1
-                continue
-            if not branches or len(set(branches)) != len(branches):
-                raise ValueError("a node needs branches, each of them once")
-            for branch in branches:
-                if not 0 <= branch < BRANCHES or lengths.get(branch, shared) != position:
-                    raise ValueError(f"branch {branch} does not go on at {position}")
-                lengths[branch] = position + 1
+        grown(nodes, self._shared, lengths, self._decoder.vocabulary_size)
 
     def hidden(self) -> Row:
         """Return the hidden state at the first node of the prompt that wanted a row."""

@@ -111,3 +111,23 @@ class PromptTokens:
                 f"the prompt has {len(tokens)} tokens, the context has {self._context_tokens}{self._shortage}"
             )
         return tokens
+
+
+class PromptMethods:
+    """The part of a runtime that makes prompts. ``agent.engine.runtime`` has the contracts."""
+
+    _prompts: PromptTokens
+
+    def prompt_tokens(
+        self, messages: Sequence[Message], tools: Tools | None = None, *, thinking: bool = False
+    ) -> list[int]:
+        """Render and tokenize."""
+        return self._prompts.of_messages(messages, tools, thinking=thinking)
+
+    def text_tokens(self, prompt: Prompt) -> list[int]:
+        """Tokenize a prompt that is no chat."""
+        return self._prompts.of_text(prompt)
+
+    def gap_tokens(self, prompt: Prompt, suffix: str) -> list[int]:
+        """Return the prompt that has the model write what belongs between these two texts."""
+        return self._prompts.of_gap(prompt, suffix)

@@ -7,7 +7,7 @@ Tokens that slots share take their room once. It is used by one thread. ``tests/
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +40,9 @@ def runtime_of(form: ModelFormat) -> Callable[[Load], Runtime]:
     module, _, name = RUNTIMES[form.runtime].partition(":")
     found: Callable[[Load], Runtime] = getattr(importlib.import_module(module), name)
     return found
+
+
+MOST_BRANCHES = 127  # of a scoring context
 
 
 class Chunk(NamedTuple):
@@ -229,3 +232,51 @@ class Runtime(Protocol):
     def close(self) -> None:
         """Free the model; nothing may be called afterwards."""
         ...
+
+
+def check_chunks(runtime: Runtime, filled: Sequence[int], chunks: Sequence[Chunk]) -> None:
+    """Raise ValueError for chunks that ``decode`` must not be given; ``filled``: how many tokens each slot holds."""
+    total = sum(len(chunk.tokens) for chunk in chunks)
+    if not 0 < total <= runtime.batch_tokens:
+        raise ValueError(f"{total} tokens in a batch of {runtime.batch_tokens}")
+    if len({chunk.slot for chunk in chunks}) != len(chunks):
+        raise ValueError("two chunks for one slot")
+    if (drafted_tokens := sum(chunk.drafted for chunk in chunks)) > runtime.drafted_tokens:
+        raise ValueError(f"{drafted_tokens} drafted tokens, {runtime.drafted_tokens} have a row")
+    for slot, start, tokens, wants_row, drafted in chunks:
+        if not 0 <= slot < runtime.slots:
+            raise ValueError(f"slot {slot} of {runtime.slots}")
+        if not tokens or start != filled[slot]:
+            raise ValueError(f"slot {slot} holds {filled[slot]} tokens, the chunk starts at {start}")
+        if start + len(tokens) > runtime.context_tokens:
+            raise ValueError(f"slot {slot} would hold more than {runtime.context_tokens} tokens")
+        if min(tokens) < 0 or max(tokens) >= runtime.vocabulary_size:
+            raise ValueError("a token is not in the vocabulary")
+        if drafted and not (wants_row and 0 < drafted < len(tokens)):
+            raise ValueError(f"{drafted} drafted tokens in a chunk of {len(tokens)}")
+
+
+def grown(
+    nodes: Sequence[Node], shared: int, lengths: Mapping[int, int], vocabulary: int
+) -> tuple[int, dict[int, int]]:
+    """Return how far a tree reaches once these nodes are in it: tokens of the prompt, and the length of each branch.
+
+    ``shared`` and ``lengths`` are the same before, without the branches that have no token of their own. Raises
+    ValueError for nodes that break the rules of Node.
+    """
+    known = dict(lengths)
+    for token, position, branches, _ in nodes:
+        if not 0 <= token < vocabulary:
+            raise ValueError("a token is not in the vocabulary")
+        if branches is None:
+            if known or position != shared:
+                raise ValueError(f"a shared token at {position}, the prompt has {shared}")
+            shared += 1
+            continue
+        if not branches or len(set(branches)) != len(branches):
+            raise ValueError("a node needs branches, each of them once")
+        for branch in branches:
+            if not 0 <= branch < MOST_BRANCHES or known.get(branch, shared) != position:
+                raise ValueError(f"branch {branch} does not go on at {position}")
+            known[branch] = position + 1
+    return shared, known
