@@ -26,6 +26,7 @@ import msgspec
 from agent import __version__
 from agent.errors import ConfigError
 from agent.escalation import redaction, schema_check
+from agent.escalation.certificates import verifying
 from agent.escalation.consent import as_it_is, seen_by_a_person
 from agent.escalation.handoff import chat_body
 from agent.escalation.personal_data import CannotRedactNow, Recogniser
@@ -279,10 +280,8 @@ class OpenAITarget:
     def _tls(self) -> ssl.SSLContext:
         """Return the verifying context: the system's authorities, or the one that is configured."""
         name = self._settings.ca_file
-        if not name:
-            return httpx2.create_ssl_context(trust_env=False)
         try:
-            return ssl.create_default_context(cafile=str(Path(name).expanduser()))
+            return verifying(name)
         except (OSError, ssl.SSLError) as error:
             raise _NotConfigured(f"ca_file {name} cannot be used: {error.strerror or 'not a PEM file'}") from error
 

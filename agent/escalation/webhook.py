@@ -25,6 +25,7 @@ from agent import __version__
 from agent.configuration import LOOPBACK_HOSTS
 from agent.delivery_settings import WebhookSettings
 from agent.errors import ConfigError, KeyProblem, StorageError
+from agent.escalation.certificates import verifying
 from agent.escalation.connectivity import BACKOFF_CAP_S, full_jitter_s
 from agent.escalation.replies import retry_after
 from agent.storage.webhook_store import Event, Left, WebhookStore
@@ -108,7 +109,11 @@ class Webhook:
         """Deliver until cancelled. What is under way then is delivered again at the next start, under its id."""
         limits = httpx2.Limits(max_keepalive_connections=4)
         async with httpx2.AsyncClient(
-            trust_env=False, follow_redirects=False, timeout=self._settings.timeout_s, limits=limits
+            verify=verifying(),
+            trust_env=False,
+            follow_redirects=False,
+            timeout=self._settings.timeout_s,
+            limits=limits,
         ) as client:
             while True:
                 try:

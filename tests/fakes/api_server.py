@@ -378,7 +378,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
             heartbeat_s=heartbeat_s,
         )
     )
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named: else Nagle waits
     listener.bind(("127.0.0.1", 0))
     api.storage, api.loop, api.port = storage, asyncio.get_running_loop(), listener.getsockname()[1]
     api.url = f"http://127.0.0.1:{api.port}"
