@@ -20,19 +20,11 @@ from agent.confidence import labels as label_confidence
 from agent.confidence.calibration import Judged
 from agent.confidence.estimators import Estimator
 from agent.confidence.fields import FieldJudge
-from agent.errors import (
-    Busy,
-    ContextOverflow,
-    DeadlineExceeded,
-    EngineFailed,
-    InvalidRequest,
-    ModelQuarantined,
-    OutriderError,
-    QueueFull,
-)
+from agent.errors import DiskFull, EngineFailed, InvalidRequest, QueueFull
 from agent.holds import Holds
 from agent.moderation import Moderator
 from agent.records import Accepted, RequestRecord, RequestState
+from agent.refusal import refusal
 from agent.task_book import TaskBook
 from agent.task_writer import Example, TaskWriter, WritingEngine
 from agent.telemetry import LOG, METRICS
@@ -154,10 +146,18 @@ class Pipeline:
         else:
             route = routing.resumed(request, opened, policy, facts)
         durable_first = opened is not None or _is_durable_first(request, route)
+        if opened is None and durable_first:
+            try:
+                known = await self._open(request, route)
+            except DiskFull:
+                if not _may_go_unrecorded(request, route):
+                    raise
+                durable_first = False  # a local answer needs no disk; it is not queued, whatever it is worth
+            else:
+                if known:
+                    yield Verdict(await self._held(request, known), replayed=True)
+                    return
         unopened = None if durable_first else route.accepted
-        if opened is None and durable_first and (known := await self._open(request, route)):
-            yield Verdict(await self._held(request, known), replayed=True)
-            return
         generation: Generation | None = None
         try:
             if route.use_local:
@@ -186,7 +186,13 @@ class Pipeline:
             await self.give_up(request, FailureKind.CRASH, message, unopened=unopened)
             raise
         if durable_first or decision.action is Action.QUEUED:
-            record = await self._settle_surely(request, generation, confidence, decision, unopened=unopened)
+            try:
+                record = await self._settle_surely(request, generation, confidence, decision, unopened=unopened)
+            except DiskFull:
+                if durable_first or generation is None or generation.failure:
+                    raise
+                decision = msgspec.structs.replace(decision, action=Action.UNCERTAIN, reason=Reason.DISK_FULL)
+                record = await self._record_later(request, route.accepted, generation, confidence, decision)
         else:
             record = await self._record_later(request, route.accepted, generation, confidence, decision)
         if decision.action is Action.REFUSED:
@@ -342,7 +348,7 @@ class Pipeline:
         if not writing.cancelled() and not writing.exception() and writing.result().escalation is not None:
             self._wake_dispatcher()
         if not writing.cancelled() and (error := writing.exception()):
-            METRICS.count("records_lost", kind="classify")
+            METRICS.count("records_lost")
             LOG.error("the record of an answered request is lost: %s: %s", type(error).__name__, error)
 
     async def flush(self) -> None:
@@ -373,26 +379,11 @@ class Pipeline:
             return Decision(action=Action.REFUSED, reason=Reason.CRASH, rule_id="failure", trace=(str(error),))
 
 
+def _may_go_unrecorded(request: InferenceRequest, route: routing.Route) -> bool:
+    """Whether a request may be answered here though nothing can be stored: nobody counts on finding it again."""
+    return route.use_local and not route.straight and request.idempotency_key is None and not request.background
+
+
 def _is_durable_first(request: InferenceRequest, route: routing.Route) -> bool:
     """Whether a request is on disk before any work: all but a choice of labels that nobody can ask for again."""
     return request.kind is not RequestKind.CLASSIFY or request.idempotency_key is not None or route.straight
-
-
-def refusal(failure: Failure | None) -> OutriderError:
-    """Return the error that tells a caller why there is no answer."""
-    if failure is None:
-        return EngineFailed("there is no local answer; see the daemon's log")
-    message = failure.message
-    match failure.kind:
-        case FailureKind.CONTEXT_OVERFLOW:
-            return ContextOverflow(message, param=failure.param or None)
-        case FailureKind.BUSY:
-            return Busy(message)
-        case FailureKind.TIMEOUT:
-            return DeadlineExceeded(message)
-        case FailureKind.REJECTED:
-            return InvalidRequest(message, param=failure.param or None)
-        case FailureKind.QUARANTINED:
-            return ModelQuarantined(message)
-        case _:
-            return EngineFailed(message)

@@ -331,6 +331,7 @@ class Reason(StrEnum):
     REJECTED = "rejected"
     NO_TARGET = "no_target"  # a row that waits for a target and a person
     QUEUE_FULL = "queue_full"
+    DISK_FULL = "disk_full"  # not sure, and nothing can be stored
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

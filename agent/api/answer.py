@@ -11,8 +11,8 @@ import msgspec
 
 from agent.appraisal import FieldConfidence
 from agent.errors import OutriderError, QueueFull, StillRunning, Unresolved
-from agent.pipeline import refusal
 from agent.records import RequestRecord, RequestState
+from agent.refusal import refusal
 from agent.structure import ToolCall
 from agent.types import Action, Choice, OnLowConfidence, Reason, Token
 

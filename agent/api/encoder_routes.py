@@ -32,7 +32,7 @@ from agent.encoder import EncoderTask
 from agent.engine import frames
 from agent.engine.cache_scope import encoder_scope
 from agent.errors import InvalidRequest
-from agent.pipeline import refusal
+from agent.refusal import refusal
 
 _BYTES_PER_NUMBER = 4
 _RERANKING = {"input": "documents"}  # what the engine calls the parameter, and what the caller does

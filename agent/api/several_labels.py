@@ -18,7 +18,7 @@ from agent.engine import frames
 from agent.engine.cache_scope import encoder_scope
 from agent.engine.worker_status import EncoderTraits
 from agent.errors import InvalidRequest
-from agent.pipeline import refusal
+from agent.refusal import refusal
 from agent.types import InferenceRequest, RouteMode
 
 FITS = 0.5  # probability from which on a label counts as chosen

@@ -27,7 +27,7 @@ from agent.confidence.appraisers import MOST_SAMPLES
 from agent.confidence.calibration import key_of
 from agent.identifiers import uuid7
 from agent.models.aliases import DEFAULT
-from agent.pipeline import refusal
+from agent.refusal import refusal
 from agent.task_writer import Example
 from agent.tasks import TaskKind, TaskSpec
 from agent.types import Generation, InferenceRequest, Message, RequestKind

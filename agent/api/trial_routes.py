@@ -18,7 +18,7 @@ from agent.api.task_request import as_task
 from agent.api.wire import json_response, read_json
 from agent.identifiers import uuid7
 from agent.models.aliases import DEFAULT
-from agent.pipeline import refusal
+from agent.refusal import refusal
 from agent.structure import Tools
 from agent.tasks import TaskKind, TaskSpec
 from agent.types import InferenceRequest, Message, RequestKind

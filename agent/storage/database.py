@@ -180,6 +180,9 @@ class Database:
                 job.resolve(value)
             else:
                 job.fail(failure)
+        if not self._ballast.held and self._ballast.size:
+            # The log must not take what little is left: to empty it, the database itself may have to grow.
+            self._trim_log()
 
     def _commit_together(self, jobs: list[_Job[Any]]) -> list[tuple[Any, Exception | None]]:
         connection = self._opened()

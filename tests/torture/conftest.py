@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.torture)
         item.add_marker(pytest.mark.timeout(size.get("patience_s", 120)))
     if gone:
-        config.hook.pytest_deselected(gone)
+        config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
 
 

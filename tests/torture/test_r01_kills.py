@@ -124,10 +124,10 @@ def repeated(things):
     return [thing for thing, count in Counter(things).items() if count > 1]
 
 
-def drained(daemon, request_ids):
+def drained(daemon, request_ids, patience_s=120):
     """Wait until each of them has ended; return the records by id."""
     waiting, done = set(request_ids), {}
-    until = time.monotonic() + 120
+    until = time.monotonic() + patience_s
     with daemon.client() as client:
         while waiting and time.monotonic() < until:
             for request_id in list(waiting):

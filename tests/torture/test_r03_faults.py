@@ -80,7 +80,8 @@ def test_what_a_caller_is_told(tmp_path, shown, error, code, status):
     before = daemon.chat("unsure before").json()["outrider"]["request_id"]
     assert faults["seen"], "the library saw no call"
     faults.arm(1, error=getattr(errno, error), count=1 << 40)
-    answers = [daemon.chat(f"unsure {number}") for number in range(5)]
+    answers = [daemon.chat(f"unsure {number}", key=f"key {number}") for number in range(5)]
+    local = daemon.chat("hello")
     alive = daemon.process.poll() is None
     faults.disarm()
     until = time.monotonic() + 30
@@ -89,6 +90,11 @@ def test_what_a_caller_is_told(tmp_path, shown, error, code, status):
     shown.did("fault", error)
     wrong = [a.text for a in answers if (a.status_code, a.json()["error"]["code"]) != (status, code)]
     shown.none(f"answers other than {status} {code}", wrong)
+    shown.holds(
+        "a local answer that nobody asks for again",
+        local.status_code == {507: 200, 503: 503}[status],
+        local.status_code,
+    )
     shown.holds("the daemon lives on", alive)
     shown.holds("and accepts again without a restart", after.status_code == 200)
     shown.holds("what it accepted before is there", daemon.request(before)["state"] == "queued")
