@@ -12,6 +12,7 @@ def replace_config(path: Path, text: str) -> None:
     """Put ``text`` in the file's place, if it loads; else the file stays and ConfigError is raised."""
     from agent.configuration import load
 
+    path = path.resolve()  # a link to the file stays one
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import ModelRejected
+from agent.linear_regex import LinearRegex, UnsafePattern
 from agent.models.adapter_check import A, B, check_adapter
 from agent.models.gguf_check import GgufHeader, check_gguf
 
@@ -145,11 +146,19 @@ def _factor(config: _Config, module: str, rank: int) -> float:
     """Return what B is multiplied with, so that lora_alpha / rank is the scale of this module in PEFT."""
     alpha = config.lora_alpha
     for pattern, own in (config.alpha_pattern or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):  # as PEFT matches names
+        if _names(pattern, module):
             alpha = own
             break
     scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
     return scale / (config.lora_alpha / rank) if config.lora_alpha else 0.0
+
+
+def _names(pattern: str, module: str) -> bool:
+    """Whether PEFT takes a module for one that the pattern names. Raises ModelRejected."""
+    try:
+        return LinearRegex(rf"^(?:.*\.)?(?:{pattern})$").search(module)
+    except UnsafePattern as error:
+        raise ModelRejected(f"alpha_pattern names modules by {pattern[:80]!r}: {error}") from error
 
 
 def _heads(header: GgufHeader, part: str) -> int:

@@ -173,6 +173,13 @@ def test_scales_that_differ_by_module_end_up_in_b(base, tmp_path):
     assert np.allclose(three[query], 2 * one[query])  # alpha / sqrt(4) instead of alpha / 4
 
 
+@pytest.mark.parametrize("pattern", ["(", r"(q)\1"])
+def test_a_pattern_that_cannot_be_read_in_linear_time_is_named(base, tmp_path, pattern):
+    folder = peft.write(tmp_path / "peft", peft.matrices(parts=("q_proj",)), alpha_pattern={pattern: 24})
+    with pytest.raises(ModelRejected, match="alpha_pattern names modules by"):
+        convert(folder, base, tmp_path / "a.gguf")
+
+
 def test_rows_go_from_halves_to_neighbours():
     rows = np.arange(8, dtype=np.float32)[:, None]
     assert reordered(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]

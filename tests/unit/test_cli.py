@@ -274,6 +274,16 @@ def test_an_edit_that_does_not_load_names_the_file_of_the_user(tmp_path):
     assert path.read_text() == CONFIG
 
 
+def test_a_configuration_behind_a_link_is_changed_where_it_lies(tmp_path):
+    (tmp_path / "dotfiles").mkdir()
+    own, path = tmp_path / "dotfiles" / "outrider.toml", tmp_path / "outrider.toml"
+    own.write_text(CONFIG)
+    path.symlink_to(own)
+    assert target_add(path).exit_code == 0
+    assert path.is_symlink()
+    assert "main" in own.read_text()
+
+
 def test_target_test_of_nobody_is_69(tmp_path):
     path = tmp_path / "outrider.toml"
     path.write_text('[[targets]]\nname = "main"\nbase_url = "http://127.0.0.1:1/v1"\nmodel = "m"\negress = "approve"\n')
