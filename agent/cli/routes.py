@@ -133,7 +133,7 @@ def _trial(invocation: Invocation, policy: Policy, prices: Any, body: dict[str, 
     from agent.types import Confidence, Failure, FailureKind, Generation
 
     score, failure = body.pop("confidence", None), body.pop("failure", None)
-    if (score is not None and not isinstance(score, int | float)) or failure not in {None, *FailureKind}:
+    if (score is not None and not isinstance(score, int | float)) or failure not in (None, *FailureKind):
         raise InvalidRequest(f"confidence is a number, failure one of {', '.join(FailureKind)}")
     request = _request(invocation, body)
     text = request.messages[-1].content

@@ -13,7 +13,6 @@ from agent.confidence.logistic import FOLDS, Floats, logistic, mean_log_loss, st
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # inverse of the L2 penalty, of standardised figures
 REPEATS = 3  # of the cross-validation that chooses among them
-CONVINCING = 0.01  # log loss, nats an example: what samples must gain to be worth their time
 
 
 def fit_appraiser(order: AppraisalOrder) -> Appraised:

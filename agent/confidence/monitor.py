@@ -52,11 +52,6 @@ class Monitor(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, int] = {}
     shifts: tuple[drift.Shift, ...] = ()  # of the last window
 
-    @property
-    def alarmed(self) -> bool:
-        """Whether an alarm of quality holds."""
-        return self.tightened
-
 
 def allowed_error(calibration: Calibration) -> float | None:
     """Return the most that may be wrong of what is served; None where the promise does not say."""

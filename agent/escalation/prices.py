@@ -14,7 +14,6 @@ import msgspec
 
 from agent.settings import PriceSettings, TargetSettings
 
-NANODOLLARS = 1_000_000_000
 _MILLION = 6  # as a power of ten
 
 

@@ -15,7 +15,7 @@ import msgspec
 from agent import __version__, device, executable
 from agent.classification import Classifier
 from agent.engine.supervisor import EnginePool
-from agent.errors import EngineFailed, InvalidRequest
+from agent.errors import EngineFailed
 from agent.evaluation import instructions, measure_worker, needles
 from agent.evaluation.asking import Asking, Tell, speed_of
 from agent.evaluation.labelled import Task, solve, wilson
@@ -239,10 +239,3 @@ async def _needles_of(length: int, per_sentence: float, asking: Asking) -> Needl
         prompt_tokens = max(prompt_tokens, answer.prompt_tokens)
         hits += question.answer in answer.text
     return Needles(prompt_tokens, hits, len(asked))
-
-
-def reference_problem(model: ModelFile, reference: ModelFile) -> InvalidRequest | None:
-    """Return why a model cannot be compared with this one, or None."""
-    if model.sha256 == reference.sha256:
-        return InvalidRequest(f"{reference.name} is the same file as {model.name}", param="against")
-    return None

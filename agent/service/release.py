@@ -7,6 +7,7 @@ the format of minisign. What it holds is checked against its own bill of materia
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import tarfile
@@ -24,7 +25,8 @@ PROGRAM = "outrider"
 BILL = "sbom.cdx.json"
 SIGNATURE_SUFFIX = ".minisig"
 _UNLISTED = {BILL, "LICENSES.txt"}
-_LARGEST = 4 << 30  # bytes of an archive, and of what is in it
+_LARGEST_ARCHIVE = 1 << 30  # bytes; it is read into memory, so that what is unpacked is what was signed
+_LARGEST = 4 << 30  # bytes of what is in it
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -32,6 +34,7 @@ class Release(msgspec.Struct, frozen=True):
 
     archive: Path
     comment: str  # signed as well: name and version, for people
+    data: bytes  # of the archive
 
 
 def checked(archive: Path, keys: tuple[PublicKey, ...]) -> Release:
@@ -43,7 +46,7 @@ def checked(archive: Path, keys: tuple[PublicKey, ...]) -> Release:
     for path in (archive, signature):
         if not path.is_file():
             raise ConfigError(f"{path} is not there: a release is an archive and its signature, side by side")
-    if archive.stat().st_size > _LARGEST:
+    if archive.stat().st_size > _LARGEST_ARCHIVE:
         raise ModelRejected(f"{archive} is larger than any release")
     if not keys:
         raise ConfigError("no key for releases is trusted yet: give the one they are published with, by --key RW...")
@@ -51,7 +54,7 @@ def checked(archive: Path, keys: tuple[PublicKey, ...]) -> Release:
     problem: ModelRejected | None = None
     for key in keys:
         try:
-            return Release(archive, verify(key, data, text))
+            return Release(archive, verify(key, data, text), data)
         except ModelRejected as error:
             problem = error
     raise ModelRejected(f"{archive.name} is not installed: {problem}")
@@ -63,7 +66,7 @@ def unpacked(release: Release, place: Path) -> Path:
     Raises DiskFull, StorageError, or ModelRejected when it does not hold what its bill of materials says.
     """
     try:
-        with tarfile.open(release.archive) as archive:
+        with tarfile.open(fileobj=io.BytesIO(release.data)) as archive:
             _need_room(archive, place.parent)
             place.mkdir(mode=0o755)
             archive.extractall(place, members=_members(archive), filter="data")

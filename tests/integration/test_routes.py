@@ -85,6 +85,13 @@ def test_a_file_of_requests_is_tried_without_a_daemon(outrider, tmp_path):
     assert "from $0.000514 to $0.000716, 1 of unknown price" in outrider("routes", "test", str(lines)).stderr
 
 
+@pytest.mark.parametrize("failure", ["strange", ["timeout"], 1])
+def test_a_failure_that_there_is_not_is_named(outrider, tmp_path, failure):
+    lines = tmp_path / "requests.jsonl"
+    lines.write_text(json.dumps({"text": "hello", "failure": failure}))
+    assert "failure one of crash, quarantined" in outrider("routes", "test", str(lines), code=2).stderr
+
+
 def test_every_path_ends_and_a_rule_that_cannot_hold_is_named(outrider):
     told = outrider("routes", "check", "--paths")
     assert "every one ends" in told.stdout

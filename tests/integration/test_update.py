@@ -230,6 +230,12 @@ def test_a_signed_release_must_hold_what_its_bill_says(tmp_path, spoil, words):
         release.unpacked(found, tmp_path / "place")
 
 
+def test_what_is_unpacked_is_what_was_signed_whatever_becomes_of_the_file(tmp_path):
+    found = signed(tmp_path, releases.program(NEW))
+    found.archive.write_bytes(b"another one")
+    assert (release.unpacked(found, tmp_path / "place") / "outrider").read_text() == releases.program(NEW)
+
+
 def test_nothing_is_written_outside_of_the_folder(tmp_path):
     path = tmp_path / "evil.tar.xz"
     with tarfile.open(path, "w:xz", preset=0) as writer:
