@@ -6,13 +6,16 @@ the picture itself is not decoded and stays bit for bit.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PICTURE = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"acTL", b"fcTL", b"fdAT", b"cICP"}  # fmt: skip
-_JPEG_PICTURE = {0xE0, 0xEE}  # JFIF and Adobe's note on colours; every other APPn, and comments, go
-_WEBP_OTHER = {b"EXIF", b"XMP "}
+_JPEG_JFIF, _JPEG_COLOURS = 0xE0, 0xEE  # of all APPn these stay: JFIF without a thumbnail, Adobe's note on colours
+_LONGEST_JFIF = 16  # bytes; what is longer brings a second, small picture
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in coded data: not a stuffed byte, a restart or filling
+_WEBP_PICTURE = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"ICCP"}
 _WEBP_FLAGS = 0b0000_1100  # of VP8X: there is EXIF, there is XMP
 
 
@@ -57,15 +60,23 @@ def _jpeg_segments(image: bytes) -> Iterator[bytes]:
         end = at + 2 + length
         if length < 2 or end > len(image):
             raise ValueError("it ends within a segment")
-        if marker == 0xDA:  # from here on the picture itself, up to its last marker of an end
-            last = image.rfind(b"\xff\xd9")
-            if last < end:
+        if marker == 0xDA:  # coded data follows, up to the next marker
+            found = _JPEG_MARKER.search(image, end)
+            if found is None:
                 raise ValueError("it has no end")
-            yield image[at : last + 2]
-            return
-        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or marker in _JPEG_PICTURE:
+            end = found.start()
+        if _stays(marker, length):
             yield image[at:end]
+        if image[end : end + 2] == b"\xff\xd9":
+            yield b"\xff\xd9"
+            return  # what follows belongs to no picture, or to another one
         at = end
+
+
+def _stays(marker: int, length: int) -> bool:
+    if marker == _JPEG_JFIF:
+        return length <= _LONGEST_JFIF
+    return marker == _JPEG_COLOURS or not (0xE0 <= marker <= 0xEF or marker == 0xFE)
 
 
 def _webp_chunks(image: bytes) -> Iterator[bytes]:
@@ -79,6 +90,6 @@ def _webp_chunks(image: bytes) -> Iterator[bytes]:
             raise ValueError("it ends within a chunk")
         if kind == b"VP8X" and length:
             yield image[at : at + 8] + bytes([image[at + 8] & ~_WEBP_FLAGS]) + image[at + 9 : end]
-        elif kind not in _WEBP_OTHER:
+        elif kind in _WEBP_PICTURE:
             yield image[at:end]
         at = end

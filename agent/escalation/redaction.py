@@ -15,7 +15,7 @@ import base64
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from agent.escalation.image_metadata import without_metadata
 from agent.escalation.personal_data import Found, Kind, Recogniser
 
 _MEDIA = {"image_url", "input_image", "input_audio", "audio", "video_url", "file", "input_file"}
+_MEDIUM = {"url", "data", "file_data", "file_id"}  # what is no text in a part that holds such; all beside it is
 _FIXED = {"role", "type", "model"}  # words of the API itself
 _CONSTANTS = {"const", "default", "example"}  # of a schema; other numbers are limits and settings
 
@@ -142,33 +143,36 @@ def _same(kind: Kind, value: str) -> str:
     return value if kind is Kind.SECRET else value.casefold()
 
 
-def _walk(value: Any, change: Callable[[str], str]) -> Any:
-    """Return the document with every string changed but the API's own words; keys stay."""
+def _walk(value: Any, change: Callable[[str], str], kept: Collection[str] = ()) -> Any:
+    """Return the document with every string changed but the API's own words and the values of ``kept``; keys stay."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
-        return [_walk(item, change) for item in value]
+        return [_walk(item, change, kept) for item in value]
     if isinstance(value, dict):
-        if _is_media(value):
-            return value
-        return {
-            key: item if key in _FIXED and isinstance(item, str) and not find(item) else _walk(item, change)
-            for key, item in value.items()
-        }
+        kept = _MEDIUM if _is_media(value) else kept
+        return {key: item if _stays(key, item, kept) else _walk(item, change, kept) for key, item in value.items()}
     return value
 
 
-def _left(value: Any, terms: Sequence[str]) -> set[str]:
+def _stays(key: str, item: Any, kept: Collection[str]) -> bool:
+    return isinstance(item, str) and (key in kept or (key in _FIXED and not find(item)))
+
+
+def _left(value: Any, terms: Sequence[str], kept: Collection[str] = ()) -> set[str]:
     """Return the kinds that a second look still finds, in numbers of schemas and tools too."""
     if isinstance(value, str):
         return {piece.kind for piece in find(_LIKE_A_NAME.sub("", value), terms=terms)}
     if isinstance(value, list):
-        return {kind for item in value for kind in _left(item, terms)}
+        return {kind for item in value for kind in _left(item, terms, kept)}
     if isinstance(value, dict):
-        if _is_media(value):
-            return set()
-        searched = (item for key, item in value.items() if key in _CONSTANTS or not _is_number(item))
-        return {kind for item in searched for kind in _left(item, terms)}
+        kept = _MEDIUM if _is_media(value) else kept
+        searched = (
+            item
+            for key, item in value.items()
+            if not (key in kept and isinstance(item, str)) and (key in _CONSTANTS or not _is_number(item))
+        )
+        return {kind for item in searched for kind in _left(item, terms, kept)}
     return _left(str(value), terms) if _is_number(value) else set()
 
 

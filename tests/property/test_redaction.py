@@ -96,3 +96,19 @@ def test_what_cannot_be_searched_or_replaced_does_not_leave(body, said):
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[" * 100_000, b"3"])
 def test_a_reply_that_is_no_json_stays_as_it_is(body):
     assert restore(body, {"EMAIL_1": "x"}) == body
+
+
+def test_what_stands_beside_a_file_or_an_image_is_searched_and_the_bytes_are_not():
+    data = "data:application/pdf;base64," + "4111111111111111" * 4
+    parts = [
+        {"type": "file", "file": {"filename": "bob@example.org.pdf", "file_data": data}},
+        {"type": "input_audio", "input_audio": {"data": "QUJD" * 30, "format": "wav"}, "caption": "call 10.1.2.3"},
+    ]
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": parts}]}).encode()
+    found = redact(body, media=True)
+    file, audio = json.loads(found.body)["messages"][0]["content"]
+    assert file == {"type": "file", "file": {"filename": "[EMAIL_1]", "file_data": data}}
+    assert audio == parts[1] | {"caption": "call [IP_1]"}
+    assert found.kinds == {"EMAIL": 1, "IP": 1}
+    with pytest.raises(CannotRedact, match="file or sound"):
+        redact(body)

@@ -22,9 +22,11 @@ def segment(marker, data):
     return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
 
 
-def jpeg(*extra):
-    scan = segment(0xDA, b"\x01\x01\x00\x00?\x00") + b"\x12\xff\x00\x34" + b"\xff\xd9"
-    return b"\xff\xd8" + segment(0xE0, b"JFIF\0") + b"".join(extra) + segment(0xDB, b"\0" * 65) + scan
+def jpeg(*extra, between=b""):
+    """An image of two scans, as a progressive one has; with stuffed bytes and a restart in its coded data."""
+    scan = segment(0xDA, b"\x01\x01\x00\x00?\x00") + b"\x12\xff\x00\x34\xff\xd0\x56"
+    head = b"\xff\xd8" + segment(0xE0, b"JFIF\0") + b"".join(extra) + segment(0xDB, b"\0" * 65)
+    return head + scan + between + segment(0xC4, b"\0" * 20) + scan + b"\xff\xd9"
 
 
 def piece(kind, data):
@@ -45,8 +47,11 @@ def webp(flags, *extra):
         (jpeg(), jpeg()),
         (jpeg(segment(0xE1, b"Exif\0\0" + NEEDLE), segment(0xED, NEEDLE), segment(0xFE, NEEDLE)), jpeg()),
         (jpeg() + NEEDLE, jpeg()),
+        (jpeg() + jpeg(segment(0xE1, b"Exif\0\0" + NEEDLE)), jpeg()),  # a preview behind the picture
+        (jpeg(between=segment(0xFE, NEEDLE)), jpeg()),
+        (jpeg(segment(0xE0, b"JFXX\0\x13" + NEEDLE), segment(0xE0, b"JFIF\0" + b"\1" * 9 + NEEDLE)), jpeg()),
         (webp(0b10), webp(0b10)),
-        (webp(0b1110, piece(b"EXIF", NEEDLE), piece(b"XMP ", NEEDLE)), webp(0b10)),
+        (webp(0b1110, piece(b"EXIF", NEEDLE), piece(b"XMP ", NEEDLE), piece(b"note", NEEDLE)), webp(0b10)),
     ],
 )
 def test_what_a_file_tells_beside_the_picture_is_gone(image, clean):
