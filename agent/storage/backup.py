@@ -29,6 +29,7 @@ from agent.storage.connection import (
     translate,
 )
 from agent.storage.reconcile import Reconciled, reconcile
+from agent.storage.upgrade import copy_aside, upgrade
 
 _KEY_SUFFIX = ".key"  # of the wrapped key, beside the copy
 _PAGES_AT_ONCE = 256
@@ -185,7 +186,7 @@ def _keep_key(data_dir: Path, kept: Path | None, material: bytes) -> Path | None
 
 
 def _copy_checked(source: Path, incoming: Path, material: bytes) -> None:
-    """Copy a backup and prove that the copy is a whole database of Outrider."""
+    """Copy a backup, bring the copy to this release's schema and prove that it is a whole database of Outrider."""
     copied = connect(source, material)
     try:
         version = schema_version(copied, source)
@@ -195,6 +196,9 @@ def _copy_checked(source: Path, incoming: Path, material: bytes) -> None:
         copied.close()
     if not version:
         raise ForeignDatabase(f"{source} is empty, not a backup of Outrider")
+    if version < SCHEMA_VERSION:
+        upgrade(incoming, material)
+        copy_aside(incoming, version).unlink()  # of the copy: the backup itself is not touched
     connection = connect(incoming, material)
     try:
         verdict = connection.execute("PRAGMA quick_check").fetchone()[0]

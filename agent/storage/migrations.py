@@ -55,6 +55,7 @@ from agent.storage.first_schema import (  # noqa: E402
     SENT_AT_ONCE_2,
     TRIGGERS,
 )
+from agent.storage.upgrade import copy_aside  # noqa: E402
 
 MIGRATIONS: list[Callable[[sqlite_utils.Database, bytes], None]] = []
 _migration = MIGRATIONS.append
@@ -118,7 +119,7 @@ def _apply(
 
 def _copy_aside(connection: Connection, path: Path, key: bytes, version: int) -> None:
     """Keep the database as it was, under the same key, so that a downgrade is possible."""
-    aside = path.with_name(f"{path.name}.schema-{version}")
+    aside = copy_aside(path, version)
     aside.unlink(missing_ok=True)
     copy = connect(aside, key, create=True)
     try:

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import executable
 from agent.delivery_settings import FileSettings
-from agent.errors import DiskFull, ForeignDatabase, QueueFull, StorageError, WrongKey
+from agent.errors import QueueFull
 from agent.records import Accepted
 from agent.settings import QueueSettings, RetentionSettings
 from agent.storage import keys
@@ -29,6 +28,7 @@ from agent.storage.report_reader import ReportReader
 from agent.storage.retention import Retention, purge_bodies, purge_rows
 from agent.storage.subject_erasure import SubjectErasure
 from agent.storage.task_store import TaskStore
+from agent.storage.upgrade import upgrade
 from agent.storage.webhook_store import WebhookStore
 from agent.types import Action, Decision, Generation, InferenceRequest, Reason
 
@@ -134,7 +134,7 @@ async def open_storage(
         key = keys.load_or_create(data_dir)
         path = data_dir / DATABASE_NAME
         if await asyncio.to_thread(_needs_migration, path, key.material):
-            await _migrate(path, key.material)
+            await asyncio.to_thread(upgrade, path, key.material)
         ballast = Ballast(data_dir / "ballast", queue.ballast_bytes)
         ballast.hold()
         database = await Database.open(path, key.material, ballast)
@@ -159,19 +159,3 @@ def _needs_migration(path: Path, key: bytes) -> bool:
         return schema_version(connection, path) < SCHEMA_VERSION
     finally:
         connection.close()
-
-
-async def _migrate(path: Path, key: bytes) -> None:
-    """Run the migrations in a child: what they import must not stay in the daemon. The key goes by pipe."""
-    child = await asyncio.create_subprocess_exec(
-        *executable.command("migrate", str(path)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, noise = await child.communicate(key)
-    if child.returncode:
-        lines = noise.decode("utf-8", "replace").strip().splitlines()
-        code, _, message = lines[-1].partition(": ") if lines else ("", "", f"exit status {child.returncode}")
-        kinds: dict[str, type[StorageError]] = {kind.code: kind for kind in (DiskFull, WrongKey, ForeignDatabase)}
-        raise kinds.get(code, StorageError)(f"the database could not be prepared: {message}")

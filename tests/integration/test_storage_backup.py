@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from click.testing import CliRunner
 from fakes import storage_values as values
+from fakes.old_database import old_database
 from fakes.storage_values import KEEP, NOW, QUEUE
 
 from agent.cli.main import cli
@@ -70,6 +71,20 @@ async def test_comes_back_beside_what_was_there(filled, tmp_path):
     assert await queued_in(filled) == 5
     kept.rename(filled / DATABASE_NAME)
     assert await queued_in(filled) == 6
+
+
+async def test_a_backup_of_an_earlier_release_comes_back_under_this_one(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    ids = old_database(data, 3, monkeypatch)
+    backup(data, tmp_path / "copy")
+    before = (tmp_path / "copy").read_bytes()
+    assert restore(tmp_path / "copy", data, now_ms=NOW).reconciled.held == 3
+    assert (tmp_path / "copy").read_bytes() == before
+    assert not [path for path in data.iterdir() if path.name.startswith(".")]
+    storage = await open_storage(data, QUEUE, KEEP, now_ms=NOW)
+    rows = await storage.outbox.list(EscalationState.AWAITING_APPROVAL)
+    assert ({row.request_id for row in rows}, {row.reason for row in rows}) == (ids, {"restored"})
+    await storage.close()
 
 
 async def test_without_its_key_a_copy_is_of_no_use_elsewhere(filled, tmp_path):
