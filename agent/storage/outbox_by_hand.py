@@ -65,17 +65,19 @@ class OutboxByHand(OutboxReader):
         configured: Collection[str] | None = None,
         now_ms: int,
     ) -> int:
-        """Let rows that wait for a person go to ``target`` as ``fingerprint`` has it. None means all. Returns how many.
+        """Let rows that wait for a person go to ``target`` as ``fingerprint`` has it. None: all that wait now. Returns how many.
 
         An id is that of a row or of its request. Of the rows that are pending, those named whose
         target is not among ``configured`` (if given) move to ``target``; others are left alone.
         """
         if ids is None:
-            ids = [row.id for row in await self.list(EscalationState.AWAITING_APPROVAL, limit=-1)]
+            waiting = {"state": EscalationState.AWAITING_APPROVAL.value}
+            found = await self._db.read(lambda connection: connection.execute(sql.ESCALATION_IDS, waiting).fetchall())
+            ids = [row["id"] for row in found]
 
-        def work(connection: Connection) -> _Rows:
+        def work(connection: Connection, some_ids: Sequence[str]) -> _Rows:
             released = []
-            for some_id in ids:
+            for some_id in some_ids:
                 row = find(connection, some_id)
                 if row is None:
                     continue
@@ -95,9 +97,12 @@ class OutboxByHand(OutboxReader):
                     released.append(rows.escalation(row))
             return released
 
-        released = await self._db.write(work)
-        self._changes.publish(*(row.request_id for row in released))
-        return len(released)
+        count = 0
+        for at in range(0, len(ids), CHUNK_ROWS):
+            released = await self._db.write(partial(work, some_ids=ids[at : at + CHUNK_ROWS]))
+            self._changes.publish(*(row.request_id for row in released))
+            count += len(released)
+        return count
 
     async def edit(self, id: str, messages: Sequence[Message]) -> Escalation:  # noqa: A002 - the field's word
         """Put other messages in place of those that would leave; no draft goes along. The request stays as it is.

@@ -248,6 +248,7 @@ ESCALATION_GET = "SELECT * FROM escalations WHERE id = :id"
 ESCALATION_OF_REQUEST = "SELECT * FROM escalations WHERE request_id = :id"
 ESCALATION_LIST = "SELECT * FROM escalations WHERE id > :after_id ORDER BY id LIMIT :limit"
 ESCALATION_LIST_STATE = "SELECT * FROM escalations WHERE state = :state AND id > :after_id ORDER BY id LIMIT :limit"
+ESCALATION_IDS = "SELECT id FROM escalations WHERE state = :state ORDER BY id"
 ESCALATION_OLDEST = "SELECT created_at_ms FROM escalations WHERE state = :state ORDER BY id LIMIT 1"
 ESCALATION_ENDED = """
 SELECT request_id AS id, id AS row_id, bytes

@@ -52,6 +52,20 @@ class TestRelease:
         waiting = await storage.outbox.list(EscalationState.AWAITING_APPROVAL)
         assert [row.id for row in waiting] == [records[1].escalation.id]
 
+    async def test_a_long_queue_is_released_in_short_transactions(self, storage, monkeypatch):
+        monkeypatch.setattr("agent.storage.outbox_by_hand.CHUNK_ROWS", 3)
+        for n in range(7):
+            await values.enqueue(storage, APPROVE, now_ms=NOW + n)
+        write, writes = storage.db.write, []
+
+        async def counted(work, **options):
+            writes.append(work)
+            return await write(work, **options)
+
+        monkeypatch.setattr(storage.db, "write", counted)
+        assert await storage.outbox.release(None, target="cloud", fingerprint=values.FINGERPRINT, now_ms=NOW) == 7
+        assert len(writes) == 3, "others, who want a row claimed or an answer stored, wait for one of them at most"
+
     async def test_not_what_has_expired(self, storage):
         await values.enqueue(storage, APPROVE)
         assert (

@@ -26,6 +26,7 @@ INDEX_OF = {
     "ESCALATION_HASTEN": "escalations_deferred",
     "ESCALATION_LIST_STATE": "escalations_by_state",
     "ESCALATION_OLDEST": "escalations_by_state",
+    "ESCALATION_IDS": "COVERING INDEX escalations_by_state",
     "ESCALATION_ENDED": "escalations_by_state",
     "ESCALATION_TO_HOLD": "escalations_by_state",
     "ESCALATION_TO_EXPIRE": "escalations_to_expire",
