@@ -44,7 +44,7 @@ from agent.models.first_load import FirstLoad
 from agent.models.store import open_store
 from agent.name_tagger import NameTagger
 from agent.pipeline import Pipeline
-from agent.policy import routing_policy
+from agent.policy import PresentPolicy, routing_policy
 from agent.routing import Policy
 from agent.rules import Rulebook
 from agent.settings import Settings
@@ -135,6 +135,7 @@ async def serve(
             shelf=prefixes if config.engine.prefix_disk_bytes else None,
             verdicts=DeviceVerdicts(config.data_path),
         )
+        folder = folder_beside(loaded.path)
         name_tagger = NameTagger(engine, lambda: live.settings.redaction)
         dispatcher = Dispatcher(
             storage,
@@ -148,6 +149,7 @@ async def serve(
             budget=Budget(config.targets, config.prices, config.budgets),
             names=NamesByModel(name_tagger.tag, asyncio.get_running_loop()),
             power=device.power_state,
+            told_now=PresentPolicy(folder, config.keys).told,
         )
 
         async def reload() -> Settings:
@@ -159,7 +161,7 @@ async def serve(
             _warn_about_egress(live.settings)
             return live.settings
 
-        tasks = TaskMemory(TaskBook(folder_beside(loaded.path)), storage.tasks, now_ms)
+        tasks = TaskMemory(TaskBook(folder), storage.tasks, now_ms)
         await tasks.load()
         stack.push_async_callback(tasks.save)
         storage.outbox.on_feedback = tasks.on_feedback

@@ -15,7 +15,7 @@ from agent.api.deps import ApiDeps, deps_of, need_admin
 from agent.api.fields import Fields
 from agent.api.wire import check_media_type, json_response, parse_json, query, read_body
 from agent.errors import BodyGone, InvalidRequest, NotFound, WrongState
-from agent.escalation.consent import under
+from agent.escalation.consent import as_told, under
 from agent.escalation.handoff import with_last_text
 from agent.escalation.names import names_notice
 from agent.escalation.prices import PriceBook
@@ -74,7 +74,7 @@ async def show_row(request: Request) -> Response:
     target = _target(deps, asked.text("target", 64) or row.target)
     redaction = deps.redaction()
     made = make_target(target, deps.settings.connectivity, redaction, now_ms=deps.now_ms, names=deps.dispatcher.names)
-    body = (await asyncio.to_thread(made.outgoing, record, row)).body
+    body = (await asyncio.to_thread(made.outgoing, as_told(record, deps.dispatcher.told_now(record)), row)).body
     headers = {"x-outrider-target": target.name, "x-outrider-notice": names_notice(redaction.names)}
     return Response(body, media_type="application/json", headers=headers)
 

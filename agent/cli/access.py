@@ -19,13 +19,15 @@ from agent.api.fields import Fields
 from agent.api.queue_routes import messages_object, row_object, standing_object
 from agent.api.request_routes import record_object
 from agent.cli.client import DaemonClient, find_daemon
+from agent.configuration import LoadedSettings
 from agent.errors import ConfigError, NotFound, StorageError
-from agent.escalation.consent import under
+from agent.escalation.consent import as_told, under
 from agent.escalation.handoff import with_last_text
 from agent.escalation.prices import PriceBook
+from agent.policy import PresentPolicy
 from agent.records import Escalation, EscalationState, RequestRecord, RequestState
-from agent.settings import Settings
 from agent.storage import Storage, open_storage
+from agent.task_folder import folder_beside
 
 Result = TypeVar("Result")
 Row = dict[str, Any]
@@ -59,8 +61,9 @@ class Access(Protocol):
 
 
 @contextmanager
-def open_access(settings: Settings) -> Iterator[Access]:
+def open_access(loaded: LoadedSettings) -> Iterator[Access]:
     """Reach the queue: the daemon if one runs, else the database itself (then no daemon can start)."""
+    settings = loaded.settings
     if find_daemon(settings.data_path) is not None:
         with DaemonClient(settings) as client:
             yield DaemonAccess(client)
@@ -70,7 +73,7 @@ def open_access(settings: Settings) -> Iterator[Access]:
     with asyncio.Runner() as runner:
         storage = runner.run(open_storage(settings.data_path, settings.queue, settings.retention, now_ms=now_ms()))
         try:
-            yield DatabaseAccess(settings, storage, runner)
+            yield DatabaseAccess(loaded, storage, runner)
         finally:
             runner.run(storage.close())
 
@@ -170,8 +173,9 @@ class DatabaseAccess:
 
     running = False
 
-    def __init__(self, settings: Settings, storage: Storage, runner: asyncio.Runner) -> None:
-        self._settings = settings
+    def __init__(self, loaded: LoadedSettings, storage: Storage, runner: asyncio.Runner) -> None:
+        self._settings = settings = loaded.settings
+        self._folder = folder_beside(loaded.path)
         self._storage = storage
         self._runner = runner
         self._prices = PriceBook(settings.targets, settings.prices)
@@ -193,7 +197,9 @@ class DatabaseAccess:
         from agent.cli.escalating import body_of
 
         row = self._escalation(row_id)
-        return body_of(self._settings, self._record(row.request_id), row, target)
+        record = self._record(row.request_id)
+        told = PresentPolicy(self._folder, self._settings.keys).told(record)
+        return body_of(self._settings, as_told(record, told), row, target)
 
     def release(self, ids: Sequence[str], target: str) -> int:
         by_name = {one.name: one for one in self._settings.targets}

@@ -24,7 +24,7 @@ def budget(invocation: Invocation, as_json: bool) -> None:
     """
     from agent.cli.access import open_access
 
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         found = access.standings()
     if as_json:
         emit_json(found)

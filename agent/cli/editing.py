@@ -36,7 +36,7 @@ def edit(invocation: Invocation, row_id: str, text: str | None, given: IO[str] |
 
     if text is not None and given is not None:
         raise click.UsageError("--text and --file contradict each other: keep one")
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         messages = None if text is not None else _edited(access.messages(row_id), given)
         row = access.edit(row_id, text, messages)
         shown = access.as_sent(row_id, None) if row["target"] else None

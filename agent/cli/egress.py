@@ -46,7 +46,7 @@ def list_lines(invocation: Invocation, days: float, limit: int, as_json: bool) -
     from agent.cli.access import now_ms, open_access
 
     since_ms = max(0, now_ms() - int(days * DAY_MS))
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         found = access.egress(since_ms, limit)
     if as_json:
         emit_json(found)
@@ -82,7 +82,7 @@ def today(invocation: Invocation, as_json: bool) -> None:
     from agent.cli.access import open_access
 
     midnight = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         totals = access.egress(round(midnight.timestamp() * 1000), 1)["totals"]
     if as_json:
         emit_json(totals)
@@ -113,7 +113,7 @@ def verify(invocation: Invocation, against: Path | None, as_json: bool) -> int:
     from agent.cli.access import open_access
 
     kept = _last_kept(against) if against else None
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         found = access.verify_egress()
         if found["whole"] and kept is not None:
             here = access.egress_page(kept[0] - 1)[:1]
@@ -146,7 +146,7 @@ def export(invocation: Invocation, file: Path | None, form: str, as_json: bool) 
     """
     from agent.cli.access import open_access
 
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         text = _written(_lines(access), form)
         if file is None:
             if as_json:

@@ -45,7 +45,7 @@ def erase(invocation: Invocation, subject: str, dry_run: bool, yes: bool, as_jso
 
     if not subject:
         raise InvalidRequest("say whose: --subject NAME", param="subject")
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         if dry_run or not yes:
             found = access.erase(subject, dry_run=True)
             if not dry_run:

@@ -49,7 +49,7 @@ def list_rows(invocation: Invocation, state: str | None, all_states: bool, limit
     if state and all_states:
         raise click.UsageError("--state and --all-states contradict each other: keep one")
     wanted = (state,) if state else STATES if all_states else OPEN_STATES
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         found = [row for name in wanted for row in access.rows(name, limit)]
         counts = access.counts()
     rows = sorted(found, key=lambda row: str(row["id"]))[:limit]
@@ -92,7 +92,7 @@ def show(invocation: Invocation, row_id: str, as_sent: bool, target: str | None,
     """
     from agent.cli.access import open_access
 
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         if as_sent:
             sys.stdout.buffer.write(access.as_sent(row_id, target))
             notice(REPLACED + names_notice(invocation.settings.redaction.names))
@@ -137,7 +137,7 @@ def release(
     if yes and not (ids or everything):
         raise click.UsageError("with --yes, name the rows to release or say --all")
     chosen = target or _only_target(invocation)
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         rows = _releasable(invocation, access, ids) if ids else _awaiting_approval(access)
         count = len(rows)
         if not count:
@@ -209,7 +209,7 @@ def purge(invocation: Invocation, unfetched: bool, yes: bool, as_json: bool) -> 
     """
     from agent.cli.access import open_access
 
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         waiting = access.unfetched()
         if not yes:
             ended = {name: n for name, n in _rows_by_state(access.counts()).items() if n and name not in OPEN_STATES}
@@ -242,7 +242,7 @@ def drain(invocation: Invocation, as_json: bool) -> None:
     """
     from agent.cli.access import open_access
 
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         access.drain()
         counts = access.counts()
     if as_json:
@@ -320,7 +320,7 @@ def _change(invocation: Invocation, change: Callable[[Access], dict[str, Any]], 
     """Change a row, tell its state, and return it."""
     from agent.cli.access import open_access
 
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         row = change(access)
     if as_json:
         emit_json(row)

@@ -33,7 +33,7 @@ def list_requests(invocation: Invocation, state: str | None, limit: int, as_json
     """
     from agent.cli.access import open_access
 
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         rows = access.requests(state, limit)
     if as_json:
         emit_json(rows)
@@ -66,7 +66,7 @@ def show(invocation: Invocation, request_id: str, as_json: bool) -> None:
     """
     from agent.cli.access import open_access
 
-    with open_access(invocation.settings) as access:
+    with open_access(invocation.loaded) as access:
         record = access.request(request_id)
     if as_json:
         emit_json(record)

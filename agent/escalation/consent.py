@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from agent.egress_settings import ImageConsent
 from agent.records import Escalation, HoldReason, RequestRecord
 from agent.settings import TargetSettings
 from agent.strictness import stricter
 from agent.types import EgressPolicy, RouteMode
 
+ToldNow = Callable[[RequestRecord], EgressPolicy | None]
+"""Returns what the task of a request and its caller's key say now of what may leave; None: nothing."""
+
 SENT_AT_ONCE = frozenset({EgressPolicy.ALLOW, EgressPolicy.REDACT})
 """Policies under which nobody has to release a row first."""
+
+
+def nothing_told(record: RequestRecord) -> None:
+    """Say nothing: there are no tasks, and no callers of their own."""
+
+
+def as_told(record: RequestRecord, told: EgressPolicy | None) -> RequestRecord:
+    """Return the record with its request under no looser policy than is told now."""
+    if record.request is None or told is None:
+        return record
+    egress = stricter(told, record.request.egress)
+    return msgspec.structs.replace(record, request=msgspec.structs.replace(record.request, egress=egress))
 
 
 def forbidden(record: RequestRecord, row: Escalation, target: TargetSettings) -> str | None:
@@ -55,15 +72,15 @@ def strictest(record: RequestRecord, row: Escalation, target: TargetSettings) ->
     return stricter(*_policies(record, row, target))
 
 
-def needs_person(row: Escalation, target: TargetSettings) -> HoldReason | None:
+def needs_person(row: Escalation, target: TargetSettings, told: EgressPolicy | None = None) -> HoldReason | None:
     """Return why a person must release this row (again) before it may go to its target, or None.
 
-    What it was allowed or released for is an address and a model, not a name; and what was
-    only allowed does not go to a target that now wants a release.
+    What it was allowed or released for is an address and a model, not a name; and what was only
+    allowed does not go where its target, or what its task and caller say now (``told``), wants a release.
     """
     if row.target_fingerprint != target.fingerprint:
         return HoldReason.TARGET_CHANGED
-    if target.egress not in SENT_AT_ONCE and not row.released:
+    if not row.released and not {target.egress, told or EgressPolicy.ALLOW} <= SENT_AT_ONCE:
         return HoldReason.POLICY_TIGHTENED
     return None
 

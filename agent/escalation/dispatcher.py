@@ -10,7 +10,7 @@ from agent.device import PowerState
 from agent.escalation.budget import NO_BUDGET, Budget
 from agent.escalation.charging import charging
 from agent.escalation.connectivity import Circuit
-from agent.escalation.consent import SENT_AT_ONCE
+from agent.escalation.consent import SENT_AT_ONCE, ToldNow, nothing_told
 from agent.escalation.lane import Lane
 from agent.escalation.netlink import LinkWatcher
 from agent.escalation.personal_data import Recogniser
@@ -50,9 +50,11 @@ class Dispatcher:
         grace_s: float = 10.0,
         budget: Budget = NO_BUDGET,
         names: Recogniser | None = None,
+        told_now: ToldNow = nothing_told,
     ) -> None:
         self._storage = storage
         self.names = names
+        self.told_now = told_now
         self._connectivity = connectivity
         self._queue = queue
         self._redaction = redaction
@@ -178,6 +180,7 @@ class Dispatcher:
             on_battery=self._on_battery,
             budget=budget,
             thrift=self._thrift,
+            told_now=self.told_now,
         )
         lane.moved = self.wake
         return lane

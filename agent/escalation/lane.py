@@ -13,10 +13,19 @@ from random import Random
 
 from agent.errors import CannotRedact, LeaseLost, StorageError
 from agent.escalation.budget import NO_BUDGET, Budget
-from agent.escalation.connectivity import BACKOFF_CAP_S, Circuit, Reach, full_jitter_s, held_wait_ms
-from agent.escalation.consent import forbidden, images_need_person, needs_person, strictest
+from agent.escalation.connectivity import Circuit, Reach
+from agent.escalation.consent import (
+    ToldNow,
+    as_told,
+    forbidden,
+    images_need_person,
+    needs_person,
+    nothing_told,
+    strictest,
+)
 from agent.escalation.handoff import most_output
 from agent.escalation.personal_data import CannotRedactNow
+from agent.escalation.settlement import settle
 from agent.escalation.target import (
     Blocked,
     Delivered,
@@ -41,7 +50,6 @@ from agent.token_estimate import UNKNOWN_ANSWER_TOKENS
 from agent.types import EgressPolicy
 
 OUT_OF_REACH = frozenset({Reach.OFFLINE, Reach.PORTAL, Reach.BLOCKED})
-RETRY_BASE_S = 2.0
 STORAGE_AGAIN_S = 5.0
 FAULT_AGAIN_S = 30.0
 RECHECK_S = 60.0  # longest sleep: a wake that was missed, or a clock that was set, costs no more
@@ -64,6 +72,7 @@ class Lane:
         on_battery: Callable[[], bool],
         thrift: Thrift,
         budget: Budget = NO_BUDGET,
+        told_now: ToldNow = nothing_told,
     ) -> None:
         self.circuit = circuit
         self._target = target
@@ -73,6 +82,7 @@ class Lane:
         self._now_ms = now_ms
         self._random = random
         self._on_battery = on_battery
+        self._told_now = told_now
         self.budget = budget
         self.moved: Callable[[], None] = lambda: None  # told when rows went on to another target
         self._thrift = thrift
@@ -234,7 +244,9 @@ class Lane:
 
     async def _deliver(self, row: Escalation, record: RequestRecord) -> None:
         try:
-            if reason := needs_person(row, self.settings) or images_need_person(record, row, self.settings):
+            told = self._told_now(record)
+            record = as_told(record, told)
+            if reason := needs_person(row, self.settings, told) or images_need_person(record, row, self.settings):
                 await self._outbox.hold(row, reason, now_ms=self._now_ms())
                 LOG.info("escalation %s: waits for a person: %s", row.id, reason)
                 return
@@ -312,8 +324,11 @@ class Lane:
         LOG.info("escalation %s target=%s outcome=%s %s", row.id, self.settings.name, _name(outcome), _reason(outcome))
         while True:
             try:
-                await self._store(row, outcome)
-                return
+                hold_s = self.circuit.hold_s(_monotonic_s())
+                after = await settle(
+                    self._outbox, row, outcome, now_ms=self._now_ms(), hold_s=hold_s, random=self._random
+                )
+                break
             except LeaseLost:
                 raise
             except StorageError as error:
@@ -321,40 +336,6 @@ class Lane:
                     raise
                 LOG.error("escalation %s: its outcome is not stored yet: %s", row.id, error)
                 await self._sleep(self._stopping, STORAGE_AGAIN_S)
-
-    async def _store(self, row: Escalation, outcome: Outcome) -> None:
-        now_ms = self._now_ms()
-        if isinstance(outcome, Delivered):
-            await self._outbox.succeed(row, outcome.answer, now_ms=now_ms)
-            return
-        reason, left = outcome.reason, outcome.left
-        match outcome:
-            case Rejected():
-                ended = await self._outbox.reject(row, reason=reason, left=left, now_ms=now_ms, used=outcome.used)
-                self._tell_moved(row, ended)
-            case Retry():
-                wait_s = full_jitter_s(self._random, row.attempts, base_s=RETRY_BASE_S, cap_s=BACKOFF_CAP_S)
-                at_ms = max(now_ms + round(wait_s * 1000), outcome.until_ms or 0)
-                ended = await self._outbox.retry(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
-                self._tell_moved(row, ended)
-            case Held():
-                at_ms = now_ms + held_wait_ms(now_ms - row.created_at_ms)
-                await self._outbox.snooze(row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms)
-            case RateLimited():
-                at_ms = now_ms + round(self.circuit.hold_s(_monotonic_s()) * 1000)
-                # It may be this row alone that is put off: those times are counted.
-                await self._outbox.snooze(
-                    row, available_at_ms=at_ms, reason=reason, left=left, now_ms=now_ms, replied=left
-                )
-            case Offline():
-                # The circuit keeps it back; as soon as that closes, the row is due.
-                await self._outbox.snooze(
-                    row, available_at_ms=now_ms, reason=reason, left=left, now_ms=now_ms, replied=left
-                )
-            case Blocked():
-                await self._outbox.snooze(row, available_at_ms=now_ms, reason=reason, left=left, now_ms=now_ms)
-
-    def _tell_moved(self, row: Escalation, after: Escalation) -> None:
         if after.target != row.target:
             LOG.info("escalation %s: goes on to target %s", row.id, after.target)
             self.moved()

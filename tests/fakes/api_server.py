@@ -42,7 +42,7 @@ from agent.escalation.budget import Budget
 from agent.escalation.dispatcher import Dispatcher
 from agent.models.aliases import Aliases
 from agent.pipeline import Pipeline
-from agent.policy import routing_policy
+from agent.policy import PresentPolicy, routing_policy
 from agent.rules import Rulebook
 from agent.scores import Scores, Vectors
 from agent.settings import ConnectivitySettings, Settings, TargetSettings
@@ -265,8 +265,7 @@ def target_at(base_url: str, egress: EgressPolicy = EgressPolicy.ALLOW) -> Targe
 
 def events_of(response):
     lines = [line for line in response.text.split("\n\n") if line]
-    assert all(line.startswith(("data: ", ":")) for line in lines)
-    assert lines[-1] == "data: [DONE]"
+    assert all(line.startswith(("data: ", ":")) for line in lines) and lines[-1] == "data: [DONE]"  # noqa: PT018
     return [json.loads(line[6:]) for line in lines[:-1] if line.startswith("data: ")]
 
 
@@ -335,13 +334,14 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
         random=random.Random(1),
         on_battery=lambda: False,
         budget=Budget(settings.targets, settings.prices, settings.budgets),
+        told_now=PresentPolicy(folder := TaskFolder(settings.data_path.parent / "tasks"), settings.keys).told,
     )
 
     async def reload() -> SimpleNamespace:
         await dispatcher.replace_targets(api.targets, settings.redaction)
         return SimpleNamespace(targets=api.targets)
 
-    api.tasks = TaskMemory(TaskBook(TaskFolder(settings.data_path.parent / "tasks")), storage.tasks, now_ms)
+    api.tasks = TaskMemory(TaskBook(folder), storage.tasks, now_ms)
     storage.outbox.on_feedback = api.tasks.on_feedback
     await api.tasks.load()
     rules = Rulebook(settings.routing.rules)
