@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +31,8 @@ def stratified_folds(answers: NDArray[np.int64], count: int, seed: int) -> NDArr
 
 
 def logistic(values: Floats, answers: NDArray[np.int64], labels: int, strength: float) -> tuple[Floats, Floats]:
-    """Return weights and bias that minimise ``strength * sum(log loss) + |weights|^2 / 2``.
-
-    Weights are sums of the examples' features: with fewer examples than features they are sought among those alone.
-    """
+    """Return weights and bias that minimise ``strength * sum(log loss) + |weights|^2 / 2``."""
     count, width = values.shape
-    if width > count:
-        basis, triangle = np.linalg.qr(values.T)
-        inner, bias = logistic(triangle.T, answers, labels, strength)
-        return inner @ basis.T, bias
     given = np.zeros((count, labels))
     given[np.arange(count), answers] = 1.0
 
@@ -54,9 +48,17 @@ def logistic(values: Floats, answers: NDArray[np.int64], labels: int, strength: 
     return point[: labels * width].reshape(labels, width), point[labels * width :]
 
 
+class _Step(NamedTuple):
+    """A step of the search, how the gradient turned on it, and the product of both."""
+
+    step: Floats
+    turn: Floats
+    bend: float
+
+
 def _least(loss: Callable[[Floats], tuple[float, Floats]], point: Floats) -> Floats:
     value, gradient = loss(point)
-    steps: list[tuple[Floats, Floats]] = []
+    steps: list[_Step] = []
     for _ in range(_ROUNDS):
         if np.abs(gradient).max() < _GRADIENT / 10:
             break
@@ -70,8 +72,9 @@ def _least(loss: Callable[[Floats], tuple[float, Floats]], point: Floats) -> Flo
                 break
             pace /= 2
         step, turn = tried - point, new_gradient - gradient
-        if float(step @ turn) > 1e-12:
-            steps = [*steps[-(_MEMORY - 1) :], (step, turn)]
+        bend = float(step @ turn)
+        if bend > 1e-12:
+            steps = [*steps[-(_MEMORY - 1) :], _Step(step, turn, bend)]
         settled = value - new_value < 1e-9 * max(1.0, abs(value))
         point, value, gradient = tried, new_value, new_gradient
         if settled:
@@ -79,19 +82,19 @@ def _least(loss: Callable[[Floats], tuple[float, Floats]], point: Floats) -> Flo
     return point
 
 
-def _scaled(gradient: Floats, steps: Sequence[tuple[Floats, Floats]]) -> Floats:
+def _scaled(gradient: Floats, steps: Sequence[_Step]) -> Floats:
     """Multiply by the estimated inverse of the curvature (the two loops of L-BFGS)."""
     found = gradient.copy()
     parts = []
-    for step, turn in reversed(steps):
-        part = float(step @ found) / float(step @ turn)
-        found -= part * turn
+    for one in reversed(steps):
+        part = float(one.step @ found) / one.bend
+        found -= part * one.turn
         parts.append(part)
     if steps:
-        step, turn = steps[-1]
-        found *= float(step @ turn) / float(turn @ turn)
-    for (step, turn), part in zip(steps, reversed(parts), strict=True):
-        found += (part - float(turn @ found) / float(step @ turn)) * step
+        last = steps[-1]
+        found *= last.bend / float(last.turn @ last.turn)
+    for one, part in zip(steps, reversed(parts), strict=True):
+        found += (part - float(one.turn @ found) / one.bend) * one.step
     return found
 
 

@@ -39,51 +39,65 @@ class VectorFit(NamedTuple):
     by_names: bool
 
 
-class _Read(NamedTuple):
-    """Features of the examples and of the labels' names."""
+class _Read:
+    """Features of the examples, and of the labels' names where those teach, too."""
 
-    examples: Floats
-    names: Floats | None
+    def __init__(self, examples: Floats, names: Floats | None, answers: Answers, labels: int) -> None:
+        self.names = names
+        self._labels, self._answers = labels, answers
+        rows = examples if names is None else np.vstack([examples, names])
+        # Weights are sums of what taught: with fewer rows than features they are sought among those alone.
+        self._basis = np.linalg.qr(rows.T)[0] if rows.shape[1] > len(rows) else None
+        turned = rows if self._basis is None else rows @ self._basis
+        self._examples, self._names = turned[: len(examples)], turned[len(examples) :]
 
-    def taught(self, chosen: NDArray[np.bool_], answers: Answers, labels: int) -> tuple[Floats, Floats]:
-        values, given = self.examples[chosen], answers[chosen]
-        if self.names is not None:
-            values = np.vstack([values, *[self.names] * _NAMES_COUNT_AS])
-            given = np.concatenate([given, *[np.arange(labels)] * _NAMES_COUNT_AS])
-        return logistic(values, given, labels, STRENGTH)
+    def weights(self) -> tuple[Floats, Floats]:
+        """Return weights and bias by all examples, of features as they come."""
+        weights, bias = self._taught(np.ones(len(self._answers), dtype=bool))
+        return weights if self._basis is None else weights @ self._basis.T, bias
 
-    def out_of_fold(self, answers: Answers, labels: int, folds: Answers) -> Floats:
-        told = np.zeros((len(answers), labels))
+    def out_of_fold(self, folds: Answers) -> Floats:
+        """Return the log-probabilities of each example, by those outside of its fold."""
+        told = np.zeros((len(self._answers), self._labels))
         for fold in np.unique(folds):
             left = folds == fold
-            weights, bias = self.taught(~left, answers, labels)
-            told[left] = log_softmax(self.examples[left] @ weights.T + bias)
+            weights, bias = self._taught(~left)
+            told[left] = log_softmax(self._examples[left] @ weights.T + bias)
         return told
+
+    def _taught(self, chosen: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        values, given = self._examples[chosen], self._answers[chosen]
+        if len(self._names):
+            values = np.vstack([values, *[self._names] * _NAMES_COUNT_AS])
+            given = np.concatenate([given, *[np.arange(self._labels)] * _NAMES_COUNT_AS])
+        return logistic(values, given, self._labels, STRENGTH)
 
 
 def fit_vectors(order: Order, values: Floats, answers: Answers, folds: Answers, names: Floats | None) -> VectorFit:
     """Return the fit. ``names``: vectors of the labels' names, which may teach, too."""
     labels, width = order.labels, values.shape[1]
-    read = _Read(values, None)
-    told = read.out_of_fold(answers, labels, folds)
+    read = _Read(values, None, answers, labels)
+    told = read.out_of_fold(folds)
     least = _at_best(told, answers)
     if names is not None:
-        tried = _Read(values, names)
-        by_names = tried.out_of_fold(answers, labels, folds)
+        tried = _Read(values, names, answers, labels)
+        by_names = tried.out_of_fold(folds)
         if (loss := _at_best(by_names, answers)) < least:
             read, told, least = tried, by_names, loss
     rarity: list[float] = []
     counts = 0.0
     if order.texts and len(answers) * labels <= _MOST_WORDED:
-        plain = read
-        rarity, words = _worded([*order.texts, *(order.name_texts if plain.names is not None else ())])
+        kept_names = read.names
+        rarity, words = _worded([*order.texts, *(order.name_texts if kept_names is not None else ())])
         without = least
         for tried_count in WORDS_COUNT:
-            tried = _Read(*_beside(plain, tried_count * words))
-            worded = tried.out_of_fold(answers, labels, folds)
+            beside = tried_count * words
+            with_names = None if kept_names is None else np.hstack([kept_names, beside[len(values) :]])
+            tried = _Read(np.hstack([values, beside[: len(values)]]), with_names, answers, labels)
+            worded = tried.out_of_fold(folds)
             if (loss := _at_best(worded, answers)) < min(least, without - _GAINS):
                 read, told, least, counts = tried, worded, loss, tried_count
-    weights, bias = read.taught(np.ones(len(answers), dtype=bool), answers, labels)
+    weights, bias = read.weights()
     kept = _Examples(values, answers, names if read.names is not None else None, labels)
     weight, told = _with_neighbours(kept, told, folds, least)
     return VectorFit(
@@ -113,13 +127,6 @@ def _worded(texts: Sequence[str]) -> tuple[list[float], Floats]:
         for bucket, value in weighed(one, rarity).items():
             values[row, bucket] = value
     return rarity, values
-
-
-def _beside(read: _Read, words: Floats) -> tuple[Floats, Floats | None]:
-    count = len(read.examples)
-    return np.hstack([read.examples, words[:count]]), None if read.names is None else np.hstack(
-        [read.names, words[count:]]
-    )
 
 
 def _with_neighbours(kept: _Examples, told: Floats, folds: Answers, least: float) -> tuple[float, Floats]:
