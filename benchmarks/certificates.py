@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -70,9 +71,13 @@ def worth(
 def pac(alpha: float, delta: float, pilot: Sequence[Scored] = ()) -> Rule:
     """Return what `outrider calibrate --accuracy` does."""
 
+    @functools.cache  # the pilot is the same in every draw
+    def start_of(count: int) -> float | None:
+        return certify.start_share(pilot, count, alpha=alpha, delta=delta) if pilot else None
+
     def rule(known: Sequence[Scored]) -> float | None:
         ranked = Ranked(known)
-        start = certify.start_share(pilot, len(ranked), alpha=alpha, delta=delta) if pilot else None
+        start = start_of(len(ranked))
         return certify.accuracy_pac(ranked, alpha=alpha, delta=delta, start_share=start).score
 
     return rule
@@ -163,6 +168,15 @@ def calibration_error(answers: Answers, examples: int, pull: float, draws: int =
 def _ece(told: Floats, right: Right) -> float:
     parts = np.array_split(np.argsort(told), 10)
     return float(sum(abs(np.sum(told[part] - right[part])) for part in parts) / len(told))
+
+
+def attainable(answers: Answers) -> tuple[float, float, dict[float, float]]:
+    """Return APGR with a perfect cloud, its maximum, and the least escalated share for 50, 80 and 95 % of the gap."""
+    right = answers.right[np.argsort(answers.scores, kind="stable")]  # least sure first
+    wrongs = int((~right).sum())
+    gained = np.concatenate([[0.0], np.cumsum(~right) / max(1, wrongs)])
+    share = {level: float(np.argmax(gained >= level - 1e-12)) / len(right) for level in (0.5, 0.8, 0.95)}
+    return float(np.trapezoid(gained, dx=1 / len(right))), (1 + float(right.mean())) / 2, share
 
 
 def allowed_broken(delta: float, draws: int) -> float:

@@ -198,15 +198,6 @@ def others(told: Sequence[Told]) -> dict[str, Floats]:
     }
 
 
-def attainable(answers: Answers) -> tuple[float, float, dict[float, float]]:
-    """Return APGR with a perfect cloud, its maximum, and the least escalated share for 50, 80 and 95 % of the gap."""
-    right = answers.right[np.argsort(answers.scores, kind="stable")]  # least sure first
-    wrongs = int((~right).sum())
-    gained = np.concatenate([[0.0], np.cumsum(~right) / max(1, wrongs)])
-    share = {level: float(np.argmax(gained >= level - 1e-12)) / len(right) for level in (0.5, 0.8, 0.95)}
-    return float(np.trapezoid(gained, dx=1 / len(right))), (1 + float(right.mean())) / 2, share
-
-
 def figures_of(of: OpenSet, found: dict[tuple[str, int], list[Told]], draws: int) -> Iterator[Figure]:
     """Yield the figures of one set."""
     count = MOST if of.demonstrated else 0
@@ -263,7 +254,7 @@ def _rankings(appraised: Appraised, wanted: float | None) -> Iterator[Figure]:
     for limit in (0.05, 0.10):
         share = certificates.oracle_coverage(answers, limit)
         yield f"coverage at {1 - limit:.0%} (oracle threshold)", share, None, "", None
-    apgr, most, needed = attainable(answers)
+    apgr, most, needed = certificates.attainable(answers)
     yield f"APGR, perfect cloud (simulated); at most {most:.3f}", apgr, None, "", None
     for level, share in needed.items():
         yield f"CPT({level:.0%}), perfect cloud (simulated)", share, None, "", None

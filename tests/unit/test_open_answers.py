@@ -8,7 +8,7 @@ import pytest
 
 from agent.structure import ToolCall
 from agent.types import Generation, Token
-from benchmarks import open_answers, open_sets
+from benchmarks import certificates, open_answers, open_sets
 from benchmarks.certificates import Answers
 from benchmarks.open_answers import Told
 from benchmarks.open_sets import Item
@@ -16,11 +16,11 @@ from benchmarks.open_sets import Item
 
 def test_what_escalating_gains_with_a_perfect_cloud():
     perfect = Answers(np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True]))
-    apgr, most, needed = open_answers.attainable(perfect)
+    apgr, most, needed = certificates.attainable(perfect)
     assert apgr == most == pytest.approx(0.75)
     assert needed == {0.5: 0.25, 0.8: 0.5, 0.95: 0.5}
     turned = Answers(-perfect.scores, perfect.right)
-    assert open_answers.attainable(turned)[0] == pytest.approx(0.25)
+    assert certificates.attainable(turned)[0] == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
