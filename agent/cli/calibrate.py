@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agent.confidence.heads import Head
     from agent.evaluation.certifying import Wish
     from agent.evaluation.examples import Example
+    from agent.settings import Settings
     from agent.tasks import TaskSpec
 
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--escalate", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Most that is escalated, a share."
 )
-@click.option("--budget", metavar="AMOUNT/day", help="Most that escalations cost: 1.0/day. With --price, --requests.")
+@click.option("--budget", metavar="AMOUNT/day", help="Most that escalations cost: 1.0/day. With --requests.")
 @click.option(
     "--wrong-share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -42,7 +43,11 @@ if TYPE_CHECKING:
     help="How sure the promise is to be. Default: the task's, 0.9.",
 )
 @click.option("--on-average", is_flag=True, help="Promise it on average over calibrations only: weaker, serves more.")
-@click.option("--price", type=click.FloatRange(0, min_open=True), help="Of one escalation, for --budget.")
+@click.option(
+    "--price",
+    type=click.FloatRange(0, min_open=True),
+    help="Of one escalation, for --budget. Default: by the prices of the configuration and the examples' length.",
+)
 @click.option("--requests", "requests_per_day", type=click.FloatRange(0, min_open=True), help="A day, for --budget.")
 @click.option("--dry-run", is_flag=True, help="Print it, and store nothing.")
 @keep_examples_option
@@ -77,6 +82,7 @@ def calibrate(
     """
     from agent.cli import task_signals
     from agent.cli.client import DaemonClient
+    from agent.confidence.certify import Certificate
     from agent.evaluation import certifying, pictures
     from agent.evaluation.drawn import fair_sample
     from agent.evaluation.examples import check_several_labels, read_examples
@@ -84,11 +90,19 @@ def calibrate(
     from agent.tasks import TaskKind
 
     spec = folder_beside(invocation.loaded.path).get(task)
-    wish = _wish(spec, accuracy, escalate, budget, wrong_share, confidence, price, requests_per_day, on_average)
-    answered = wish.target in certifying.NEED_ANSWERS
+    target, value = _promised(spec, accuracy, escalate, budget, wrong_share)
+    answered = target in certifying.NEED_ANSWERS
     read = read_examples(examples, spec, answered=answered)
     for text in read.notices:
         notice(text)
+    if target == "budget":
+        value = _paid_for(invocation.settings, spec, read.found, str(value), price, requests_per_day)
+    wish = certifying.Wish(
+        target=target,
+        value=float(value),
+        certificate=Certificate.MEAN if on_average else Certificate.PAC,
+        confidence=confidence or spec.target.confidence,
+    )
     with DaemonClient(invocation.settings) as client:
         usable, notices = fair_sample(read.found)
         for text in notices:
@@ -124,22 +138,10 @@ def calibrate(
     return 0 if found.threshold is not None else NotCertified.exit_code
 
 
-def _wish(
-    spec: TaskSpec,
-    accuracy: float | None,
-    escalate: float | None,
-    budget: str | None,
-    wrong_share: float | None,
-    confidence: float | None,
-    price: float | None,
-    requests_per_day: float | None,
-    on_average: bool,
-) -> Wish:
-    from agent.confidence.certify import Certificate
-    from agent.evaluation.certifying import Wish as Wanted
-    from agent.evaluation.certifying import budget_share
-    from agent.tasks import budget_per_day
-
+def _promised(
+    spec: TaskSpec, accuracy: float | None, escalate: float | None, budget: str | None, wrong_share: float | None
+) -> tuple[str, float | str]:
+    """Return what is to be promised, and how much of it; of a budget as it was written."""
     options = {"accuracy": accuracy, "escalate": escalate, "budget": budget, "wrong_share": wrong_share}
     given = [(name, value) for name, value in options.items() if value is not None]
     if len(given) > 1:
@@ -150,19 +152,29 @@ def _wish(
             "say what is to be promised: --accuracy 0.95, --escalate 0.2, --budget 1.0/day or --wrong-share 0.02 "
             "(or [target] in the task's file)"
         )
-    name, value = chosen
-    if name == "budget":
-        if price is None or requests_per_day is None:
-            raise InvalidRequest("--budget needs --price (of one escalation) and --requests (of this task, a day)")
-        share = budget_share(budget_per_day(str(value), "--budget"), price, requests_per_day)
-    else:
-        share = float(value)
-    return Wanted(
-        target=name,
-        value=share,
-        certificate=Certificate.MEAN if on_average else Certificate.PAC,
-        confidence=confidence or spec.target.confidence,
-    )
+    return chosen
+
+
+def _paid_for(
+    settings: Settings,
+    spec: TaskSpec,
+    examples: Sequence[Example],
+    amount: str,
+    price: float | None,
+    requests_per_day: float | None,
+) -> float:
+    """Return the share of the requests that a budget pays to escalate."""
+    from agent.cli.escalation_price import by_the_book
+    from agent.evaluation.certifying import budget_share
+    from agent.tasks import budget_per_day
+
+    per_day = budget_per_day(amount, "--budget")
+    if requests_per_day is None:
+        raise InvalidRequest("--budget needs --requests (of this task, a day)")
+    if price is None:
+        price, how = by_the_book(settings, spec, examples)
+        notice(how)
+    return budget_share(per_day, price, requests_per_day)
 
 
 def _taught(client: DaemonClient, spec: TaskSpec) -> tuple[Head | None, Appraiser | None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli import task_asking
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import confirm, emit_json, moment, notice, table
 from agent.cli.task_export import export
@@ -52,6 +53,9 @@ tasks.add_command(export)
 )
 @click.option("--accuracy", type=float, help="Of the answers that are served, 0..1: what is to be certified.")
 @click.option(
+    "--quality-sample", type=float, help="Share of the served answers that goes up to be checked, 0..1. Default: 0."
+)
+@click.option(
     "--preset",
     type=click.Choice(["moderation", "intent", "triage"]),
     help="Labels and examples that come with Outrider; docs/tasks.md says what they are worth. Name: the preset's own.",
@@ -71,6 +75,7 @@ def new(
     egress: str | None,
     on_low_confidence: str | None,
     accuracy: float | None,
+    quality_sample: float | None,
     preset: str | None,
     as_json: bool,
 ) -> None:
@@ -87,8 +92,9 @@ def new(
     if preset is not None:
         if kind or labels or schema is not None:
             raise ConfigError(f"preset {preset} has its own labels: leave out --kind, --label and --schema")
-        given = {"prompt": prompt, "model": model, "egress": egress, "on_low_confidence": on_low_confidence}
-        _new_of_preset(invocation, preset, name or preset, given, accuracy, as_json=as_json)
+        own = {"prompt": prompt, "model": model, "egress": egress, "on_low_confidence": on_low_confidence}
+        more = {**own, "quality_sample": quality_sample}
+        _new_of_preset(invocation, preset, name or preset, more, accuracy, as_json=as_json)
         return
     asking = sys.stdin.isatty() and not as_json
     if name is None:
@@ -98,12 +104,12 @@ def new(
         name = click.prompt("name (lower-case letters, digits, - and _)", err=True)
     tree: dict[str, Any] = {"name": name}
     tree["kind"] = kind or (
-        _asked_kind() if asking and not labels and not schema else "extract" if schema else "labels"
+        task_asking.asked_kind() if asking and not labels and not schema else "extract" if schema else "labels"
     )
-    described = dict(_label(text) for text in labels)
+    described = dict(task_asking.label_of(text) for text in labels)
     if tree["kind"] == "labels":
         if asking and not described:
-            described = _asked_labels()
+            described = task_asking.asked_labels()
         tree["labels"] = described
     elif described:
         raise ConfigError("--label belongs to kind labels")
@@ -123,10 +129,14 @@ def new(
         egress = click.prompt(
             "egress", default="never", type=click.Choice(["never", "approve", "redact", "allow"]), err=True
         )
+    if asking and quality_sample is None:
+        quality_sample = task_asking.asked_quality_sample(egress)
     given = {"prompt": prompt, "model": model, "egress": egress, "on_low_confidence": on_low_confidence, "match": match}
     tree |= {key: value for key, value in given.items() if value}
     if accuracy is not None:
         tree["target"] = {"accuracy": accuracy}
+    if quality_sample:
+        tree["quality_sample"] = quality_sample
     spec = task_of(tree, f"task {name}")
     path = _folder(invocation).put(spec)
     if as_json:
@@ -150,7 +160,7 @@ def _new_of_preset(
     invocation: Invocation,
     preset: str,
     name: str,
-    given: dict[str, str | None],
+    given: dict[str, Any],
     accuracy: float | None,
     *,
     as_json: bool,
@@ -180,30 +190,6 @@ def _new_of_preset(
         "these examples are general: add some of your own traffic; with 200 or more that did not teach\n"
         f"  outrider calibrate {name} YOURS.jsonl --accuracy {accuracy or 0.95:g}"
     )
-
-
-def _label(text: str) -> tuple[str, str]:
-    name, _, description = text.partition("=")
-    return name.strip(), description.strip()
-
-
-def _asked_kind() -> str:
-    notice("labels: choose one of some labels. extract: JSON by a schema. tool: a call. text: anything else.")
-    kind: str = click.prompt(
-        "kind", default="labels", type=click.Choice(["labels", "extract", "tool", "text"]), err=True
-    )
-    return kind
-
-
-def _asked_labels() -> dict[str, str]:
-    notice("The labels, one a line, with = and a description if it helps; an empty line ends them.")
-    found: dict[str, str] = {}
-    while True:
-        text = click.prompt(f"label {len(found) + 1}", default="", show_default=False, err=True)
-        if not text.strip():
-            return found
-        name, description = _label(text)
-        found[name] = description
 
 
 @tasks.command(name="list")

@@ -121,7 +121,9 @@ def _threshold(ranked: Ranked, judged: Sequence[Judgement], wish: Wish, pilot: S
                 f"a share of {wish.value:.1%} cannot be kept"
             )
         # So small a share that no threshold splits it off surely: serve all.
-        return found if found.score is not None else Threshold(score=0.0, served=len(ranked))
+        kept = found if found.score is not None else Threshold(score=0.0, served=len(ranked))
+        known = all(one.right is not None for one in judged)
+        return msgspec.structs.replace(kept, errors=ranked.errors(kept.served) if known else 0)
     if wish.target == "wrong_share":
         needed = math.ceil(1 / wish.value) - 1
         if len(judged) < needed:
@@ -259,4 +261,15 @@ def _sentence(wish: Wish, threshold: Threshold, report: Report) -> str:
             return f"At most {wish.value:.1%} of all traffic gets a wrong local answer, {how}. About {share} is served."
         case _:
             why = ", which the budget pays for," if wish.target == "budget" else ""
-            return f"At most {wish.value:.1%} of all traffic{why} is escalated, {how}. About {share} is served."
+            return (
+                f"At most {wish.value:.1%} of all traffic{why} is escalated, {how}. About {share} is served."
+                + _quality_beside(wish, threshold, report)
+            )
+
+
+def _quality_beside(wish: Wish, threshold: Threshold, report: Report) -> str:
+    """Say how right what is served is: no answer of these examples has chosen the threshold, so they may judge it."""
+    if not _is_pac(wish) or not threshold.served or not report.curve:
+        return ""
+    least = 1 - binomial.upper_bound(threshold.errors, threshold.served, 1 - wish.confidence)
+    return f" Of the answers served at least {least:.1%} are right, with the same probability, each promise by itself."

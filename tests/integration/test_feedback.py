@@ -94,6 +94,32 @@ def test_a_person_answers_in_the_target_s_place_and_nothing_leaves(server):
     assert request_id not in [one["request_id"] for one in as_json(server.user, "review", "--list")]
 
 
+def test_a_person_goes_through_what_waits_one_by_one(server, monkeypatch):
+    monkeypatch.setattr("agent.cli.review.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    outrider(server.user, "tasks", "new", "walked", *(part for one in LABELS for part in ("--label", one)), "--json")
+    own = {"egress": "approve", "route_mode": "cloud_first"}
+    with server.client() as client:
+        for text in ("which one is it?", "and this one?", "nobody can say", "left for tomorrow"):
+            body = {"task": "walked", "input": text, "outrider": own}
+            assert client.post("/v1/classify", json=body).status_code in {200, 202}
+    waiting = as_json(server.user, "review", "--task", "walked", "--list")
+    assert len(waiting) == 4
+    drafts = [one["answer"] for one in waiting]
+    other = next(label for label in LABELS if label != drafts[0])
+    said = [str(waiting[0]["labels"].index(other) + 1), "hour", "y", "", "q"]
+    result = outrider(server.user, "review", "--task", "walked", stdin="\n".join(said) + "\n")
+    assert "4 answers to look at" in result.stderr
+    assert "'hour' is none of the labels" in result.stderr
+    for one, verdict in zip(waiting, ("corrected", "approved", "skipped"), strict=False):
+        assert f"{one['request_id']}: {verdict}" in result.stderr
+    for one, answer in ((waiting[0], other), (waiting[1], drafts[1])):
+        record = server.get(f"/v1/requests/{one['request_id']}").json()
+        assert (record["answered_by"], record["cloud_answer"]["text"]) == ("person", answer)
+    left = [one["request_id"] for one in as_json(server.user, "review", "--task", "walked", "--list")]
+    assert waiting[3]["request_id"] in left
+    assert not {one["request_id"] for one in waiting[:2]} & set(left)
+
+
 def test_a_random_draw_of_what_was_served_is_the_same_for_all(server):
     ids = [classified(server, f"number {number}")["outrider"]["request_id"] for number in range(12)]
     drawn = next((one for one in ids if is_drawn(one, 0.5)), None)

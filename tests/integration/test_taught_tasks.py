@@ -336,6 +336,11 @@ def test_tasks_new_walks_a_beginner_through_it(api, monkeypatch):
     told = api.get("/v1/tasks/triage").json()
     assert (told["labels"], told["egress"]) == ({"urgent": "somebody is hurt", "later": ""}, "never")
     assert told["target"]["accuracy"] == 0.9
+    folder = api.user.config.parent / "tasks"
+    assert "quality_sample" not in (folder / "triage.toml").read_text()
+    answers = ["sorted", "labels", "urgent", "later", "", "0.9", "allow", "0.02"]
+    outrider(api.user, "tasks", "new", stdin="\n".join(answers) + "\n")
+    assert "quality_sample = 0.02" in (folder / "sorted.toml").read_text()
 
 
 def test_what_a_head_must_be(taught):

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from xml.etree import ElementTree as ET
 
 import msgspec
@@ -118,6 +119,23 @@ def test_silent_answers_are_escalated_in_any_case():
     examples = [*judged(100), *(Judgement(n, None, None) for n in range(50))]
     with pytest.raises(NotCertified, match=r"50 of 150 examples have no score"):
         made(examples, Wish(target="escalate", value=0.2))
+
+
+def test_a_share_is_promised_with_how_right_the_rest_is():
+    """Simulated traffic that is right as often as it says: the share told beside the promise is too high one time in ten."""
+    wish = Wish(target="escalate", value=0.3)
+    assert (
+        "Of the answers served at least" not in made([Judgement(n, n / 100, None) for n in range(100)], wish).sentence
+    )
+    too_high = 0
+    for seed in range(120):
+        chance = random.Random(seed)
+        scores = [chance.random() for _ in range(80)]
+        found = made([Judgement(n, score, chance.random() < score) for n, score in enumerate(scores)], wish)
+        told = float(re.search(r"Of the answers served at least ([\d.]+)% are right", found.sentence)[1]) / 100
+        served = sorted(scores)[-found.report.served :]
+        too_high += told > (1 + served[0]) / 2  # the truth: uniform above the threshold
+    assert 0 < too_high <= 120 * (0.1 + 2 * (0.1 * 0.9 / 120) ** 0.5)
 
 
 def test_budgets_are_shares():
