@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import msgspec
 
 from agent.encoder import EncoderTask
 from agent.errors import ModelRejected
+from agent.models.safetensors_check import SafeTensor, tensors_in
 
 # Class in config.json -> architecture of llama.cpp. Only those whose logits were seen to be those of the checkpoint.
 ARCHITECTURES = {
@@ -29,7 +29,6 @@ _HEADS = {
     "ForSequenceClassification": EncoderTask.CLASSIFY,
     "ForTokenClassification": EncoderTask.TAG,
 }
-_LONGEST_HEADER = 100 << 20
 _LONGEST_CONFIG = 1 << 20
 _TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
@@ -69,8 +68,8 @@ def look(folder: Path) -> Checkpoint:
         raise ModelRejected(f"{folder} holds no safetensors; weights in pickled files are never loaded")
     types: dict[str, int] = {}
     for path in weights:
-        for kind, count in _tensors(path):
-            types[kind] = types.get(kind, 0) + count
+        for tensor in _tensors(path):
+            types[tensor.kind] = types.get(tensor.kind, 0) + tensor.weights
     if encoder:  # positions as they were counted at training; no weights
         types = {kind: count for kind, count in types.items() if kind != "I64"}
     if unknown := types.keys() - _TYPES.keys():
@@ -164,23 +163,8 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _tensors(path: Path) -> list[tuple[str, int]]:
-    """Return type and number of values of each tensor, having checked that the header fits the file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-            raise ModelRejected(f"{path} is not a safetensors file: its header claims {length} bytes")
-        header = file.read(length)
-    found: list[tuple[str, int]] = []
+def _tensors(path: Path) -> list[SafeTensor]:
     try:
-        for name, entry in json.loads(header).items():
-            if name == "__metadata__":
-                continue
-            start, end = entry["data_offsets"]
-            if not 0 <= start <= end <= size - 8 - length:
-                raise ModelRejected(f"{path}: tensor {name[:80]} lies outside of the file: truncated")
-            found.append((str(entry["dtype"])[:16], math.prod(entry["shape"])))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelRejected(f"{path} is not a safetensors file: {error}") from error
-    return found
+        return tensors_in(path)
+    except ModelRejected as error:
+        raise ModelRejected(f"{path}: {error}") from error

@@ -11,7 +11,6 @@ reordered when a model is converted, and so are those of B here (A works on the 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -29,6 +28,7 @@ from agent.errors import ModelRejected
 from agent.linear_regex import LinearRegex, UnsafePattern
 from agent.models.adapter_check import A, B, check_adapter
 from agent.models.gguf_check import GgufHeader, check_gguf
+from agent.models.safetensors_check import tensors_in
 
 Matrix = NDArray[np.float32]
 
@@ -48,7 +48,6 @@ _NAME = re.compile(
     r"(?:base_model\.model\.)?(?P<module>model\.layers\.(?P<layer>\d+)\.(?P<part>.+))\.lora_(?P<side>[AB])\.weight"
 )
 _TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-_LONGEST_HEADER = 100 << 20
 _ALIGNMENT = 32
 _F32 = 0
 _STRING, _FLOAT32 = 8, 6
@@ -180,36 +179,21 @@ def reordered(rows: Matrix, heads: int) -> Matrix:
 def read_safetensors(path: Path) -> Iterator[tuple[str, Matrix]]:
     """Yield the tensors of a safetensors file as float32. Raises ModelRejected for what does not hold."""
     try:
-        data = path.read_bytes()
+        found, data = tensors_in(path), path.read_bytes()
     except OSError as error:
         raise ModelRejected(f"{path} cannot be read: {error.strerror}; only safetensors can be converted") from error
-    length = int.from_bytes(data[:8], "little")
-    if not 2 <= length <= min(_LONGEST_HEADER, len(data) - 8):
-        raise ModelRejected(f"{path} is not a safetensors file: its header claims {length} bytes")
-    try:
-        table = json.loads(data[8 : 8 + length])
-        entries = [(name, entry) for name, entry in table.items() if name != "__metadata__"]
-        for name, entry in entries:
-            yield name, _tensor(data, 8 + length, entry)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelRejected(f"{path} is not a safetensors file: {error}") from error
-
-
-def _tensor(data: bytes, at: int, entry: Mapping[str, Any]) -> Matrix:
-    kind = _TYPES.get(entry["dtype"])
-    if kind is None:
-        raise ValueError(f"type {str(entry['dtype'])[:20]} is not one of {', '.join(_TYPES)}")
-    shape = [int(size) for size in entry["shape"]]
-    start, end = entry["data_offsets"]
-    if not 0 <= start <= end <= len(data) - at or min(shape, default=0) < 1:
-        raise ValueError("a tensor lies outside of the file")
-    if math.prod(shape) * kind.itemsize != end - start:
-        raise ValueError("the size of a tensor is not that of its shape")
-    values = np.frombuffer(data, kind, math.prod(shape), at + start)
-    if entry["dtype"] == "BF16":  # the upper half of a float32
-        values = (values.astype("<u4") << np.uint32(16)).view("<f4")
-    matrix: Matrix = values.astype(np.float32).reshape(shape)
-    return matrix
+    except ModelRejected as error:
+        raise ModelRejected(f"{path}: {error}") from error
+    for tensor in found:
+        kind = _TYPES.get(tensor.kind)
+        if kind is None or not tensor.weights:
+            raise ModelRejected(
+                f"{path}: {tensor.name[:80]} is empty, or its type {tensor.kind} none of {', '.join(_TYPES)}"
+            )
+        values = np.frombuffer(data, kind, tensor.weights, tensor.first)
+        if tensor.kind == "BF16":  # the upper half of a float32
+            values = (values.astype("<u4") << np.uint32(16)).view("<f4")
+        yield tensor.name, values.astype(np.float32).reshape(tensor.shape)
 
 
 def _write(path: Path, architecture: str, alpha: float, tensors: Mapping[str, Matrix], base: GgufHeader) -> None:

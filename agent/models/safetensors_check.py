@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.errors import ModelRejected
 
@@ -17,8 +17,30 @@ _BITS = {
 }  # fmt: skip
 
 
+class SafeTensor(NamedTuple):
+    """One tensor, as the header says it."""
+
+    name: str
+    kind: str  # "F32", "BF16", ...
+    shape: tuple[int, ...]
+    first: int  # byte in the file
+    last: int  # the one after its last
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+
 def check_safetensors(path: Path) -> int:
     """Check a file's header against its size and return its number of weights. Raises ModelRejected."""
+    return sum(tensor.weights for tensor in tensors_in(path))
+
+
+def tensors_in(path: Path) -> list[SafeTensor]:
+    """Return the tensors of a file, whose data lie one after the other to its very end.
+
+    Raises ModelRejected for a header that does not hold, OSError.
+    """
     total = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -28,22 +50,19 @@ def check_safetensors(path: Path) -> int:
     header.pop("__metadata__", None)
     if len(header) > _MAX_TENSORS:
         raise ModelRejected(f"safetensors: {len(header)} tensors")
-    spans, weights = [], 0
-    for name, tensor in header.items():
-        first, last, count = _tensor(name, tensor)
-        spans.append((first, last))
-        weights += count
-    at = 0
-    for first, last in sorted(spans):  # without gap and overlap, to the very end
-        if first != at:
-            raise ModelRejected(f"safetensors: a tensor begins at byte {first} of the data, not at {at}")
-        at = last
-    if at != total - 8 - length:
-        raise ModelRejected(f"safetensors: tensors end at byte {at} of the data, the file has {total - 8 - length}")
-    return weights
+    found = [_tensor(name, tensor, 8 + length) for name, tensor in header.items()]
+    at = 8 + length
+    for tensor in sorted(found, key=lambda one: (one.first, one.last)):  # without gap and overlap
+        if tensor.first != at:
+            raise ModelRejected(f"safetensors: a tensor begins at byte {tensor.first}, not at {at}")
+        at = tensor.last
+    if at != total:
+        cut = ": it is cut off" if at > total else ""
+        raise ModelRejected(f"safetensors: tensors end at byte {at}, the file has {total}{cut}")
+    return found
 
 
-def _tensor(name: str, tensor: Any) -> tuple[int, int, int]:
+def _tensor(name: str, tensor: Any, begin: int) -> SafeTensor:
     try:
         kind, shape, (first, last) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
         numbers = [*shape, first, last]
@@ -56,10 +75,9 @@ def _tensor(name: str, tensor: Any) -> tuple[int, int, int]:
         or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
     ):
         raise ModelRejected(f"safetensors: {name[:80]!r} has an unknown type or impossible numbers")
-    count = math.prod(shape)
-    if (last - first) * 8 != count * _BITS[kind]:
+    if (last - first) * 8 != math.prod(shape) * _BITS[kind]:
         raise ModelRejected(f"safetensors: {name[:80]!r} of shape {shape} takes {last - first} bytes")
-    return first, last, count
+    return SafeTensor(name, kind, tuple(shape), begin + first, begin + last)
 
 
 def _json(raw: bytes) -> dict[str, Any]:
