@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 from fakes import cloud as fake
-from fakes.cloud import Cloud
 from fakes.dispatching import (
     QUEUE,
     LongWait,
@@ -16,30 +15,12 @@ from fakes.dispatching import (
     status_until,
     target,
 )
-from fakes.storage_values import fast_folder, opened, queued
+from fakes.storage_values import queued
 
 from agent.records import EscalationState, RequestState
 from agent.settings import ConnectivitySettings
 from agent.text_settings import RedactionSettings
 from agent.types import Handoff
-
-
-@pytest.fixture
-async def storage():
-    import shutil
-
-    folder = fast_folder()
-    opened_storage = await opened(folder, queue=QUEUE, now_ms=now_ms())
-    yield opened_storage
-    await opened_storage.close()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-async def cloud():
-    async with Cloud() as server:
-        yield server
-
 
 # --- the road ---------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from fakes.dispatching import (
     status_until,
     target,
 )
-from fakes.storage_values import enqueue, fast_folder, opened, queued
+from fakes.storage_values import enqueue, queued
 
 from agent.egress_settings import BudgetSettings
 from agent.errors import DiskFull
@@ -29,23 +29,6 @@ from agent.next_target import NextTarget
 from agent.records import EscalationState, RequestState
 from agent.text_settings import RedactionSettings
 from agent.types import EgressPolicy, RouteMode
-
-
-@pytest.fixture
-async def storage():
-    import shutil
-
-    folder = fast_folder()
-    opened_storage = await opened(folder, queue=QUEUE, now_ms=now_ms())
-    yield opened_storage
-    await opened_storage.close()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-async def cloud():
-    async with Cloud() as server:
-        yield server
 
 
 async def test_a_model_for_names_that_is_away_does_not_hold_up_what_needs_none(storage, cloud):

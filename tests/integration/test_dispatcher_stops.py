@@ -6,7 +6,6 @@ import pytest
 from fakes import cloud as fake
 from fakes.cloud import Cloud
 from fakes.dispatching import (
-    QUEUE,
     ended,
     make,
     now_ms,
@@ -14,28 +13,11 @@ from fakes.dispatching import (
     running,
     target,
 )
-from fakes.storage_values import fast_folder, opened, queued
+from fakes.storage_values import queued
 
 from agent.errors import ConfigError, DiskFull
 from agent.records import EscalationState, RequestState
 from agent.text_settings import RedactionSettings
-
-
-@pytest.fixture
-async def storage():
-    import shutil
-
-    folder = fast_folder()
-    opened_storage = await opened(folder, queue=QUEUE, now_ms=now_ms())
-    yield opened_storage
-    await opened_storage.close()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-async def cloud():
-    async with Cloud() as server:
-        yield server
 
 
 async def test_a_cancel_while_it_is_sent_ends_in_a_lost_lease(storage, cloud, caplog):

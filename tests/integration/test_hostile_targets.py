@@ -23,12 +23,6 @@ QUICK = ConnectivitySettings(connect_timeout_s=1.0)
 MIB = 1 << 20
 
 
-@pytest.fixture
-async def cloud():
-    async with Cloud() as server:
-        yield server
-
-
 # --- redirects ------------------------------------------------------------------------
 
 

@@ -15,13 +15,6 @@ from agent.settings import ConnectivitySettings
 from agent.storage.costs import Used
 from agent.types import Handoff
 
-
-@pytest.fixture
-async def cloud():
-    async with Cloud() as server:
-        yield server
-
-
 # --- the table ------------------------------------------------------------------------
 
 TABLE = {

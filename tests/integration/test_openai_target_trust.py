@@ -15,13 +15,6 @@ from agent.settings import ConnectivitySettings, TargetSettings
 from agent.text_settings import RedactionSettings
 from agent.types import EgressPolicy
 
-
-@pytest.fixture
-async def cloud():
-    async with Cloud() as server:
-        yield server
-
-
 # --- TLS ------------------------------------------------------------------------------
 
 

@@ -1,11 +1,7 @@
 """What a task or a caller's key says is asked again when bytes are about to leave."""
 
-import shutil
-
 import pytest
-from fakes.cloud import Cloud
-from fakes.dispatching import QUEUE, ended, now_ms, queue_row, row_until, running, target
-from fakes.storage_values import fast_folder, opened
+from fakes.dispatching import ended, now_ms, queue_row, row_until, running, target
 
 from agent.egress_settings import KeySettings
 from agent.policy import PresentPolicy
@@ -14,21 +10,6 @@ from agent.task_folder import TaskFolder
 from agent.types import EgressPolicy
 
 TEXT = "mail bob@example.org about it"
-
-
-@pytest.fixture
-async def storage():
-    folder = fast_folder()
-    storage = await opened(folder, queue=QUEUE, now_ms=now_ms())
-    yield storage
-    await storage.close()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-async def cloud():
-    async with Cloud() as server:
-        yield server
 
 
 def says(folder, egress, key=None):

@@ -2,13 +2,12 @@
 
 import base64
 import json
-import shutil
 import struct
 
 import pytest
-from fakes.cloud import Cloud, ok
-from fakes.dispatching import QUEUE, ended, now_ms, queue_row, row_until, running, target
-from fakes.storage_values import DAY, fast_folder, opened, queued
+from fakes.cloud import ok
+from fakes.dispatching import ended, now_ms, queue_row, row_until, running, target
+from fakes.storage_values import DAY, queued
 
 from agent.egress_settings import ImageConsent
 from agent.errors import WrongState
@@ -23,19 +22,9 @@ RESTORED = "I wrote to bob@example.org and used **DE89 3704 0044 0532 0130 00**.
 
 
 @pytest.fixture
-async def storage():
-    folder = fast_folder()
-    opened_storage = await opened(folder, queue=QUEUE, now_ms=now_ms())
-    yield opened_storage
-    await opened_storage.close()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-async def cloud():
-    async with Cloud() as server:
-        server.default = ok(REPLY)
-        yield server
+async def cloud(cloud):
+    cloud.default = ok(REPLY)
+    return cloud
 
 
 def sent(cloud):
