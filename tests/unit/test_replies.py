@@ -8,7 +8,7 @@ from fakes.cloud import completion
 from fakes.escalation_values import record, row
 
 from agent.escalation.replies import LONGEST_RETRY_AFTER_MS, HttpReply, read_probe, read_reply, retry_after
-from agent.escalation.target import Blocked, Delivered, Held, Offline, Online, RateLimited, Rejected, Retry
+from agent.escalation.target import UNCOUNTED, Blocked, Delivered, Held, Offline, Online, RateLimited, Rejected, Retry
 from agent.storage.costs import Used
 from agent.structure import FormatKind, OutputFormat, ToolFunction, Tools
 
@@ -95,7 +95,7 @@ def test_other_json_is_a_portal(body):
     "body", [b'{"choices": 3}', b'{"choices": [{"message": {"content": 7}}]}', b'{"choices": [], "outrider": 1}']
 )
 def test_an_odd_completion_is_no_portal(body):
-    assert read(200, body) == Rejected("the answer cannot be read as a chat completion")
+    assert read(200, body) == Rejected("the answer cannot be read as a chat completion", used=UNCOUNTED)
 
 
 @pytest.mark.parametrize(
