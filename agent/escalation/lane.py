@@ -214,6 +214,7 @@ class Lane:
             # What is due and cannot be claimed has outlived its time.
             return 0.0 if await self._outbox.expire(now_ms) else 1.0
         self._next_start_s = _monotonic_s() + self.settings.min_interval_s
+        self._pace(claimed[0].bytes)  # about what will leave: another may be claimed before that is known
         send = asyncio.create_task(self._deliver(*claimed), name=f"escalation {claimed[0].id}")
         self._sends.add(send)
         send.add_done_callback(self._ended)
@@ -290,7 +291,7 @@ class Lane:
         )
         if over is not None:
             return over
-        self._pace(len(outgoing.body))
+        self._pace(len(outgoing.body) - row.bytes)
         if self._stopping.is_set():  # the target may be another one by now
             return Offline("not sent: its target was stopped, changed or removed")
         return await self._target.send(row, record, outgoing)
