@@ -30,6 +30,7 @@ from agent.background import Background
 from agent.confidence.estimators import estimator
 from agent.confidence.fields import field_judge
 from agent.configuration import LoadedSettings
+from agent.core_files import refuse_core_files
 from agent.engine.device_verdicts import DeviceVerdicts
 from agent.engine.places import Places
 from agent.engine.supervisor import EnginePool
@@ -109,6 +110,7 @@ async def serve(
     if config.webhook.url:
         check_url(config.webhook)
     named = configuration.named_prefixes(loaded)
+    refuse_core_files()
     allow_many_files()
     judge = estimator(config.confidence.estimator)
     live = _Live(config)

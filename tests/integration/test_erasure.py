@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import httpx2
 import openai
+import psutil
 import pytest
 from fakes import needles
 from fakes.api_server import ADMIN, MODEL, TLS, USER, chat, served, target_at
-from fakes.cloud import cloud_in_thread, ok
+from fakes.cloud import cloud_in_thread, ok, status
 from fakes.command_line import as_json, outrider
 from fakes.daemon_process import DaemonProcess
 
@@ -170,6 +171,7 @@ def test_the_command_works_with_and_without_a_daemon(tmp_path, cloud, running):
     body = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": TEXT}], "user": ANN}
     with daemon.client() as client:
         assert client.post("/v1/chat/completions", json=body).status_code == 200
+    assert psutil.Process(daemon.pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)  # a core file would hold texts
     if not running:
         assert daemon.stop() == 0
     (daemon.data / "outrider.db.schema-3").write_bytes(b"an older database")
@@ -232,3 +234,36 @@ def test_a_saved_prefix_is_gone_as_text_and_as_token_ids(api):
         assert needles.places([api.folder], key, [form])
     assert as_json(api.user, "prefixes", "purge", "--yes")["purged"] == 1
     assert needles.places([api.folder], key, wanted) == []
+
+
+def test_whoever_waits_for_what_is_erased_is_told(api, cloud):
+    """A caller that waits for the late answer, one that watches, one that follows a response in the background."""
+    cloud.default = status(503)
+    found = {}
+
+    def wait():
+        found["wait"] = api.chat(f"unsure {TEXT}", user=ANN, outrider={"on_low_confidence": "wait"})
+
+    def watch(path):
+        with api.client() as client, client.stream("GET", path) as response:
+            found[path] = (response.status_code, "".join(response.iter_text()))
+
+    queued = api.chat(f"unsure {TEXT}", user=ANN).json()["outrider"]["request_id"]
+    with client_of(api) as client:
+        running = client.responses.create(model=MODEL, input=f"hang {TEXT}", user=ANN, background=True).id
+    paths = (f"/v1/requests/{queued}/events", f"/v1/responses/{running}?stream=true")
+    waiting = [threading.Thread(target=wait), *(threading.Thread(target=watch, args=(path,)) for path in paths)]
+    for thread in waiting:
+        thread.start()
+    while len(api.get("/v1/requests").json()["data"]) < 3 or api.call(watchers(api)) < 3:
+        time.sleep(0.01)
+    assert api.post("/v1/erase", {"subject": ANN}).json()["requests"] == 3
+    for thread in waiting:
+        thread.join(30)
+    assert (found["wait"].status_code, found["wait"].json()["error"]["code"]) == (404, "not_found")
+    assert "not_found" in found[paths[0]][1]
+    assert '"status":"cancelled"' in found[paths[1]][1]
+
+
+async def watchers(api):
+    return len(api.storage.journal._changes._watchers)
