@@ -61,9 +61,7 @@ class Asked:
     def text(self):
         n = self.number
         ip = f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}"
-        return (
-            f"unsure qx{n:06d}z: write to p{n:06d}@mail.example, charge {card(n)}, pay {iban(n)}, then look at {ip} please"
-        )
+        return f"unsure qx{n:06d}z: write to p{n:06d}@mail.example, charge {card(n)}, pay {iban(n)}, then look at {ip} please"
 
     def may_leave(self, now):
         """Return how it may leave under the present policy: as it is (allow), pseudonymised (redact), or not (None)."""
@@ -140,7 +138,9 @@ class Run:
 
 def searched(run, received, now):
     """Search one request that reached the target; return (leaks, the number of the request)."""
-    raw = b"\n".join([received.path.encode(), *(f"{k}: {v}".encode() for k, v in received.headers.items()), received.body])
+    raw = b"\n".join(
+        [received.path.encode(), *(f"{k}: {v}".encode() for k, v in received.headers.items()), received.body]
+    )
     leaks, numbers = [], set()
     for label, mail, number, ip, account in FOUND.findall(raw):
         if label:

@@ -232,3 +232,36 @@ def test_the_storage_process(tmp_path, size, shown):
     shown.none("sends that the log does not know", unlogged)
     shown.most("sends whose end nobody saw", total["unknown"], kills * SENDERS)
     shown.none("databases or logs damaged", damaged)
+
+
+@pytest.mark.model
+@pytest.mark.sizes(short=None, full={"kills": 5, "patience_s": 600}, long={"kills": 20, "patience_s": 1800})
+def test_with_the_real_engine(tmp_path, size, shown):
+    """kill -9 of the whole daemon with the real engine and real weights while it answers"""
+    chance = random.Random(4)
+    sure_threshold = "\n[confidence]\nthreshold = 1.0\n"  # every answer is unsure: all wait for the target
+    with cloud_in_thread() as cloud:
+        toml = config(cloud) + sure_threshold + "\n[engine]\nthreads = 1\n"
+        daemon = DaemonProcess(tmp_path, toml, real=True).start()
+        stop = threading.Event()
+        producers = [Producer(daemon, n, stop) for n in range(2)]
+        for producer in producers:
+            producer.start()
+        for _ in range(size["kills"]):
+            time.sleep(chance.uniform(2.0, 6.0))
+            daemon.kill()
+            daemon.start()
+        time.sleep(8)
+        stop.set()
+        for producer in producers:
+            producer.join(60)
+        acknowledged = {key: rid for producer in producers for key, rid in producer.acknowledged.items()}
+        records = drained(daemon, acknowledged.values())
+        drafts = [record for record in records.values() if (record.get("answer") or {}).get("text")]
+        shown.did("kills", size["kills"])
+        shown.did("requests acknowledged, of these with a draft of the model", f"{len(acknowledged)}, {len(drafts)}")
+        assert acknowledged, "nothing went through"
+        shown.none("acknowledged and lost", [rid for rid, record in records.items() if record["state"] != "resolved"])
+        wrong = [k for k, rid in acknowledged.items() if records[rid]["cloud_answer"]["text"] != f"cloud: unsure {k}"]
+        shown.none("answers that are not the owner's own", wrong)
+        assert daemon.stop() == 0

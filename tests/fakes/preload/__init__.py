@@ -77,6 +77,25 @@ class Faults:
         self["first"] = 0
 
 
+class WallClock:
+    """The wall clock of the programs that run under ``environment``; it can be set while they run."""
+
+    def __init__(self, control: Path) -> None:
+        control.write_bytes(bytes(16))
+        with control.open("r+b") as file:
+            self._shared = mmap.mmap(file.fileno(), 0)
+        self.environment = {"LD_PRELOAD": str(library("clock")), "CLOCK_CONTROL": str(control.resolve())}
+
+    @property
+    def asked(self) -> int:
+        """How often it was looked at. Never means that the library stood beside the program, not under it."""
+        return struct.unpack_from("q", self._shared, 8)[0]
+
+    def set(self, offset_s: int) -> None:
+        """Let it be so far from the right time from now on."""
+        struct.pack_into("q", self._shared, 0, offset_s)
+
+
 class Power:
     """A folder whose disk is known: what would be left of it if the power went."""
 
