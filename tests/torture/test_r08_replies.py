@@ -32,7 +32,7 @@ PASSING = {
     "429 in ms": lambda: fake.rate_limited(ms=50),
     "429 in s": lambda: fake.rate_limited(seconds=1),
     "429 with a date": lambda: fake.rate_limited(at_ms=time.time_ns() // 1_000_000 + 1000),
-    "429 bare": lambda: fake.rate_limited(),
+    "429 bare": fake.rate_limited,
     "503 with Retry-After": lambda: fake.rate_limited(seconds=1, code=503),
     **{str(code): (lambda code=code: fake.status(code)) for code in (408, 409, 500, 502, 503, 504, 529)},
     "cut mid-body": fake.cut_body,
