@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ class DeviceVerdicts:
         """Without a folder they are kept in memory."""
         self._path = folder / FILE_NAME if folder else None
         self._kept: list[DeviceVerdict] = []
+        self._turn = threading.Lock()  # two models may be loaded at the same time
 
     def all(self) -> tuple[DeviceVerdict, ...]:
         """Return what was proved of any model."""
@@ -51,20 +53,21 @@ class DeviceVerdicts:
 
     def keep(self, verdicts: Sequence[DeviceVerdict]) -> None:
         """Keep these in the place of earlier ones of the same keys."""
-        before = self._read()
-        new = {one.key: one for one in verdicts}
-        kept = [*(one for one in before if one.key not in new), *new.values()][-MOST_KEPT:]
-        if kept == before:
-            return
-        self._kept = kept
-        if self._path is None:
-            return
-        try:
-            _write(self._path, msgspec.json.encode(kept))
-        except OSError as error:
-            LOG.warning(
-                "%s cannot be written (%s): devices are proved anew at the next start", self._path, error.strerror
-            )
+        with self._turn:
+            before = self._read()
+            new = {one.key: one for one in verdicts}
+            kept = [*(one for one in before if one.key not in new), *new.values()][-MOST_KEPT:]
+            if kept == before:
+                return
+            self._kept = kept
+            if self._path is None:
+                return
+            try:
+                _write(self._path, msgspec.json.encode(kept))
+            except OSError as error:
+                LOG.warning(
+                    "%s cannot be written (%s): devices are proved anew at the next start", self._path, error.strerror
+                )
 
     def _read(self) -> list[DeviceVerdict]:
         if self._path is None:
@@ -80,6 +83,9 @@ class DeviceVerdicts:
 
 def _write(path: Path, data: bytes) -> None:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    Path(name).replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)

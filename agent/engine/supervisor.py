@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
@@ -74,7 +74,8 @@ class EnginePool:
         self._models: dict[str, ModelSupervisor] = {}
         self._refused: dict[str, str] = {}
         self._crash_times: dict[str, deque[float]] = {}
-        self._opening = asyncio.Lock()
+        # For each model: finding its file may read the whole of it, and no other model waits for that.
+        self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retiring: set[asyncio.Task[None]] = set()
         self._stopped = False
 
@@ -244,7 +245,7 @@ class EnginePool:
         known = self._models.get(name)
         if known is not None and (known.state is not WorkerState.STOPPED or self._stopped):
             return known
-        async with self._opening:
+        async with self._opening[name]:
             known = self._models.get(name)
             if known is None or (known.state is WorkerState.STOPPED and not self._stopped):
                 try:

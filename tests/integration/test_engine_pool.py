@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 
 import psutil
@@ -282,6 +283,26 @@ async def test_an_idle_model_can_be_stopped():
         await until(lambda: pool.status()["m"].state is WorkerState.IDLE)
         await pool.stop(1)
         assert (await ask(pool, "hello")).failure.kind is FailureKind.CRASH
+
+
+async def test_a_model_whose_file_takes_long_to_verify_holds_up_no_other():
+    begun, verified = threading.Event(), threading.Event()
+
+    def find(name):
+        if name == "large":
+            begun.set()
+            assert verified.wait(60)
+        return resolve(name)
+
+    async with pool_of(find=find) as pool:
+        large = asyncio.create_task(ask(pool, "hello", model="large"))
+        await until(begun.is_set)
+        try:
+            async with asyncio.timeout(10):
+                assert (await ask(pool, "hello", model="other")).failure is None
+        finally:
+            verified.set()
+        assert (await large).failure is None
 
 
 async def test_an_unknown_model_is_a_failure_and_never_another_model():

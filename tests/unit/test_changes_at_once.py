@@ -3,8 +3,11 @@
 import hashlib
 import threading
 
+import msgspec
 import pytest
 
+from agent.compute import DeviceKind, DeviceVerdict
+from agent.engine.device_verdicts import DeviceVerdicts
 from agent.models.aliases import Aliases
 from agent.models.artifact import StoredFile, StoredModel
 from agent.models.lock_file import LockedModel, LockFile
@@ -18,6 +21,11 @@ from agent.types import ModelFormat
 MANY = range(16)
 TEXT = b"{}"
 FILE = StoredFile(name="config.json", bytes=len(TEXT), sha256=hashlib.sha256(TEXT).hexdigest())
+
+VERDICT = DeviceVerdict(
+    model_digest="", kind=DeviceKind.NPU, provider="p", version="1", driver="", processor="c", device="d", holds=True,
+    reason="",
+)  # fmt: skip
 
 
 def at_once(change):
@@ -63,6 +71,12 @@ def test_the_own_key_is_made_once(tmp_path):
     at_once(lambda _: found.add(own_key(tmp_path / "key", make=True)))
     assert found == {own_key(tmp_path / "key", make=False)}
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_verdicts_on_devices(tmp_path):
+    verdicts = DeviceVerdicts(tmp_path)
+    at_once(lambda number: verdicts.keep([msgspec.structs.replace(VERDICT, model_digest=str(number))]))
+    assert {one.model_digest for one in verdicts.all()} == {str(number) for number in MANY}
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["noted", "taken in again"])
