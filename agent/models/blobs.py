@@ -14,12 +14,13 @@ those of the last verification.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -156,9 +157,11 @@ class BlobStore:
         """Return the digests of the kept files."""
         return sorted(path.name for path in (self.root / "blobs").glob("*"))
 
-    def quarantined(self) -> list[Quarantined]:
-        notes = sorted((self.root / "quarantine").glob("*.json"))
-        return [msgspec.json.decode(note.read_bytes(), type=Quarantined) for note in notes]
+    def quarantined(self) -> Iterator[Quarantined]:
+        """Yield what was set aside and why, but for notes that are damaged or go while they are looked at."""
+        for note in sorted((self.root / "quarantine").glob("*.json")):
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                yield msgspec.json.decode(note.read_bytes(), type=Quarantined)
 
     def _record(self, sha256: str) -> Path:
         return self.root / "verified" / f"{sha256}.json"

@@ -283,9 +283,9 @@ class ModelStore:
             raise StorageError(f"model {name}, {place}: {error.strerror}; check its permissions") from error
 
     def _stored_entry(self, model: StoredModel) -> ModelEntry:
-        held = all(self.blobs.unchanged(file.sha256) for file in model.files)
+        whole = all(self.blobs.unchanged(file.sha256) for file in model.files)
         there = all(self.blobs.has(file.sha256) for file in model.files)
-        state = ModelState.INSTALLED if held else ModelState.CHANGED
+        state = ModelState.INSTALLED if whole else ModelState.CHANGED
         if not there:
             spec = self._manifest.find(model.name)
             state = state_outside(spec) if spec else ModelState.MISSING
@@ -340,7 +340,7 @@ class ModelStore:
                 raise ModelRejected(f"{error}; reinstall {requirements(spec)}") from error
 
     def _quarantine_reason(self, name: str) -> str | None:
-        return next((held.reason for held in self.blobs.quarantined() if held.model == name), None)
+        return next((one.reason for one in self.blobs.quarantined() if one.model == name), None)
 
 
 def _is_served(entry: ModelEntry) -> bool:

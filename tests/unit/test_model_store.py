@@ -103,6 +103,15 @@ def test_an_altered_file_is_set_aside_and_taken_anew(store, tmp_path):
     assert "SHA-256" in store.show("tiny").quarantined
 
 
+def test_a_note_of_the_quarantine_that_cannot_be_read_is_in_nobodys_way(store, tmp_path):
+    damage(store.resolve("tiny").path)
+    store.resolve("tiny")
+    quarantine = tmp_path / "models" / "quarantine"
+    (quarantine / "0.json").write_text("{")
+    (quarantine / "1.json").symlink_to(quarantine / "gone")
+    assert "SHA-256" in store.show("tiny").quarantined
+
+
 def test_an_altered_file_whose_package_is_gone_is_never_served(store, package):
     damage(store.resolve("tiny").path)
     package.unlink()
