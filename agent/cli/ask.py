@@ -90,6 +90,8 @@ def ask(
             raise click.UsageError("--wait and --on-low-confidence contradict each other: keep one")
         options["on_low_confidence"] = "wait"
     text = sys.stdin.read() if question == "-" else question
+    if not text.strip():
+        raise click.UsageError("the question is empty")
     messages = [{"role": "system", "content": options["system"]}] if options["system"] else []
     messages.append({"role": "user", "content": text})
     body = request_body(messages, options)

@@ -274,6 +274,12 @@ def test_an_edit_that_does_not_load_names_the_file_of_the_user(tmp_path):
     assert path.read_text() == CONFIG
 
 
+@pytest.mark.parametrize("given", ["", " \n"])
+def test_an_empty_question_is_not_asked(given):
+    assert "the question is empty" in run("ask", given).stderr
+    assert "the question is empty" in CliRunner().invoke(cli, ["ask", "-"], input=given).stderr
+
+
 def test_a_configuration_behind_a_link_is_changed_where_it_lies(tmp_path):
     (tmp_path / "dotfiles").mkdir()
     own, path = tmp_path / "dotfiles" / "outrider.toml", tmp_path / "outrider.toml"
