@@ -150,7 +150,8 @@ def _threshold(ranked: Ranked, judged: Sequence[Judgement], wish: Wish, pilot: S
         needed = max(estimate, len(judged) + 1)
         raise NotCertified(
             f"{len(judged)} examples do not carry an accuracy of {wish.value:.1%} at confidence {wish.confidence:.0%}; "
-            f"about {needed - len(judged)} more might (as these were answered), or ask for less"
+            f"about {needed - len(judged)} more might, at a guess from how these were answered (new ones alone are better: "
+            "a second try on these promises less), or ask for less"
         )
     return found
 
