@@ -292,8 +292,10 @@ def _by_label_scores(
             "(a taught task needs none of that: outrider tasks teach)"
         )
     rows = task_signals.rows(client, spec.name, "scores", [one.input for one in ordered], spec.digest, model)
-    known = [row["logprobs"] for row in rows if None not in row["logprobs"]]
-    earlier = tuple(sum(column) / len(column) for column in zip(*known[:aside], strict=True))
+    known = [row["logprobs"] for row in rows[:aside] if None not in row["logprobs"]]
+    if not known:
+        raise NotCertified(f"the model scores no label of task {spec.name}: nothing can be promised of its answers")
+    earlier = tuple(sum(column) / len(column) for column in zip(*known, strict=True))
     judged = []
     for one, row in list(zip(ordered, rows, strict=True))[aside:]:
         told = tuple(float("nan") if figure is None else figure for figure in row["logprobs"])

@@ -120,6 +120,8 @@ class Webhook:
                     await self._deliver_due(client)
                 except StorageError as error:
                     LOG.error("webhook: %s", error)
+                except Exception:
+                    LOG.exception("webhook: a fault of this program; deliveries go on")
                 await asyncio.sleep(LOOK_EVERY_S)
 
     async def _deliver_due(self, client: httpx2.AsyncClient) -> None:
@@ -127,7 +129,10 @@ class Webhook:
             due = await self._store.due(self._now_ms(), AT_ONCE)
             if not due:
                 return
-            await asyncio.gather(*(self._deliver(client, event) for event in due))
+            # Each to its end: what is still under way must not be found due again.
+            outcomes = await asyncio.gather(*(self._deliver(client, event) for event in due), return_exceptions=True)
+            if failure := next((one for one in outcomes if one is not None), None):
+                raise failure
 
     async def _deliver(self, client: httpx2.AsyncClient, event: Event) -> None:
         now_ms = self._now_ms()

@@ -1,6 +1,7 @@
 """What is kept, dropped, held back, told and summed up of answers that come later."""
 
 import base64
+import asyncio
 import contextlib
 import json
 import os
@@ -278,6 +279,33 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path):
     (tmp_path / "webhook-secret").chmod(0o644)
     with pytest.raises(KeyProblem, match="can be read by others"):
         load_secret(WebhookSettings(), tmp_path)
+
+
+async def test_deliveries_outlive_a_fault(tmp_path, receiver, monkeypatch):
+    monkeypatch.setattr("agent.escalation.webhook.LOOK_EVERY_S", 0)
+    storage = await values.open_storage(values.prepared_dir(tmp_path), QUEUE, KEEP, now_ms=NOW)
+    hook = Webhook(
+        WebhookSettings(url=receiver.url), b"k" * 32, storage.webhooks, now_ms=lambda: NOW + 9, random=Random(1),
+        may_leave=lambda: False,
+    )  # fmt: skip
+    await storage.webhooks.want(wanted=True)
+    await storage.outbox.cancel(await enqueue(storage, "unsure", now_ms=NOW), now_ms=NOW + 5)
+    due, faults = storage.webhooks.due, iter([RuntimeError("a bug")])
+
+    async def sometimes(*arguments):
+        if fault := next(faults, None):
+            raise fault
+        return await due(*arguments)
+
+    monkeypatch.setattr(storage.webhooks, "due", sometimes)
+    running = asyncio.create_task(hook.run())
+    told = asyncio.create_task(asyncio.to_thread(receiver.wait, 1))
+    await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
+    assert not running.done()
+    await told
+    running.cancel()
+    await asyncio.wait((running,))
+    await storage.close()
 
 
 async def test_off_this_device_only_with_leave_and_logged(tmp_path):
