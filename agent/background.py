@@ -13,7 +13,7 @@ from agent.errors import Busy, OutriderError
 from agent.pipeline import Pipeline
 from agent.records import Accepted, RequestRecord, RequestState
 from agent.storage.journal import Journal
-from agent.telemetry import LOG
+from agent.telemetry import LOG, log_fault
 from agent.types import FailureKind, InferenceRequest
 
 MOST_WAITING = 1000  # requests that wait or run; what is taken up at the start is not counted out
@@ -96,7 +96,7 @@ class Background:
             LOG.info("request %s in the background: %s", request.id, error.code)
             await self._ended_by(request, FailureKind.REJECTED, str(error))
         except Exception:
-            LOG.exception("request %s in the background met a fault of this program", request.id)
+            log_fault("request %s in the background met a fault of this program", request.id)
 
     async def _ended_by(self, request: InferenceRequest, kind: FailureKind, message: str) -> bool:
         try:

@@ -53,7 +53,7 @@ from agent.storage import Storage, open_storage
 from agent.task_book import TaskBook
 from agent.task_folder import folder_beside
 from agent.task_memory import TaskMemory
-from agent.telemetry import LOG, configure_logging
+from agent.telemetry import LOG, configure_logging, log_fault
 from agent.types import EgressPolicy, ModelFile
 
 MAINTAIN_EVERY_S = 30.0
@@ -316,7 +316,7 @@ async def _maintain(storage: Storage, tasks: TaskMemory) -> None:
             LOG.error("maintenance: %s", error)
         except Exception:
             # Retention and expiry are promises: no fault may end them for the rest of this life.
-            LOG.exception("maintenance met a fault of this program; it goes on")
+            log_fault("maintenance met a fault of this program; it goes on")
 
 
 async def _tell_webhook(config: Settings, storage: Storage, may_leave: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import traceback
 from collections import Counter
 
 LOG = logging.getLogger("outrider")
@@ -21,6 +22,13 @@ def configure_logging(level: str = "INFO") -> None:
     LOG.handlers[:] = [handler]
     LOG.setLevel(level)
     LOG.propagate = False
+
+
+def log_fault(what: str, *args: object) -> None:
+    """Log the exception that is being handled by its type and place; its message could quote what a user wrote."""
+    error = sys.exception()
+    place = "" if error is None else "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    LOG.error("%s: unexpected %s\n%s", what % args, type(error).__name__, place)
 
 
 class Metrics:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import traceback
 from itertools import chain
 
 from starlette.applications import Starlette
@@ -45,7 +43,7 @@ from agent.api.server import MOST_HEADER_BYTES, ApiServer, check_tls, uvicorn_co
 from agent.api.sse import ClientGone
 from agent.api.wire import error_response
 from agent.errors import HeadersTooLarge, InvalidRequest, MethodNotAllowed, NotFound, OutriderError, ShuttingDown
-from agent.telemetry import LOG, METRICS
+from agent.telemetry import LOG, METRICS, log_fault
 
 __all__ = ["ApiDeps", "ApiServer", "check_tls", "create_app", "uvicorn_config"]
 
@@ -121,10 +119,8 @@ class Guard:
             if not started:
                 stopping = ShuttingDown("the daemon is stopping; what was accepted stays in the queue")
                 await error_response(stopping)(scope, receive, sender)
-        except Exception as error:
-            # The place, never the message: it could quote what a user wrote.
-            place = "".join(traceback.format_tb(error.__traceback__)).rstrip()
-            LOG.log(logging.ERROR, "unexpected %s in a request:\n%s", type(error).__name__, place)
+        except Exception:
+            log_fault("in a request")
             if not started:
                 await error_response(OutriderError("internal error; see the daemon's log"))(scope, receive, sender)
 

@@ -34,7 +34,7 @@ from agent.records import EscalationState, RequestRecord, RequestState
 from agent.storage.batch_store import Batch, Line, LineError
 from agent.storage.retention import LATE
 from agent.strictness import stricter
-from agent.telemetry import LOG
+from agent.telemetry import LOG, log_fault
 from agent.types import EgressPolicy, InferenceRequest, OnLowConfidence
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
@@ -117,7 +117,7 @@ class BatchRunner:
         except OutriderError as error:
             LOG.error("%s goes on at the next start: %s", batch.id, error)
         except Exception:
-            LOG.exception("%s met a fault of this program; it goes on at the next start", batch.id)
+            log_fault("%s met a fault of this program; it goes on at the next start", batch.id)
 
     async def _end(self, batch: Batch, status: str, errors: tuple[LineError, ...] = ()) -> None:
         deps = self._deps

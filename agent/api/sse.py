@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from agent.api.wire import JSON, error_object
 from agent.errors import OutriderError, ShuttingDown
-from agent.telemetry import LOG
+from agent.telemetry import log_fault
 
 T = TypeVar("T")
 
@@ -155,10 +155,10 @@ class EventStream:
             if not writer.started:
                 raise
             await self._fail(writer, error)
-        except Exception as error:
+        except Exception:
             if not writer.started:
                 raise
-            LOG.error("unexpected %s in a stream", type(error).__name__)
+            log_fault("in a stream")
             await self._fail(writer, OutriderError("internal error; see the daemon's log"))
         else:
             await writer.write(DONE, last=True)

@@ -45,7 +45,7 @@ from agent.settings import ConnectivitySettings, QueueSettings, TargetSettings
 from agent.storage.outbox import Outbox
 from agent.storage.outbox_reader import LOWEST_PRIORITY
 from agent.storage.spending import OverBudget
-from agent.telemetry import LOG, METRICS
+from agent.telemetry import LOG, METRICS, log_fault
 from agent.token_estimate import UNKNOWN_ANSWER_TOKENS
 from agent.types import EgressPolicy
 
@@ -161,7 +161,7 @@ class Lane:
                 LOG.error("target %s: the outbox cannot be read: %s", self.settings.name, error)
                 wait_s = STORAGE_AGAIN_S
             except Exception:
-                LOG.exception("target %s: a fault in claiming; it goes on", self.settings.name)
+                log_fault("target %s: a fault in claiming; it goes on", self.settings.name)
                 wait_s = FAULT_AGAIN_S
             if wait_s > 0:
                 await self._sleep(self._wake, wait_s)
@@ -264,7 +264,7 @@ class Lane:
         except StorageError as error:
             LOG.error("escalation %s: %s; its lease brings it back", row.id, error)
         except Exception:
-            LOG.exception("escalation %s: a fault in sending; its lease brings it back", row.id)
+            log_fault("escalation %s: a fault in sending; its lease brings it back", row.id)
 
     async def _attempt(self, row: Escalation, record: RequestRecord) -> Outcome | OverBudget:
         if reason := forbidden(record, row, self.settings):

@@ -29,7 +29,7 @@ from agent.escalation.certificates import verifying
 from agent.escalation.connectivity import BACKOFF_CAP_S, full_jitter_s
 from agent.escalation.replies import retry_after
 from agent.storage.webhook_store import Event, Left, WebhookStore
-from agent.telemetry import LOG, METRICS
+from agent.telemetry import LOG, METRICS, log_fault
 
 SECRET_FILE = "webhook-secret"  # noqa: S105 - a file name
 PREFIX = "whsec_"
@@ -121,7 +121,7 @@ class Webhook:
                 except StorageError as error:
                     LOG.error("webhook: %s", error)
                 except Exception:
-                    LOG.exception("webhook: a fault of this program; deliveries go on")
+                    log_fault("webhook: a fault of this program; deliveries go on")
                 await asyncio.sleep(LOOK_EVERY_S)
 
     async def _deliver_due(self, client: httpx2.AsyncClient) -> None:

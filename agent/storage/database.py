@@ -28,7 +28,7 @@ from agent.storage.connection import (
     translate,
     tune,
 )
-from agent.telemetry import LOG
+from agent.telemetry import LOG, log_fault
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -134,7 +134,7 @@ class Database:
                 self._serve(jobs)
             except Exception as error:
                 # Nobody may wait for ever on a thread that met a surprise.
-                LOG.exception("the storage thread met an error that it does not know")
+                log_fault("the storage thread met an error that it does not know")
                 self._undo()
                 for job in jobs:
                     job.fail(self._told(error))

@@ -1,7 +1,7 @@
 """What is kept, dropped, held back, told and summed up of answers that come later."""
 
-import base64
 import asyncio
+import base64
 import contextlib
 import json
 import os

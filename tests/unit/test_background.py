@@ -28,6 +28,23 @@ async def test_who_is_cancelled_behind_the_commit_leaves_a_request_that_runs_and
     await background.stop()
 
 
+async def test_a_bug_is_told_by_its_place_and_quotes_nothing(caplog):
+    class Faulty(Endless):
+        async def accept(self, asked):
+            return None, Accepted()
+
+        async def run(self, asked, opened):
+            raise ValueError(f"what is {asked.messages[0].content!r}?")
+            yield
+
+    background = Background(Faulty(), journal=None)
+    record = await background.submit(request("a secretword", background=True))
+    await background.ended(record.id)
+    assert "unexpected ValueError" in caplog.text
+    assert "test_background.py" in caplog.text
+    assert "secretword" not in caplog.text
+
+
 async def test_the_record_of_an_earlier_call_is_returned_and_nothing_runs_again():
     known = RequestRecord(request=None, id="1", state=RequestState.ANSWERED, model="m", received_at_ms=NOW)
 
