@@ -156,11 +156,6 @@ class Caller(msgspec.Struct, frozen=True):
     key: CallerKey | None = None
 
 
-def role_of(headers: Headers, tokens: Tokens) -> Role:
-    """Return what the bearer token stands for. Raises Unauthorized."""
-    return caller_of(headers, tokens).role
-
-
 def caller_of(headers: Headers, tokens: Tokens) -> Caller:
     """Return whose bearer token it is. Raises Unauthorized."""
     values = headers.getlist("authorization")

@@ -61,7 +61,6 @@ _DUE = """
 SELECT id, type, subject_id, created_at_ms, attempts FROM webhook_events INDEXED BY webhook_events_due
 WHERE state = 'pending' AND due_at_ms <= :now_ms ORDER BY due_at_ms, number LIMIT :limit
 """
-_NEXT = "SELECT due_at_ms FROM webhook_events WHERE state = 'pending' ORDER BY due_at_ms LIMIT 1"
 _SETTLE = """
 UPDATE webhook_events SET state = :state, attempts = attempts + 1, due_at_ms = :due_at_ms, last_error = :error
 WHERE id = :id AND state = 'pending'
@@ -112,11 +111,6 @@ class WebhookStore:
             lambda connection: connection.execute(_DUE, {"now_ms": now_ms, "limit": limit}).fetchall()
         )
         return [Event(**{field: row[field] for field in Event.__struct_fields__}) for row in found]
-
-    async def next_due_ms(self) -> int | None:
-        """Return when the next event is due, or None."""
-        row = await self._db.read(lambda connection: connection.execute(_NEXT).fetchone())
-        return None if row is None else int(row["due_at_ms"])
 
     async def delivered(self, event: Event, left: Left | None = None) -> None:
         """Note that an event was taken. ``left``: what left the device with it, for the log of that."""

@@ -6,7 +6,7 @@ import stat
 import pytest
 from starlette.datastructures import Headers
 
-from agent.api.auth import Role, Tokens, caller_of, check_caller, load_tokens, role_of
+from agent.api.auth import Role, Tokens, caller_of, check_caller, load_tokens
 from agent.egress_settings import KeySettings
 from agent.errors import Forbidden, KeyProblem, Unauthorized
 from agent.settings import ServerSettings
@@ -98,17 +98,17 @@ def test_a_listed_origin_is_let_in_from_another_site():
 )  # fmt: skip
 def test_wrong_tokens(value):
     with pytest.raises(Unauthorized):
-        role_of(headers(authorization=value), TOKENS)
+        caller_of(headers(authorization=value), TOKENS)
 
 
 def test_right_tokens():
-    assert role_of(headers(authorization="Bearer " + "u" * 40), TOKENS) is Role.USER
-    assert role_of(headers(authorization="bearer " + "a" * 40), TOKENS) is Role.ADMIN
+    assert caller_of(headers(authorization="Bearer " + "u" * 40), TOKENS).role is Role.USER
+    assert caller_of(headers(authorization="bearer " + "a" * 40), TOKENS).role is Role.ADMIN
     with pytest.raises(Unauthorized):
-        role_of(headers(), TOKENS)
+        caller_of(headers(), TOKENS)
     twice = Headers(raw=[(b"authorization", b"Bearer " + b"u" * 40)] * 2)
     with pytest.raises(Unauthorized):
-        role_of(twice, TOKENS)
+        caller_of(twice, TOKENS)
 
 
 def test_tokens_are_made_once_private_and_different(tmp_path):
