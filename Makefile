@@ -69,10 +69,10 @@ lint: $(READY)
 	@$(MAKE) --no-print-directory docs-check
 
 docs: $(READY)
-	$(RUN) -m cogapp -r docs/cli.md docs/configuration.md
+	$(RUN) -m cogapp -r docs/cli.md docs/configuration.md docs/reliability.md
 
 docs-check: $(READY)
-	$(RUN) -m cogapp --check --diff docs/cli.md docs/configuration.md
+	$(RUN) -m cogapp --check --diff docs/cli.md docs/configuration.md docs/reliability.md
 
 format: $(READY)
 	$(RUN) -m ruff check --fix .
