@@ -103,7 +103,7 @@ def power_state(thermal: Path = _THERMAL) -> PowerState:
         hot_celsius=heat[1] if heat else None,
         throttled=any(
             _PROCESSOR_BRAKE.search(_first_line(device / "type")) and (_number(device / "cur_state") or 0) > 0
-            for device in thermal.glob("cooling_device*")
+            for device in _within(thermal, "cooling_device*")
         ),
     )
 
@@ -126,11 +126,11 @@ def _sensors() -> Iterator[tuple[float, float]]:
 
 def _thermal_zones(thermal: Path) -> Iterator[tuple[float, float]]:
     """Yield (temperature, limit) of the processor's zones: the limit is where the kernel begins to slow it down."""
-    for zone in thermal.glob("thermal_zone*"):
+    for zone in _within(thermal, "thermal_zone*"):
         millicelsius = _number(zone / "temp")
         if millicelsius is None or not _PROCESSOR_SENSOR.search(_first_line(zone / "type")):
             continue
-        for kind in zone.glob("trip_point_*_type"):
+        for kind in _within(zone, "trip_point_*_type"):
             limit = _number(kind.with_name(kind.name.replace("_type", "_temp")))
             if _first_line(kind) in {"passive", "hot"} and limit is not None and limit > 40_000:
                 yield millicelsius / 1000, limit / 1000
@@ -144,7 +144,7 @@ def profile() -> DeviceProfile:
     if address_space and (left is None or address_space[1] < left):
         limit, left = address_space
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    memory = psutil.virtual_memory()
+    memory_total, memory_available = _memory()
     battery = _battery()
     cpu_model, cpu_features = _processor(_CPU_INFO)
     return DeviceProfile(
@@ -153,16 +153,41 @@ def profile() -> DeviceProfile:
         cpu_model=cpu_model,
         cpu_features=cpu_features,
         logical_cores=logical,
-        physical_cores=psutil.cpu_count(logical=False) or logical,
+        physical_cores=_physical_cores() or logical,
         usable_cores=min(float(allowed), quota if quota is not None else float(allowed)),
-        memory_total=memory.total,
-        memory_available=memory.available,
-        memory_limit=limit if limit is not None and limit < memory.total else None,
-        memory_left=left if limit is not None and limit < memory.total else None,
-        load_1min=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        memory_total=memory_total,
+        memory_available=memory_available,
+        memory_limit=limit if limit is not None and limit < memory_total else None,
+        memory_left=left if limit is not None and limit < memory_total else None,
+        load_1min=_load(),
         battery_percent=battery[0] if battery else None,
         on_battery=battery is not None and not battery[1],
     )
+
+
+def _memory() -> tuple[int, int]:
+    """Return total and available bytes. Where a policy denies /proc/meminfo, files in the cache count as taken."""
+    try:
+        memory = psutil.virtual_memory()
+    except OSError:
+        page = os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
+    return memory.total, memory.available
+
+
+def _physical_cores() -> int | None:
+    try:
+        count: int | None = psutil.cpu_count(logical=False)
+        return count
+    except OSError:
+        return None
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    except OSError:
+        return None
 
 
 def on_battery() -> bool:
@@ -208,6 +233,13 @@ def _address_space() -> tuple[int, int] | None:
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else (limit, max(0, limit - psutil.Process().memory_info().vms))
+
+
+def _within(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []  # Android and strict policies let nobody look
 
 
 def _first_line(path: Path) -> str:

@@ -60,9 +60,15 @@ def main() -> int:
             folder = (chosen.keep or Path(scratch)).resolve()
             with ThreadPoolExecutor(len(BOTH)) as pool:
                 made = list(pool.map(lambda one: built(folder, one), BOTH))
-            found = list(differences(*made))
-            same = [path for path in sorted(made[0].glob("release/outrider*")) if path.is_file()]
-            for path in same:
+            found = [
+                *(
+                    line
+                    for variant in ("plain", "demo")
+                    for line in differences(*(at / variant / "outrider" for at in made))
+                ),
+                *differing(*(at / "release" for at in made)),
+            ]
+            for path in sorted(made[0].glob("release/outrider*")):
                 print(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}")
     except CannotBuildError as error:
         say(str(error))
@@ -127,6 +133,16 @@ def differences(one: Path, other: Path) -> Iterator[str]:
                 yield f"{name}: a link to {first.readlink()} and to {second.readlink()}"
         elif first.is_file() and (at := first_difference(first, second)) is not None:
             yield f"{name}: from byte {at} of {first.stat().st_size}"
+
+
+def differing(one: Path, other: Path) -> Iterator[str]:
+    """Yield which files of two folders do not hold the same bytes; what they may be done with is the umask's."""
+    names = {path.name for folder in (one, other) for path in folder.iterdir()}
+    for name in sorted(names):
+        if not all((folder / name).exists() for folder in (one, other)):
+            yield f"{name} is in one of them only"
+        elif (at := first_difference(one / name, other / name)) is not None:
+            yield f"{name}: from byte {at}"
 
 
 def first_difference(one: Path, other: Path) -> int | None:

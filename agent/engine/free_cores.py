@@ -93,12 +93,22 @@ class BusyTime:
         return self._others
 
 
+class Unseen:
+    """A policy that denies both: nobody knows what others want."""
+
+    def wanted_cores(self, own: int, now: float, *, rested: bool) -> None:
+        """Return None."""
+        del own, now, rested
+
+
 def other_programs() -> OtherPrograms:
     """Return the best that this system offers."""
-    try:
-        return RunnableThreads()
-    except OSError:
-        return BusyTime()
+    for way in (RunnableThreads, BusyTime):
+        try:
+            return way()
+        except OSError:
+            continue
+    return Unseen()
 
 
 def _busy_seconds() -> float:

@@ -6,6 +6,7 @@ the format of minisign. What it holds is checked against its own bill of materia
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ PROGRAM = "outrider"
 BILL = "sbom.cdx.json"
 SIGNATURE_SUFFIX = ".minisig"
 _UNLISTED = {BILL, "LICENSES.txt"}
+_SPARE = 64 << 20  # bytes beside the files themselves
 _LARGEST_ARCHIVE = 1 << 30  # bytes; it is read into memory, so that what is unpacked is what was signed
 _LARGEST = 4 << 30  # bytes of what is in it
 
@@ -73,6 +75,8 @@ def unpacked(release: Release, place: Path) -> Path:
     except tarfile.TarError as error:
         raise ModelRejected(f"{release.archive.name} cannot be unpacked: {error}") from error
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFull(f"no space left for {place}; free some, then update again; nothing was changed") from error
         raise StorageError(f"{place} cannot be written: {error.strerror}; check its permissions") from error
     folder = place / FOLDER
     against_its_bill(folder)
@@ -115,7 +119,8 @@ def _need_room(archive: tarfile.TarFile, parent: Path) -> None:
     free = shutil.disk_usage(parent).free
     if needed > _LARGEST:
         raise ModelRejected("the release holds more than any release")
-    if needed + (64 << 20) > free:
+    needed += _SPARE
+    if needed > free:
         raise DiskFull(
             f"the update needs {needed >> 20} MiB at {parent}, {free >> 20} MiB are free; nothing was changed"
         )

@@ -14,7 +14,7 @@ from fakes.daemon_process import DaemonProcess
 from agent.cli import updating
 from agent.cli.client import find_daemon
 from agent.cli.update import _folder as folder_of_the_program
-from agent.errors import ConfigError, ModelRejected, StorageError
+from agent.errors import ConfigError, DiskFull, ModelRejected, StorageError
 from agent.models.minisign import SecretKey
 from agent.service import release
 from agent.storage import connection, keys
@@ -138,6 +138,27 @@ def test_elsewhere_than_on_linux_it_says_how(monkeypatch, system):
     monkeypatch.setattr(sys, "platform", system)
     with pytest.raises(ConfigError, match="on Linux only: stop the service, put the folder"):
         folder_of_the_program()
+
+
+def test_a_disk_that_fills_up_while_it_unpacks_changes_nothing(tmp_path, data, monkeypatch):
+    disk = tmp_path / "opt"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: a full disk was NOT tried ({made.stderr.decode().strip()})")
+    try:
+        installed = updating.Installed(releases.folder(disk, releases.program(OLD)), data, None)
+        found = signed(tmp_path, releases.program(NEW), library=os.urandom(1 << 20).hex())
+        with pytest.raises(DiskFull, match=r"needs 66 MiB at .*nothing was changed"):
+            updating.update(found, installed, print, None)
+        monkeypatch.setattr(release, "_need_room", lambda *_: None)  # there was room when it looked
+        with pytest.raises(DiskFull, match=r"no space left for .*nothing was changed"):
+            updating.update(found, installed, print, None)
+        assert version(installed) == OLD
+        assert [path.name for path in disk.iterdir()] == ["outrider"]
+        assert queued(data) == 1
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 KILLED = """

@@ -1,8 +1,10 @@
 """The machine as it is, and limits that a container sets."""
 
+import os
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from agent import device
@@ -212,3 +214,27 @@ def test_a_low_battery(monkeypatch, tmp_path, percent, plugged, strain):
     monkeypatch.setattr(device.psutil, "sensors_battery", lambda: battery, raising=False)
     monkeypatch.setattr(device.psutil, "sensors_temperatures", dict, raising=False)
     assert device.power_state(tmp_path).strain == strain
+
+
+def test_a_policy_that_denies_proc_takes_nothing_but_precision(monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied", "/proc/meminfo")
+
+    seen = device.profile()
+    monkeypatch.setattr(psutil, "virtual_memory", denied)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: seen.logical_cores if logical else denied())
+    monkeypatch.setattr(os, "getloadavg", denied)
+    found = device.profile()
+    assert found.memory_total == pytest.approx(seen.memory_total, rel=0.05)
+    assert 0 < found.memory_available <= found.memory_total
+    assert found.physical_cores == found.logical_cores
+    assert found.load_1min is None
+
+
+def test_heat_that_nobody_may_look_at(monkeypatch, tmp_path):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied", "/sys/class/thermal")
+
+    monkeypatch.setattr(device.Path, "glob", denied)
+    monkeypatch.setattr(device.psutil, "sensors_temperatures", dict, raising=False)
+    assert not device.power_state(tmp_path).throttled

@@ -77,3 +77,12 @@ def test_busy_time_of_others_since_the_last_look(monkeypatch):
     clock.update(busy=55.0)
     assert others.wanted_cores(1, 100.55, rested=False) == pytest.approx(1.2)  # too short a span to mean anything
     assert others.wanted_cores(1, 103.0, rested=True) is None
+
+
+def test_where_a_policy_denies_both_nothing_is_known(monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(free_cores.os, "open", denied)
+    monkeypatch.setattr(free_cores.psutil, "cpu_times", denied)
+    assert free_cores.other_programs().wanted_cores(1, 5.0, rested=False) is None
