@@ -11,17 +11,37 @@ import sys
 import threading
 import traceback
 from collections import Counter
+from typing import Any
 
 LOG = logging.getLogger("outrider")
 
 
+class _Discreet(logging.Formatter):
+    """Tells of an exception its kind and place, never its message; of what a library says, the first line.
+
+    Both could quote what a user wrote: asyncio, for one, writes an exception nobody took into its own line.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = logging.makeLogRecord({**record.__dict__, "exc_text": None})  # another handler's words for it
+        if record.name != LOG.name:
+            first = record.getMessage().partition("\n")[0][:200]
+            told.msg, told.args = f"{record.name}: {first}", None
+        return super().format(told)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name of logging
+        kind, _, place = ei
+        return f"{''.join(traceback.format_tb(place))}{kind.__name__ if kind else 'no exception'}"
+
+
 def configure_logging(level: str = "INFO") -> None:
-    """Send log lines to stderr, one line an event."""
+    """Send log lines to stderr, one line an event; of libraries warnings and above."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Discreet("%(asctime)s %(levelname)s %(message)s"))
     LOG.handlers[:] = [handler]
     LOG.setLevel(level)
     LOG.propagate = False
+    logging.getLogger().handlers[:] = [handler]
 
 
 def log_fault(what: str, *args: object) -> None:
