@@ -328,8 +328,8 @@ class ModelSupervisor:
         finally:
             self._worker = None
             keeping.cancel()
-            await asyncio.wait((keeping,))
             await worker.close(self._patience.leave_s)
+            await asyncio.wait((keeping,))
         return served
 
     async def _lost_or_unused(self, worker: WorkerProcess) -> Lost | None:
@@ -354,7 +354,9 @@ class ModelSupervisor:
             self._unused_timer = loop.call_later(self._settings.idle_unload_s, self._unload)
 
     def _unload(self) -> None:
-        if self.state is WorkerState.READY and not self.in_flight:
+        if self.prefixes.unfinished:
+            self._watch_use()
+        elif self.state is WorkerState.READY and not self.in_flight:
             LOG.info("model %s leaves the memory: nobody has used it for a while", self._file.name)
             # At once, so that a request that comes now waits for the next life.
             self._enter(WorkerState.IDLE)

@@ -24,6 +24,7 @@ from agent.types import Message, ModelFile, NamedPrefix, Sampling
 
 PROBE = Message("user", "a")  # in place of what a user will say
 STUCK_S = 60.0  # an unconfirmed cancel means that the worker hangs
+NEWS_S = 5.0  # after the computation of a prefix the worker tells of it at once, or it has no room for it
 RESTORE_LIMIT_S = 1.0  # how long the first requests are held back at most
 
 
@@ -58,6 +59,12 @@ class PrefixKeeper:
         self._under_way: set[str] = set()
         self._restoring: set[str] = set()  # the worker has not looked yet at what was saved of them
         self._restored = asyncio.Event()
+        self._unfinished: set[str] = set()  # to be computed or saved in this life
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is still to be computed or saved, and would be lost with the worker."""
+        return bool(self._unfinished)
 
     async def restored(self, worker: WorkerProcess) -> None:
         """Wait until the worker has taken what was saved, so that its first requests find it; not for long."""
@@ -94,6 +101,7 @@ class PrefixKeeper:
         doubtful, self._under_way = self._under_way, set()
         self._statuses.clear()
         self._restored, self._restoring = asyncio.Event(), set(self._prefixes)
+        self._unfinished = set(self._prefixes)
         missing: asyncio.Queue[NamedPrefix] = asyncio.Queue()
         await worker.loading.wait()
         try:
@@ -104,6 +112,7 @@ class PrefixKeeper:
                 while True:
                     await self._compute(worker, await missing.get(), busy, change)
         finally:
+            self._unfinished.clear()
             if not (worker.loaded and worker.lost.done()):
                 self._under_way.clear()
 
@@ -154,10 +163,12 @@ class PrefixKeeper:
                         LOG.error("prefix %s is not computed ahead: a worker was lost over it", prefix.name)
                     else:
                         missing.put_nowait(prefix)
+                        continue
                 case frames.PrefixState.REFUSED:
                     LOG.error("prefix %s cannot be kept ready: %s", prefix.name, news.message)
                 case frames.PrefixState.COMPUTED if news.saved is not None:
                     await self._save(worker, file, prefix, news.saved)
+            self._unfinished.discard(prefix.name)
 
     def _looked_at(self, name: str) -> None:
         self._restoring.discard(name)
@@ -212,7 +223,12 @@ class PrefixKeeper:
             if not worker.lost.done():
                 self._under_way.discard(prefix.name)
             if not busy():
+                asyncio.get_running_loop().call_later(NEWS_S, self._give_up, prefix.name)
                 return
+
+    def _give_up(self, name: str) -> None:
+        if self._statuses[name].state is frames.PrefixState.MISSING:
+            self._unfinished.discard(name)
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:

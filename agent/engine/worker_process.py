@@ -193,16 +193,19 @@ class WorkerProcess(asyncio.SubprocessProtocol):
         )
 
     async def close(self, grace_s: float) -> None:
-        """Order the child to leave, and kill it if it has not within ``grace_s``."""
+        """Order the child to leave, and kill it if it has not within ``grace_s``, or if this is cancelled."""
         self._closing = True
-        if not self.lost.done():
-            stdin = self._transport.get_pipe_transport(0)
-            if stdin is not None:
-                stdin.close()
+        if self.lost.done():
+            return
+        stdin = self._transport.get_pipe_transport(0)
+        if stdin is not None:
+            stdin.close()
+        try:
             await asyncio.wait([self.lost], timeout=grace_s)
-        if not self.lost.done():
-            self.kill("did not leave when told to")
-            await asyncio.wait([self.lost])
+        finally:
+            if not self.lost.done():
+                self.kill("did not leave when told to")
+                await asyncio.wait([self.lost])
 
     def kill(self, reason: str) -> None:
         """Kill the child with -9; ``reason`` is what its loss will say."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import platform
+import signal
 import sys
 
 import msgspec
@@ -41,6 +43,17 @@ async def worker():
     worker = await WorkerProcess.spawn(weightless_worker.COMMAND)
     yield worker
     await worker.close(5)
+
+
+async def test_no_child_is_left_by_a_cancelled_end(worker):
+    await worker.load(order(), 30)
+    os.kill(worker.pid, signal.SIGSTOP)  # it will not leave by itself
+    ending = asyncio.create_task(worker.close(60))
+    await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.wait([ending])
+    assert ending.cancelled()
+    assert worker.lost.done()
 
 
 async def test_requests_share_the_worker_without_mixing(worker):

@@ -102,6 +102,24 @@ async def test_so_has_a_worker_that_was_unloaded_or_lost(tmp_path):
         assert life.status().state is PrefixState.RESTORED
 
 
+async def test_a_worker_that_nobody_uses_stays_until_its_prefixes_are_saved(tmp_path, monkeypatch):
+    written = asyncio.Event()
+    write = PrefixStore.write
+
+    async def slowly(store, prefix, pieces):
+        await written.wait()
+        return await write(store, prefix, pieces)
+
+    monkeypatch.setattr(PrefixStore, "write", slowly)
+    async with Life(tmp_path, idle_unload_s=0.01) as life:
+        await life.settled(PrefixState.COMPUTED)
+        await asyncio.sleep(0.1)  # ten times what it waits for a use
+        assert life.pool.status()["m"].state is WorkerState.READY
+        written.set()
+        await life.saved()
+        await life.until(lambda: life.pool.status()["m"].state is WorkerState.IDLE)
+
+
 async def test_of_another_model_under_the_name_it_is_computed_anew(tmp_path):
     async with Life(tmp_path) as life:
         await life.saved()
