@@ -54,7 +54,7 @@ def test_while_the_queue_works_and_checkpoints(tmp_path, size, shown):
                 total.update(cuts=1)
         assert power.syncs, "the library saw no sync: it stands beside the program, not under it"
         total.update(queued=len(said.queued), resolved=len(said.resolved), syncs=power.syncs)
-    assert total["queued"] > size["cuts"]
+    assert total["queued"] > size["cuts"] // 10
     shown.did("cuts", total["cuts"])
     shown.did("syncs seen by the library", total["syncs"])
     shown.did("rows queued, of these answered", f"{total['queued']}, {total['resolved']}")
