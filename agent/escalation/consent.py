@@ -47,7 +47,7 @@ def forbidden(record: RequestRecord, row: Escalation, target: TargetSettings) ->
         return f"its policy is {request.egress}"
     if row.egress is EgressPolicy.NEVER:
         return "it was accepted under never"
-    if _holds_media(record) and target.images is ImageConsent.NEVER:
+    if holds_media(record) and target.images is ImageConsent.NEVER:
         return "it holds an image, sound or file, which its target does not get"
     return None
 
@@ -87,14 +87,15 @@ def needs_person(row: Escalation, target: TargetSettings, told: EgressPolicy | N
 
 def images_need_person(record: RequestRecord, row: Escalation, target: TargetSettings) -> HoldReason | None:
     """Return why a person must release this row for what is no text in it, or None."""
-    if _holds_media(record) and target.images is ImageConsent.APPROVE and not row.released:
+    if holds_media(record) and target.images is ImageConsent.APPROVE and not row.released:
         return HoldReason.HOLDS_IMAGES
     return None
 
 
-def _holds_media(record: RequestRecord) -> bool:
-    """Whether what would leave holds something that is no text; what a person wrote instead does not."""
-    return record.request is not None and record.request.has_media and not record.edited
+def holds_media(record: RequestRecord) -> bool:
+    """Whether what would leave holds something that is no text: what a person put in place of it may, too."""
+    messages = record.edited or (record.request.messages if record.request else ())
+    return any(message.parts for message in messages)
 
 
 def under(targets: Sequence[TargetSettings]) -> Callable[[Escalation], HoldReason | None]:

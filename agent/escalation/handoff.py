@@ -59,14 +59,14 @@ def draft(record: RequestRecord) -> str | None:
 
 
 def with_last_text(record: RequestRecord | None, text: str) -> tuple[Message, ...]:
-    """Return the messages that would leave with another text in the last one of the user. Raises BodyGone."""
+    """Return the messages that would leave with another text in the last one of the user, and with text alone. Raises BodyGone."""
     request = record.request if record else None
     if record is None or request is None:
         raise BodyGone("the text of the request is no longer stored; there is nothing to edit")
     messages = record.edited or request.messages
     last = max((at for at, one in enumerate(messages) if one.role == "user"), default=len(messages) - 1)
-    changed = msgspec.structs.replace(messages[last], content=text, parts="")
-    return (*messages[:last], changed, *messages[last + 1 :])
+    changed = (*messages[:last], msgspec.structs.replace(messages[last], content=text), *messages[last + 1 :])
+    return tuple(msgspec.structs.replace(one, parts="") for one in changed if one.content or not one.parts)
 
 
 def effective(record: RequestRecord, row: Escalation) -> Handoff:

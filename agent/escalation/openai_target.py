@@ -27,7 +27,7 @@ from agent import __version__
 from agent.errors import ConfigError
 from agent.escalation import redaction, schema_check
 from agent.escalation.certificates import verifying
-from agent.escalation.consent import as_it_is, seen_by_a_person
+from agent.escalation.consent import as_it_is, holds_media, seen_by_a_person
 from agent.escalation.handoff import chat_body
 from agent.escalation.personal_data import CannotRedactNow, Recogniser
 from agent.escalation.redaction import Redacted
@@ -119,8 +119,7 @@ class OpenAITarget:
         """Return exactly the bytes that would leave, and the way back. Raises BodyGone past the retention, CannotRedact."""
         body = chat_body(record, row, self._settings.model, ceiling=self._settings.max_output_tokens)
         if as_it_is(record, row, self._settings):
-            holds_media = record.request is not None and record.request.has_media
-            return Redacted(redaction.without_image_metadata(body) if holds_media else body, {})
+            return Redacted(redaction.without_image_metadata(body) if holds_media(record) else body, {})
         media = seen_by_a_person(record, row, self._settings)
         return redaction.redact(body, terms=self._terms, names=self._names, media=media)
 

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 from fakes.escalation_values import record, row
 
+from agent.egress_settings import ImageConsent
 from agent.errors import BodyGone
+from agent.escalation.consent import forbidden, holds_media, images_need_person
 from agent.escalation.handoff import (
     CONTINUE,
     ENUM,
@@ -16,9 +18,12 @@ from agent.escalation.handoff import (
     chat_body,
     read_label,
     read_verdict,
+    with_last_text,
 )
+from agent.records import HoldReason
+from agent.settings import TargetSettings
 from agent.structure import FormatKind, OutputFormat, ToolCall, ToolChoice, ToolFunction, Tools
-from agent.types import Failure, FailureKind, Handoff, Message, RequestKind, Sampling, Thinking
+from agent.types import EgressPolicy, Failure, FailureKind, Handoff, Message, RequestKind, Sampling, Thinking
 
 
 def body(handoff=Handoff.FRESH, **options):
@@ -215,3 +220,24 @@ def test_an_effort_goes_along_and_thoughts_never_do():
     assert b"Paris" in left
     assert b"musings" not in left
     assert "thinking_budget_tokens" not in body(thinking=Thinking(enabled=True, budget_tokens=9))
+
+
+IMAGE = json.dumps([{"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}])
+SHOWN = (Message("user", "", parts=IMAGE), Message("user", "and this?", parts=IMAGE), Message("assistant", "a cat"))
+
+
+def test_what_a_person_writes_in_place_of_the_last_text_takes_no_image_along():
+    said = with_last_text(record(messages=(*SHOWN, Message("user", "which?"))), "which one?")
+    assert said == (Message("user", "and this?"), Message("assistant", "a cat"), Message("user", "which one?"))
+
+
+def test_images_that_a_person_puts_there_need_the_same_consent_as_those_of_the_caller():
+    given = {"name": "big", "base_url": "https://x.test/v1", "model": "m", "egress": EgressPolicy.APPROVE}
+    target = TargetSettings(**given, images=ImageConsent.NEVER)
+    own = msgspec.structs.replace(record(), edited=SHOWN)
+    assert holds_media(own)
+    assert "image" in forbidden(own, row(), target)
+    asks = msgspec.structs.replace(target, images=ImageConsent.APPROVE)
+    assert images_need_person(own, row(), asks) is HoldReason.HOLDS_IMAGES
+    without = msgspec.structs.replace(record(messages=SHOWN), edited=(Message("user", "text alone"),))
+    assert forbidden(without, row(), target) is None
