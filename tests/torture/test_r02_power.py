@@ -5,19 +5,24 @@ what was synced survives, with renames late or early; or some of the blocks that
 """
 
 import asyncio
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from fakes import storage_values as values
+from fakes import tiny_gguf
 from fakes.old_database import old_database
 from fakes.preload import Power
-from fakes.storage_lives import Lives
+from fakes.storage_lives import REPO, Lives
 from fakes.storage_values import NOW
 from test_r01_kills import Found, Said
 
+from agent.models.store import open_store
 from agent.storage import keys, migrations
 from agent.storage.connection import DATABASE_NAME
 
@@ -100,3 +105,52 @@ def test_while_the_schema_is_brought_up(tmp_path, size, shown, monkeypatch):
     shown.did("cuts", size["cuts"])
     shown.did("schema found after the cut (times)", ", ".join(f"{v} ({n})" for v, n in sorted(found.items())))
     shown.none("cuts after which a row was gone, or the migration did not go on", damaged)
+
+
+def pull(data, source, environment, last):
+    """Take a model in; the process ends after that many syncs (0: it goes to the end). Returns its exit status."""
+    command = [sys.executable, "-m", "agent", "--data-dir", str(data), "pull", str(source), "--name", "tiny", "--offline"]
+    run = subprocess.run(
+        command, cwd=REPO, env={**os.environ, **environment, "POWER_LAST": str(last)}, capture_output=True, check=False
+    )
+    return run.returncode
+
+
+@pytest.mark.sizes(
+    short=None,
+    full={"cuts": 20, "patience_s": 600},
+    long={"cuts": 40, "patience_s": 1200},
+)
+def test_while_a_model_is_taken_in(tmp_path, size, shown):
+    """power cuts while a model is taken into the store from a file"""
+    chance = random.Random(13)
+    source = tiny_gguf.write(tmp_path / "Tiny.gguf", seed=1)
+    syncs, half, stuck, found = 0, [], [], Counter()
+    for cut in range(size["cuts"] + 1):
+        data = tmp_path / f"data-{cut}"
+        data.mkdir()
+        power = Power(data, tmp_path / f"platter-{cut}", names=("late", "early")[cut % 2])
+        last = 1 + (cut - 1) * syncs // size["cuts"] if cut else 0
+        status = pull(data, source, power.environment, last)
+        if not cut:
+            syncs = power.syncs
+            assert status == 0, "the model cannot be taken in at all"
+            assert syncs, "the library saw no sync: it stands beside the program, not under it"
+        power.cut(chance, written_back=chance.choice((0.0, 0.5)))
+        store = open_store(data)
+        there = [entry.name for entry in store.list() if entry.name == "tiny"]
+        for name in there:
+            try:
+                store.verify(name)
+            except Exception as error:
+                half.append((cut, last, str(error)))
+        found["whole" if there else "not there"] += 1
+        if status == 0 and not there:
+            half.append((cut, last, "it was said to be there"))
+        if not there and pull(data, source, {}, 0) != 0:
+            stuck.append((cut, last))
+        shutil.rmtree(data)
+    shown.did("cuts, each after another sync of", f"{size['cuts']}, {syncs}")
+    shown.did("found after the cut", ", ".join(f"{what}: {count}" for what, count in sorted(found.items())))
+    shown.none("models visible and not whole, or said to be there and gone", half)
+    shown.none("cuts after which it could not be taken in anew", stuck)

@@ -181,6 +181,17 @@ int renameat(int a, const char *from, int b, const char *to)
     return result;
 }
 
+int link(const char *from, const char *to)
+{
+    REAL(link);
+    int result = real(from, to);
+    char a[PATH_MAX], b[PATH_MAX], platter_a[PATH_MAX], platter_b[PATH_MAX];
+    /* A second name for data that is there: it comes with the data, as on a file system with a journal. */
+    if (!result && folder && absolute(from, a) && absolute(to, b) && platter_of(a, platter_a) && platter_of(b, platter_b))
+        real(platter_a, platter_b);
+    return result;
+}
+
 int unlink(const char *path)
 {
     REAL(unlink);
