@@ -1,6 +1,6 @@
 """A process whose disk fails at chosen calls. Reads lines "FIRST ERRNO COUNT" and answers each with one line of JSON.
 
-For each line: a fresh data directory, the fault armed before it is opened, twelve requests through the whole road
+For each line: a fresh data directory, the fault armed before it is opened, eight requests through the whole road
 (open, settle, claim, begin, succeed), the fault gone, and the same road once more in the same process.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-ROUNDS = 12
+ROUNDS = 8
 FOREVER = 1 << 40
 
 

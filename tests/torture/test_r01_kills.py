@@ -78,7 +78,7 @@ def quick_check(data):
 
 
 @pytest.mark.sizes(
-    short={"kills": 8},
+    short={"kills": 5},
     full={"kills": 200, "patience_s": 1500},
     long={"kills": 1000, "patience_s": 7200},
 )
@@ -257,7 +257,7 @@ def test_with_the_real_engine(tmp_path, size, shown):
             producer.join(60)
         acknowledged = {key: rid for producer in producers for key, rid in producer.acknowledged.items()}
         records = drained(daemon, acknowledged.values())
-        drafts = [record for record in records.values() if (record.get("answer") or {}).get("text")]
+        drafts = [record for record in records.values() if (record.get("generation") or {}).get("text")]
         shown.did("kills", size["kills"])
         shown.did("requests acknowledged, of these with a draft of the model", f"{len(acknowledged)}, {len(drafts)}")
         assert acknowledged, "nothing went through"

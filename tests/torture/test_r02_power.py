@@ -69,7 +69,7 @@ def test_while_the_queue_works_and_checkpoints(tmp_path, size, shown):
 
 
 @pytest.mark.sizes(
-    short={"cuts": 3},
+    short={"cuts": 2},
     full={"cuts": 20, "patience_s": 300},
     long={"cuts": 40, "patience_s": 600},
 )
@@ -109,7 +109,18 @@ def test_while_the_schema_is_brought_up(tmp_path, size, shown, monkeypatch):
 
 def pull(data, source, environment, last):
     """Take a model in; the process ends after that many syncs (0: it goes to the end). Returns its exit status."""
-    command = [sys.executable, "-m", "agent", "--data-dir", str(data), "pull", str(source), "--name", "tiny", "--offline"]
+    command = [
+        sys.executable,
+        "-m",
+        "agent",
+        "--data-dir",
+        str(data),
+        "pull",
+        str(source),
+        "--name",
+        "tiny",
+        "--offline",
+    ]
     run = subprocess.run(
         command, cwd=REPO, env={**os.environ, **environment, "POWER_LAST": str(last)}, capture_output=True, check=False
     )

@@ -67,7 +67,7 @@ async def served(data, ids=()):
 
 
 @pytest.mark.sizes(
-    short={"cases": 3, "rows": 60},
+    short={"cases": 2, "rows": 40},
     full={"cases": 30, "rows": 300, "patience_s": 600},
     long={"cases": 60, "rows": 1000, "patience_s": 2400},
 )

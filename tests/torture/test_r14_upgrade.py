@@ -27,7 +27,7 @@ concurrency = 8
 
 
 @pytest.mark.sizes(
-    short={"rows": 50},
+    short={"rows": 20},
     full={"rows": 5000, "patience_s": 600},
     long={"rows": 50_000, "patience_s": 3600},
 )
