@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from agent.errors import StorageCorrupt, StorageError, WrongKey
-from agent.storage import egress_log, keys
+from agent.storage import egress_log, keys, subjects
 from agent.storage.backup import set_aside, sync_file
 from agent.storage.connection import DATABASE_NAME, SQLITE_ERRORS, Connection, connect, schema_version, translate
 from agent.storage.migrations import migrate_to
@@ -112,6 +112,8 @@ def _fill(new: Connection, opened: Callable[[], Connection], now_ms: int) -> Sal
     _drop_orphans(new, salvaged)
     held, unanswered = _mend(new, now_ms)
     _count(new)
+    if new.execute("SELECT 1 FROM sqlite_schema WHERE name = 'subject_tags'").fetchone():  # not in an older schema
+        subjects.tag_older(new)
     for trigger in triggers:
         new.execute(trigger)
     new.execute("COMMIT")

@@ -116,18 +116,24 @@ def names_in_json(body: bytes) -> set[str]:
 
 def tag_request(connection: Connection, request: InferenceRequest) -> None:
     """Tag a new request, as its predecessor in a conversation too. Raises BodyGone: erased while it was under way."""
-    names = names_in(request)
+    if names := names_in(request):
+        secret = secret_of(connection)
+        for name in names:
+            erased = {"tag": tag_of(secret, name), "received_at_ms": request.received_at_ms}
+            if connection.execute(_ERASED, erased).fetchone() is not None:
+                raise BodyGone("what is kept of this user was erased while the request ran; nothing of it is kept")
+    _tag(connection, request, names)
+
+
+def _tag(connection: Connection, request: InferenceRequest, names: Iterable[str]) -> None:
     previous = request.response.previous_id if request.response else None
     if not names and previous is None:
         return
     secret = secret_of(connection)
     asked = input_of(secret, request.messages[-1].content if request.messages else "")
     for name in names:
-        tag = tag_of(secret, name)
-        erased = {"tag": tag, "received_at_ms": request.received_at_ms}
-        if connection.execute(_ERASED, erased).fetchone() is not None:
-            raise BodyGone("what is kept of this user was erased while the request ran; nothing of it is kept")
-        connection.execute(_PUT, {"tag": tag, "kind": "request", "owner": request.id, "input": asked})
+        values = {"tag": tag_of(secret, name), "kind": "request", "owner": request.id, "input": asked}
+        connection.execute(_PUT, values)
     if previous is not None:
         connection.execute(_INHERIT, {"id": request.id, "input": asked, "previous": previous})
 
@@ -151,7 +157,7 @@ def tag_examples(connection: Connection, owner: str, inputs: Sequence[str]) -> N
 
 
 def tag_older(connection: Connection) -> None:
-    """Tag what an earlier schema stored, as far as its texts are still there. For the migration alone."""
+    """Tag all that is stored, as far as its texts are still there: of an earlier schema, or after damage."""
     from agent.storage.rows import unpack_request
 
     found = "SELECT id, body, idempotency_key FROM requests WHERE body IS NOT NULL ORDER BY id"
@@ -160,7 +166,7 @@ def tag_older(connection: Connection) -> None:
         whose = msgspec.msgpack.decode(row["body"], type=_Whose)
         if not names_in(whose) and whose.response is None:
             continue
-        tag_request(connection, unpack_request(row["body"]))
+        _tag(connection, unpack_request(row["body"]), names_in(whose))
         key = row["idempotency_key"] or ""
         if key.startswith("§"):  # of a line that may have its answer: that has no body any more
             for name in names_in(whose):

@@ -15,6 +15,7 @@ from agent.response_call import ResponseCall
 from agent.storage import keys, subjects
 from agent.storage.batch_store import Batch, BatchBody, Line
 from agent.storage.connection import DATABASE_NAME
+from agent.storage.salvage import salvage
 from agent.task_memory import StoredExample
 
 ANN = "ann@example.org"
@@ -236,6 +237,24 @@ async def test_their_lines_in_an_uploaded_file_become_blank_and_nothing_else_cha
     content = b"".join([piece async for piece in storage.files.content(file)])
     wanted = [b" " * len(line) if n in {0, 2, 8} else line for n, line in enumerate(lines)]
     assert content.split(b"\n") == wanted
+
+
+async def test_tags_that_were_lost_with_a_damaged_page_come_back_when_it_is_salvaged(tmp_path):
+    data = values.prepared_dir(tmp_path)
+    storage = await values.open_storage(data, values.QUEUE, values.KEEP, now_ms=NOW)
+    await ask(storage, user=ANN)
+    kept = await ask(storage, user="bob")
+    await storage.close()
+    connection = values.raw_connection(data)
+    connection.execute("DELETE FROM subject_tags WHERE owner <> ?", (kept.id,))
+    connection.execute("DELETE FROM secrets WHERE name = 'subject_tags'")
+    connection.close()
+    salvage(data, now_ms=NOW)
+    storage = await values.open_storage(data, values.QUEUE, values.KEEP, now_ms=NOW)
+    for name in (ANN, "bob"):
+        assert (await storage.subjects.erase(name, now_ms=NOW)).requests == 1
+    assert await storage.journal.list() == []
+    await storage.close()
 
 
 async def test_what_an_earlier_schema_stored_is_found_too(tmp_path):
