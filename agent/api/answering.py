@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from agent.api.answer import Given, answer_of, headers_of
-from agent.api.auth import CallerKey
+from agent.api.auth import CallerKey, of_caller
 from agent.api.call import Call, Parser, Shape
 from agent.api.deps import ApiDeps, deps_of, key_of
 from agent.api.experiment_request import in_experiment
@@ -86,7 +86,12 @@ def as_caller(key: CallerKey | None, asked: InferenceRequest) -> InferenceReques
     """Return what is asked for as the caller's key has it: it never leaves under a looser policy."""
     if key is None:
         return asked
-    return msgspec.structs.replace(asked, key=key.name, egress=stricter(key.egress, asked.egress))
+    return msgspec.structs.replace(
+        asked,
+        key=key.name,
+        egress=stricter(key.egress, asked.egress),
+        idempotency_key=of_caller(key, asked.idempotency_key),
+    )
 
 
 async def _whole(request: Request, call: Call, whole: Whole) -> Response:

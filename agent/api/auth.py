@@ -38,6 +38,13 @@ class CallerKey(msgspec.Struct, frozen=True):
         return f"CallerKey({self.name!r}, ...)"
 
 
+def of_caller(key: CallerKey | None, idempotency_key: str | None) -> str | None:
+    """Return an Idempotency-Key as it is stored: that of one caller is never another's."""
+    if key is None or idempotency_key is None:
+        return idempotency_key
+    return f"{key.name}\x1f{idempotency_key}"  # a character that no header may hold
+
+
 class Tokens(msgspec.Struct, frozen=True):
     """The bearer tokens. The admin token may do what the user token may."""
 

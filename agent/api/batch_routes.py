@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from agent.api.auth import of_caller
 from agent.api.batch_runner import ENDPOINTS, BatchRunner
 from agent.api.deps import deps_of, key_of
 from agent.api.envelope import EXTENSION_HEADERS, HOPS_HEADER, idempotency_key, take_metadata
@@ -69,7 +70,8 @@ async def create(request: Request) -> Response:
     deps = deps_of(request)
     given = await read_json(request, deps.settings.server.max_body_bytes)
     body, window_h = _parse(given, request.headers)
-    if (caller := key_of(request)) is not None:
+    caller = key_of(request)
+    if caller is not None:
         body = msgspec.structs.replace(body, key=caller.name, key_egress=caller.egress)
     if (await deps.storage.files.get(body.input_file_id)).purpose != INPUT:
         raise InvalidRequest("input_file_id: its purpose is not batch", param="input_file_id", code="invalid_value")
@@ -82,7 +84,8 @@ async def create(request: Request) -> Response:
         expires_at_ms=now_ms + window_h * 3_600_000,
     )
     digest = hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
-    stored = await deps.storage.batches.create(batch, key=idempotency_key(request.headers), sha256=digest)
+    key = of_caller(caller, idempotency_key(request.headers))
+    stored = await deps.storage.batches.create(batch, key=key, sha256=digest)
     _runner(request).begin(stored)
     return json_response(batch_object(stored))
 

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from agent.api.deps import ApiDeps, deps_of
+from agent.api.auth import of_caller
+from agent.api.deps import ApiDeps, deps_of, key_of
 from agent.api.envelope import idempotency_key
 from agent.api.fields import Fields
 from agent.api.multipart import MultipartReader, Part, boundary_of
@@ -46,7 +47,7 @@ async def upload(request: Request) -> Response:
     """``POST /v1/files``: multipart/form-data with ``purpose`` (``batch``) and ``file``."""
     query(request)
     deps = deps_of(request)
-    key = idempotency_key(request.headers)
+    key = of_caller(key_of(request), idempotency_key(request.headers))
     reader = MultipartReader(boundary_of(request.headers.get("content-type", "")))
     file_id = await deps.storage.files.begin(now_ms=deps.now_ms())
     try:

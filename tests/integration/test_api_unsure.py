@@ -108,6 +108,22 @@ def test_nothing_of_a_caller_leaves_whose_key_says_never_whatever_it_asks_for(ap
         assert desk.post("/v1/queue/drain").status_code == 403
 
 
+def test_the_idempotency_key_of_one_caller_is_never_another_s(api):
+    key = {"idempotency-key": "1"}
+    mine, theirs = api.chat("mine", headers=key), api.chat("theirs", headers=key, token=DESK)
+    assert (mine.status_code, theirs.status_code) == (200, 200)
+    for token, answer, text in ((USER, mine, "mine"), (DESK, theirs, "theirs")):
+        again = api.chat(text, headers=key, token=token)
+        assert again.headers["x-outrider-replayed"] == "true"
+        assert again.json() == answer.json()
+    content = {"purpose": (None, "batch"), "file": ("in.jsonl", b"{}")}
+    ids = set()
+    for token in (USER, DESK):
+        with api.client(token) as client:
+            ids |= {client.post("/v1/files", files=content, headers=key).json()["id"] for _ in range(2)}
+    assert len(ids) == 2
+
+
 def test_wait_until_the_deadline_gets_the_draft_and_where_to_ask(api):
     response = api.chat("unsure", outrider={"on_low_confidence": "wait", "deadline_ms": 50})
     assert response.status_code == 202
