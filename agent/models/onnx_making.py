@@ -15,7 +15,7 @@ import msgspec
 from agent import __version__
 from agent.encoder import EncoderSpec
 from agent.errors import InvalidRequest
-from agent.models.artifact import Making, StoredModel, checked_name
+from agent.models.artifact import Making, StoredFile, StoredModel, checked_name
 from agent.models.blobs import described
 from agent.models.build_env import BuildEnvironment, EnvironmentName
 from agent.models.encoder_folder import files_in, read_spec
@@ -33,7 +33,7 @@ from agent.models.quantizing import (
     slug,
     with_recipe,
 )
-from agent.models.recipes.job import Job
+from agent.models.recipes.job import Job, Made
 from agent.models.room import require_room
 from agent.models.store import ModelStore
 from agent.types import ModelFormat
@@ -189,41 +189,55 @@ def make_onnx(
                 f"the ceiling for a phone is {PHONE_MEMORY >> 20} MiB. Use --force to keep it all the same",
                 param="model",
             )
-        parent = source.model
-        spec = parent.encoder if parent else None
-        if made.format is ModelFormat.ONNX_ENCODER and spec is None:
-            spec = read_spec(files_in(source.folder))
-        remarks = [f"made for {wish.target} from {source.name}", made.remark]
-        if phone:
-            remarks.append(f"set engine.threads = {PHONE_INPUTS['threads']} on the phone")
-        contexts = [parent.context_tokens if parent else None, made.context_tokens, PHONE_CONTEXT if phone else None]
-        model = StoredModel(
-            name=name,
-            title=f"{_PRECISION.sub('', parent.title if parent else source.name)}, {recipe.title}",
-            format=made.format,
-            files=files,
-            licence=wish.licence or (parent.licence if parent else "unknown"),
-            source=f"made here from {source.name}",
-            context_tokens=min((context for context in contexts if context), default=_DEFAULT_CONTEXT),
-            parameters=made.parameters or (parent.parameters if parent else None),
-            tasks=_tasks(source, spec),
-            encoder=spec,
-            remark="; ".join(remark for remark in remarks if remark),
-            making=msgspec.structs.replace(
-                making, versions=making.versions | made.versions, inputs=making.inputs | made.inputs
-            ),
-            added_at_ms=int(time.time() * 1000),
-        )
-        if parent:
-            model = msgspec.structs.replace(
-                model,
-                chat_template=parent.chat_template,
-                system_prompt=parent.system_prompt,
-                thinking=parent.thinking,
-            )
+        model = _record(source, recipe, wish, name, files, made, making)
         kept = store.add(model, {file.name: folder / file.name for file in files}, move=True)
         shutil.rmtree(folder, ignore_errors=True)
     return Outcome(model=kept, source_bytes=source.bytes, was_there=False)
+
+
+def _record(
+    source: FolderSource,
+    recipe: OnnxRecipe,
+    wish: Wish,
+    name: str,
+    files: tuple[StoredFile, ...],
+    made: Made,
+    making: Making,
+) -> StoredModel:
+    phone = wish.target == "phone"
+    parent = source.model
+    spec = parent.encoder if parent else None
+    if made.format is ModelFormat.ONNX_ENCODER and spec is None:
+        spec = read_spec(files_in(source.folder))
+    remarks = [f"made for {wish.target} from {source.name}", made.remark]
+    if phone:
+        remarks.append(f"set engine.threads = {PHONE_INPUTS['threads']} on the phone")
+    contexts = [parent.context_tokens if parent else None, made.context_tokens, PHONE_CONTEXT if phone else None]
+    model = StoredModel(
+        name=name,
+        title=f"{_PRECISION.sub('', parent.title if parent else source.name)}, {recipe.title}",
+        format=made.format,
+        files=files,
+        licence=wish.licence or (parent.licence if parent else "unknown"),
+        source=f"made here from {source.name}",
+        context_tokens=min((context for context in contexts if context), default=_DEFAULT_CONTEXT),
+        parameters=made.parameters or (parent.parameters if parent else None),
+        tasks=_tasks(source, spec),
+        encoder=spec,
+        remark="; ".join(remark for remark in remarks if remark),
+        making=msgspec.structs.replace(
+            making, versions=making.versions | made.versions, inputs=making.inputs | made.inputs
+        ),
+        added_at_ms=int(time.time() * 1000),
+    )
+    if parent is None:
+        return model
+    return msgspec.structs.replace(
+        model,
+        chat_template=parent.chat_template,
+        system_prompt=parent.system_prompt,
+        thinking=parent.thinking,
+    )
 
 
 def _cache_bytes(folder: Path) -> int:
