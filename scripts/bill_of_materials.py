@@ -20,6 +20,7 @@ import platform
 import re
 import subprocess
 import sys
+import sysconfig
 import uuid
 from ast import literal_eval
 from collections.abc import Iterator
@@ -167,7 +168,8 @@ def owner_of(inside: Path, sources: dict[str, str], owners: dict[str, str], know
         and name.name != "base_library.zip"
     ):
         return "outrider"
-    if name.name == "base_library.zip" or Path(source).resolve().is_relative_to(Path(sys.base_prefix).resolve()):
+    # Not all below sys.base_prefix: of a system's own Python that is /usr, with every library of the system.
+    if name.name == "base_library.zip" or Path(source).resolve().is_relative_to(sysconfig.get_path("stdlib")):
         return PYTHON
     if re.match(r"python3\.\d+/lib-dynload/|libpython3", str(name)):
         return PYTHON

@@ -90,7 +90,9 @@ def fetch(folder: Path, *, log: Path) -> Path:
     llama_wheel.run_logged([*command, "--dest", str(folder), f"llama-cpp-python=={VERSION}"], {}, log=log)
     archive = next(folder.glob("llama_cpp_python-*.tar.gz"))
     with tarfile.open(archive) as sources:
-        sources.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python from 3.11.4 on
+            sources.extraction_filter = tarfile.data_filter
+        sources.extractall(folder)
     return folder / archive.name.removesuffix(".tar.gz") / "vendor" / "llama.cpp"
 
 

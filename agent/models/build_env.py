@@ -221,9 +221,12 @@ class BuildEnvironment:
         with tarfile.open(archive) as sources:
             for member in sources:
                 name = member.name.partition("/vendor/llama.cpp/")[2]
-                if name.startswith(_WANTED):
-                    member.name = name
-                    sources.extract(member, self.root / "llama.cpp", filter="data")
+                if name.startswith(_WANTED) and (content := sources.extractfile(member)) is not None:
+                    # Written by hand: Python before 3.11.4, as Debian 12 has it, extracts nothing safely.
+                    target = self.root / "llama.cpp" / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with content, target.open("wb") as writer:
+                        shutil.copyfileobj(content, writer)
         if archive.parent == self.root:
             archive.unlink()
 

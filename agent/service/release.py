@@ -13,7 +13,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -71,7 +71,9 @@ def unpacked(release: Release, place: Path) -> Path:
         with tarfile.open(fileobj=io.BytesIO(release.data)) as archive:
             _need_room(archive, place.parent)
             place.mkdir(mode=0o755)
-            archive.extractall(place, members=_members(archive), filter="data")
+            if hasattr(tarfile, "data_filter"):  # from Python 3.11.4 on; what it looks for is looked for here, too
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(place, members=_members(archive))  # noqa: S202 - each member is checked
     except tarfile.TarError as error:
         raise ModelRejected(f"{release.archive.name} cannot be unpacked: {error}") from error
     except OSError as error:
@@ -108,10 +110,27 @@ def _promised(bill: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield what a release may hold: files, folders and links that stay in its folder. Raises ModelRejected."""
+    links: set[PurePosixPath] = set()
     for member in archive:
-        if member.name.split("/", 1)[0] != FOLDER:
+        path = PurePosixPath(member.name)
+        if path.parts[:1] != (FOLDER,) or ".." in path.parts or not links.isdisjoint(path.parents):
             raise ModelRejected(f"{member.name} in the release is outside of its folder")
+        if member.issym():
+            _check_link(path, member.linkname)
+            links.add(path)
+        elif not (member.isfile() or member.isdir()):
+            raise ModelRejected(f"{member.name} in the release is no file, folder or link")
+        member.mode &= 0o755
         yield member
+
+
+def _check_link(path: PurePosixPath, target: str) -> None:
+    """Raise ModelRejected unless a link goes up first, not above the folder of the release, and then only down."""
+    parts = PurePosixPath(target).parts
+    up = next((index for index, part in enumerate(parts) if part != ".."), len(parts))
+    if target.startswith("/") or ".." in parts[up:] or up > len(path.parts) - 2:
+        raise ModelRejected(f"{path} in the release is a link that leaves its folder: {target}")
 
 
 def _need_room(archive: tarfile.TarFile, parent: Path) -> None:
