@@ -28,8 +28,8 @@ concurrency = 8
 
 @pytest.mark.sizes(
     short={"rows": 20},
-    full={"rows": 5000, "patience_s": 600},
-    long={"rows": 50_000, "patience_s": 3600},
+    full={"rows": 2000, "patience_s": 600},
+    long={"rows": 20_000, "patience_s": 3600},
 )
 def test_upgrade_with_a_full_queue(tmp_path, size, shown, monkeypatch):
     """the full queue of schema 3 is brought to this release, drained, and a newer one is refused"""

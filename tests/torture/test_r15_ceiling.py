@@ -26,7 +26,7 @@ def dropped_by_metric(daemon):
     return sum(int(float(n)) for n in re.findall(r"^outrider_queue_drops_total\{[^}]*\} (\S+)", text, re.MULTILINE))
 
 
-@pytest.mark.sizes(short=None, full={"requests": 200}, long={"requests": 1000})
+@pytest.mark.sizes(short=None, full={"requests": 100}, long={"requests": 300, "patience_s": 400})
 @pytest.mark.parametrize("policy", ["reject-new", "drop-oldest", "drop-lowest"])
 def test_every_drop_is_seen(tmp_path, size, shown, policy):
     """more requests than the queue holds: what becomes of each, by policy"""
