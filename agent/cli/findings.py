@@ -27,7 +27,15 @@ from agent.models.packaged import how_to_install, missing_packages
 from agent.models.store import open_store
 from agent.settings import Settings, TargetSettings
 from agent.storage import keys
-from agent.storage.connection import DATABASE_NAME, SCHEMA_VERSION, SQLITE_FLOOR, connect, schema_version
+from agent.storage.connection import (
+    DATABASE_NAME,
+    SCHEMA_VERSION,
+    SQLITE_ERRORS,
+    SQLITE_FLOOR,
+    connect,
+    schema_version,
+    translate,
+)
 from agent.storage.egress_log import first_bad_row
 from agent.types import EgressPolicy
 
@@ -50,6 +58,7 @@ def examine(invocation: Invocation) -> list[Finding]:
         ("disk", lambda: _disk(settings)),
         ("sqlite", _sqlite),
         ("key", lambda: _key(settings)),
+        ("database", lambda: _database(settings)),
         ("native library", _native_library),
         ("devices", lambda: _devices(settings)),
         ("model", lambda: _model(settings)),
@@ -137,16 +146,30 @@ def _key(settings: Settings) -> Iterator[Finding]:
         f"it does not protect against {status.does_not_protect_against}",
         "encrypt the disk, and keep a recovery code elsewhere: outrider key recovery",
     )
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    """Open it and read every page, while no daemon uses it: seconds for a gigabyte."""
+    folder = settings.data_path
     database = folder / DATABASE_NAME
-    if database.exists() and find_daemon(folder) is None:
-        connection = connect(database, keys.load(folder).material)
-        try:
-            version = schema_version(connection, database)
-            bad_id = first_bad_row(connection) if version == SCHEMA_VERSION else None
-        finally:
-            connection.close()
-        yield Finding(OK, "database", f"{database} opens, schema {version}, {size(database.stat().st_size)}")
-        yield _egress_log(bad_id)
+    if not database.exists() or find_daemon(folder) is not None:
+        return
+    connection = connect(database, keys.load(folder).material)
+    try:
+        version = schema_version(connection, database)
+        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            yield Finding(
+                PROBLEM, "database", f"{database} is damaged: {verdict}", "restore a backup, or run `outrider salvage`"
+            )
+            return
+        bad_id = first_bad_row(connection) if version == SCHEMA_VERSION else None
+    except SQLITE_ERRORS as error:
+        raise translate(error, database) from error
+    finally:
+        connection.close()
+    yield Finding(OK, "database", f"{database} is whole, schema {version}, {size(database.stat().st_size)}")
+    yield _egress_log(bad_id)
 
 
 def _egress_log(bad_id: int | None) -> Finding:

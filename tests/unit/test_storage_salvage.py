@@ -72,3 +72,21 @@ def test_the_command_says_what_it_kept(used):
     run = CliRunner().invoke(cli, ["--data-dir", str(data), "salvage"])
     assert run.stdout == "every row could be read\n"
     assert f"{DATABASE_NAME}.damaged-" in run.stderr
+
+
+def test_doctor_sees_the_damage_and_names_the_remedy(used):
+    data, *_ = used
+    database = data / DATABASE_NAME
+
+    def finding():
+        run = CliRunner().invoke(cli, ["--data-dir", str(data), "doctor", "--json"])
+        return next(one for one in json.loads(run.stdout) if one["subject"] == "database")
+
+    assert finding()["level"] == "ok"
+    content = bytearray(database.read_bytes())
+    content[-2000] ^= 1
+    database.write_bytes(content)
+    told = finding()
+    assert told["level"] == "problem"
+    assert "damaged" in told["detail"]
+    assert "salvage" in told["detail"] + told["remedy"]
