@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.confidence import certify, maps
+from agent.confidence import binomial, certify, maps
 from agent.confidence.certify import Certificate, Ranked, Scored
 
 Floats = NDArray[np.float64]
@@ -66,6 +66,22 @@ def worth(
         found.append((share, broken, wrong, share >= 0.7 and system >= cloud - 0.02))
     columns = list(zip(*found, strict=True))
     return Worth(*(float(np.mean(column)) for column in columns))
+
+
+def told_too_much(answers: Answers, rule: Rule, *, examples: int, draws: int, delta: float) -> float:
+    """Return the share of draws in which what is told of the served answers, "at least so many are right", is not so."""
+    chance = np.random.default_rng(SEED)
+    wrong = 0
+    for _ in range(draws):
+        order = chance.permutation(len(answers.scores))
+        known, others = order[:examples], order[examples:]
+        threshold = rule([Scored(float(answers.scores[i]), bool(answers.right[i])) for i in known])
+        at_least = math.inf if threshold is None else threshold
+        of_known = answers.right[known][answers.scores[known] >= at_least]
+        of_others = answers.right[others][answers.scores[others] >= at_least]
+        most = binomial.upper_bound(int((~of_known).sum()), len(of_known), delta) if len(of_known) else 1.0
+        wrong += bool(len(of_others)) and float(np.mean(~of_others)) > most
+    return wrong / draws
 
 
 def pac(alpha: float, delta: float, pilot: Sequence[Scored] = ()) -> Rule:

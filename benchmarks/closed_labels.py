@@ -154,6 +154,9 @@ def _product(name: str, answers: Answers, draws: int) -> Iterator[Row]:
     yield Row(name, f"{told}: promises broken", found.broken, None, f"at most {most:.3f}", found.broken <= most)
     yield Row(name, f"{told}: mean share served", found.coverage)
     yield Row(name, f"{told}: mean error of what is served", found.risk)
+    said = certificates.told_too_much(answers, rule, examples=EXAMPLES, draws=draws, delta=DELTA)
+    what = f"{told}: how right what is served is, at least: told too high"
+    yield Row(name, what, said, None, f"at most {most:.3f}", said <= most)
     what = f"{told}: at least 70 % served and at most 2 points below a simulated 95 % cloud, share of draws"
     yield Row(name, what, found.kept_up, None, "at least 0.9", _least(found.kept_up, 0.9))
 

@@ -1,11 +1,12 @@
 """What a confidence is worth: taught heads on public sets, and the promises of `outrider calibrate` over many draws.
 
-    python benchmarks/confidence.py --data DIR --quick [--json]     about 40 s of processor time
+    python benchmarks/confidence.py --data DIR --quick [--json]     about 35 s of processor time
     python benchmarks/confidence.py --data DIR [--draws 400] [--write docs/confidence.md]
+    python benchmarks/confidence.py --data DIR --api [--write ...]  only what a request costs: wants an idle machine
     python benchmarks/confidence.py --data DIR --record RAW.jsonl   asks the language model for written answers
     python benchmarks/confidence.py --data DIR --report RAW.jsonl   with the figures of those; asks nothing
 
-DIR has one folder a set (banking77, snips). Every figure is of answers to examples that taught
+DIR has one folder a set (banking77, snips, bbh). Every figure is of answers to examples that taught
 nothing. ``--write`` puts the tables into a document, between its two marks. Exit code 0 when all
 was measured, also with misses; 1 when not; 2 on wrong arguments.
 """
@@ -31,6 +32,7 @@ from benchmarks.closed_sets import EIGHT, HARD, PARTS, eight_intents
 DRAWS, QUICK_DRAWS = 400, 200
 QUICK_TESTED = 1200  # test examples of a set
 BEGIN, END = "<!-- confidence: begin -->", "<!-- confidence: end -->"
+API_BEGIN, API_END = "<!-- api: begin -->", "<!-- api: end -->"
 
 
 def through_the_api(folder: Path) -> Iterator[Row]:
@@ -73,9 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="What a confidence is worth.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the sets, one folder each")
     parser.add_argument(
-        "--quick", action="store_true", help="fewer draws and test examples, about 40 s of processor time"
+        "--quick", action="store_true", help="fewer draws and test examples, about 35 s of processor time"
     )
-    parser.add_argument("--api", action="store_true", help="with --quick: also what a request costs through the API")
+    parser.add_argument("--api", action="store_true", help="only what a request costs through the API; a minute, idle")
     parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
     parser.add_argument(
         "--draws", type=int, default=0, help=f"draws of examples (default {DRAWS}, quick {QUICK_DRAWS})"
@@ -90,25 +92,28 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.open_raw import record_all
 
         return record_all(chosen.data, chosen.record)
-    draws = chosen.draws or (QUICK_DRAWS if chosen.quick else DRAWS)
-    most = QUICK_TESTED if chosen.quick else 100_000
-    rows, absent = closed_labels(chosen.data, most, draws, quick=chosen.quick)
-    if chosen.report:
-        from benchmarks import open_answers, open_table
+    marks, absent = (BEGIN, END), list[str]()
+    if chosen.api:
+        rows, marks = list(through_the_api(chosen.data)), (API_BEGIN, API_END)
+    else:
+        draws = chosen.draws or (QUICK_DRAWS if chosen.quick else DRAWS)
+        most = QUICK_TESTED if chosen.quick else 100_000
+        rows, absent = closed_labels(chosen.data, most, draws, quick=chosen.quick)
+        if chosen.report:
+            from benchmarks import open_answers, open_table
 
-        told = list(open_answers.all_figures(chosen.data, chosen.report, draws))
-        if chosen.write:
-            open_table.written(chosen.write, told)
-        else:
-            rows += [Row(name, *figure) for name, figure in told]
-    if chosen.api or not chosen.quick:
-        rows += through_the_api(chosen.data)
+            told = list(open_answers.all_figures(chosen.data, chosen.report, draws))
+            if chosen.write:
+                open_table.written(chosen.write, told)
+            else:
+                rows += [Row(name, *figure) for name, figure in told]
     for row in rows:
         if row.ok is False:
             print(f"missed: {row.set}: {row.what}: {row.value:.3f}, wanted {row.wanted}", file=sys.stderr)
     if chosen.write:
-        before, _, rest = chosen.write.read_text(encoding="utf-8").partition(BEGIN)
-        chosen.write.write_text(f"{before}{BEGIN}\n{markdown(rows)}{END}{rest.partition(END)[2]}", encoding="utf-8")
+        begin, end = marks
+        before, _, rest = chosen.write.read_text(encoding="utf-8").partition(begin)
+        chosen.write.write_text(f"{before}{begin}\n{markdown(rows)}{end}{rest.partition(end)[2]}", encoding="utf-8")
     elif chosen.json:
         print(json.dumps([row._asdict() for row in rows], indent=1))
     else:

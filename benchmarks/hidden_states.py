@@ -2,7 +2,8 @@
 
     python benchmarks/hidden_states.py --data DIR --report RAW.jsonl --write STATES.npz
 
-A probe of them is what the appraiser is compared with. Slow: every prompt is read again.
+A probe of them is what the appraiser is compared with. Slow: every prompt is read again; a run goes on where the one
+before it stopped.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def rendered(messages: Sequence[Message]) -> str:
 class States:
     """A context of llama.cpp that gives hidden states."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, threads: int) -> None:
         native.llama_backend_init()
         native.llama_log_set(_SILENT, ctypes.c_void_p())
         self._model = native.llama_model_load_from_file(path.encode(), native.llama_model_default_params())
@@ -49,7 +50,7 @@ class States:
         wanted.n_ctx = wanted.n_batch = wanted.n_ubatch = CONTEXT
         wanted.embeddings = True
         wanted.pooling_type = native.LLAMA_POOLING_TYPE_NONE
-        wanted.n_threads = wanted.n_threads_batch = 2
+        wanted.n_threads = wanted.n_threads_batch = threads
         self._context = native.llama_init_from_model(self._model, wanted)
         self._width = native.llama_model_n_embd(self._model)
         self._vocabulary = native.llama_model_get_vocab(self._model)
@@ -70,7 +71,7 @@ class States:
             for at, token in enumerate(whole):
                 batch.token[at], batch.pos[at] = token, at
                 batch.n_seq_id[at], batch.seq_id[at][0] = 1, 0
-                batch.logits[at] = True
+                batch.logits[at] = at in {len(first) - 1, len(whole) - 1}
             native.llama_memory_clear(native.llama_get_memory(self._context), True)
             if native.llama_decode(self._context, batch):
                 raise RuntimeError("llama.cpp cannot decode the prompt")
@@ -89,19 +90,23 @@ def main() -> int:
     parser.add_argument("--report", type=Path, required=True, help="the recorded answers")
     parser.add_argument("--write", type=Path, required=True)
     parser.add_argument("--most", type=int, default=10_000, help="items that teach, and items that are asked")
+    parser.add_argument("--threads", type=int, default=2, help="1 is faster where others compute, too")
     chosen = parser.parse_args()
     of = next(one for one in SETS if one.name == SET)
     raw = read_raw(chosen.report)
     taught, asked = parts_of(of, chosen.data)
-    states = States(open_store(configuration.load().settings.data_path).resolve(MODEL).path)
+    states = States(open_store(configuration.load().settings.data_path).resolve(MODEL).path, chosen.threads)
     found: dict[str, Any] = {}
+    if chosen.write.exists():
+        with np.load(chosen.write) as earlier:
+            found = dict(earlier)
     with open_encoder(ENCODER) as encoder:
         of_taught = [tuple(map(float, row)) for row in encoder.embed([one.input for one in taught])]
         for part, items in (("taught", taught), ("asked", asked)):
             vectors = [tuple(map(float, row)) for row in encoder.embed([one.input for one in items])]
             for at, (item, vector) in list(enumerate(zip(items, vectors, strict=True)))[: chosen.most]:
                 kept = raw.get((SET, part, MOST, key_of(item)))
-                if kept is None:
+                if kept is None or f"{part} {key_of(item)}" in found:
                     continue
                 near = shown_to(item, vector, taught, of_taught, MOST, but=at if part == "taught" else None)
                 prompt = rendered(request_of(of, item, [taught[i] for i in near]).messages)

@@ -78,8 +78,8 @@ def teach(
     Kind labels: the features are compared by cross-validation on these very examples and the best
     are kept. Other kinds: the local model answers the examples, and what tells its right answers
     from its wrong ones is fitted; the examples nearest to a request are shown to it from then on,
-    if that makes more answers right. Needs the running daemon. A calibration of the task ends: calibrate again, with examples that
-    did not teach (--hold-back 0.5 leaves half of the file for that).
+    if that makes more answers right. Needs the running daemon. A calibration of the task ends:
+    calibrate again, with examples that did not teach (--hold-back 0.5 leaves half of the file for that).
 
     Example:  outrider tasks teach mail examples.jsonl --hold-back 0.5
     """
@@ -125,9 +125,9 @@ def teach(
     click.echo(f"task {name} is taught by {head.taught} examples ({head.feature}), {head.accuracy:.1%} out of fold")
     held = len(read.found) - len(chosen)
     notice(
-        f"{held} examples are held back: outrider calibrate {name} {examples} --accuracy 0.95"
+        f"{held} examples are held back: outrider calibrate {name} {examples}{_wish(spec, 0.95)}"
         if held
-        else f"it promises nothing yet: outrider calibrate {name} OTHER-EXAMPLES --accuracy 0.95"
+        else f"it promises nothing yet: outrider calibrate {name} OTHER-EXAMPLES{_wish(spec, 0.95)}"
     )
 
 
@@ -178,10 +178,15 @@ def _teach_answers(
     )
     click.echo(f"shown to the model: {f'the {shown} nearest examples' if shown else 'no examples'}")
     notice(
-        f"{held} examples are held back: outrider calibrate {spec.name} {examples} --accuracy 0.9"
+        f"{held} examples are held back: outrider calibrate {spec.name} {examples}{_wish(spec, 0.9)}"
         if held
-        else f"it promises nothing yet: outrider calibrate {spec.name} OTHER-EXAMPLES --accuracy 0.9"
+        else f"it promises nothing yet: outrider calibrate {spec.name} OTHER-EXAMPLES{_wish(spec, 0.9)}"
     )
+
+
+def _wish(spec: TaskSpec, accuracy: float) -> str:
+    """Return what a calibration is to be told; nothing where the task's file says it."""
+    return "" if spec.target.named else f" --accuracy {accuracy:g}"
 
 
 def is_held_back(digest: bytes, share: float) -> bool:

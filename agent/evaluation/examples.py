@@ -78,8 +78,9 @@ def listed(lines: Sequence[object]) -> str:
 
 
 def read_examples(path: Path, spec: TaskSpec, *, answered: bool = True) -> Examples:
-    """Return the examples of a file. ``answered``: each must say what is right.
+    """Return the examples of a file.
 
+    ``answered``: each must say what is right; labels that all of them have are read without it, too.
     Raises BadExamples, which names the lines, for anything that would make the result wrong.
     """
     try:
@@ -93,6 +94,7 @@ def read_examples(path: Path, spec: TaskSpec, *, answered: bool = True) -> Examp
 def parse_examples(lines: Sequence[bytes], where: str, spec: TaskSpec, *, answered: bool = True) -> Examples:
     """Return the examples of some lines. Raises BadExamples."""
     count = sum(1 for line in lines if line.strip())
+    answered = answered or _all_have_labels(lines, spec)
     if count > MOST_EXAMPLES:
         raise BadExamples(
             f"{where} has {count} examples, at most {MOST_EXAMPLES} are taken: draw some at random, "
@@ -124,6 +126,12 @@ def parse_examples(lines: Sequence[bytes], where: str, spec: TaskSpec, *, answer
             "what is promised holds for traffic of the same mix only"
         )
     return Examples(tuple(kept), tuple(notices))
+
+
+def _all_have_labels(lines: Sequence[bytes], spec: TaskSpec) -> bool:
+    if spec.kind is not TaskKind.LABELS:
+        return False
+    return all(isinstance(_example(line, 0, spec, answered=True), Example) for line in lines if line.strip())
 
 
 def _example(line: bytes, number: int, spec: TaskSpec, *, answered: bool) -> Example | str:

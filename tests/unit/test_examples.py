@@ -90,6 +90,9 @@ def test_other_kinds_have_answers_and_a_share_of_escalations_needs_none():
     assert [e.answer for e in found.found] == ['{"b": [1]}', "d"]
     assert 'no "answer": line 1' in fault({"input": "a", "label": "x"}, spec=TEXT)
     assert parse_examples(lines({"input": "a"}), "x", SPEC, answered=False).found[0].answer is None
+    half = lines({"input": "a", "label": next(iter(SPEC.labels))}, {"input": "b"})
+    assert [one.answer for one in parse_examples(half, "x", SPEC, answered=False).found] == [None, None]
+    assert parse_examples(half[:1], "x", SPEC, answered=False).found[0].answer in SPEC.labels
 
 
 def test_written_answers_may_be_several_judged_or_calls():
