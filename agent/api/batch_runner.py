@@ -29,7 +29,7 @@ from agent.api.encoder_routes import embeddings_of
 from agent.api.response_answer import response_object
 from agent.api.response_routes import call_of as response_call
 from agent.api.wire import error_object, parse_json
-from agent.errors import Busy, InvalidRequest, OutriderError, WrongState
+from agent.errors import Busy, InvalidRequest, OutriderError, StorageError, WrongState
 from agent.records import EscalationState, RequestRecord, RequestState
 from agent.storage.batch_store import Batch, Line, LineError
 from agent.storage.retention import LATE
@@ -223,6 +223,9 @@ class BatchRunner:
             told = await self._told(batch, line, given)
         except OutriderError as error:
             told = _refused(error)
+        except Exception:  # one line must not hold up the others
+            log_fault("%s, line %d", batch.id, line.number)
+            told = _refused(OutriderError("internal error; see the daemon's log"))
         if told is not None:
             await self._store(batch, line, told)
 
@@ -278,7 +281,7 @@ class BatchRunner:
             try:
                 record = await background.submit(request)
                 break
-            except Busy:  # of others in the background: a line has time
+            except (Busy, StorageError):  # of others in the background, a full disk: a line has time
                 await asyncio.sleep(LOOK_EVERY_S[1])
         await background.ended(record.id)
         return record.id

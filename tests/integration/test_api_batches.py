@@ -12,7 +12,9 @@ from fakes.cloud import cloud_in_thread, ok, slow
 from fakes.daemon_process import DaemonProcess
 
 from agent.api.batch_runner import BatchRunner
+from agent.api.chat_answer import ChatShape
 from agent.delivery_settings import FileSettings
+from agent.errors import DiskFull
 
 CHAT = "/v1/chat/completions"
 
@@ -224,6 +226,30 @@ def test_without_a_target_an_unsure_line_takes_its_draft(api):
         (line,) = read(client, batch.output_file_id)
     assert line["response"]["body"]["choices"][0]["message"]["content"] == "echo: unsure c"
     assert line["response"]["body"]["outrider"]["decision"] == "queued"
+
+
+def test_a_full_disk_and_a_bug_cost_a_batch_no_other_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("agent.api.batch_runner.LOOK_EVERY_S", (0.01, 0.01))
+    with served(tmp_path / "data") as api, client_of(api) as client:
+        store, full = api.storage.journal.open, iter([DiskFull("no space left")] * 4)
+        shape = ChatShape.whole
+
+        async def sometimes(*arguments, **fields):
+            if error := next(full, None):
+                raise error
+            return await store(*arguments, **fields)
+
+        def faulty(self, given):
+            if "two" in given[0].answer.text:
+                raise ValueError("a bug")
+            return shape(self, given)
+
+        monkeypatch.setattr(api.storage.journal, "open", sometimes)
+        monkeypatch.setattr(ChatShape, "whole", faulty)
+        batch = run(client, lines_of("one", "two", "three"))
+        assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 2, 1)
+        (failed,) = read(client, batch.error_file_id)
+        assert (failed["custom_id"], failed["response"]["body"]["error"]["code"]) == ("line-2", "internal_error")
 
 
 def test_a_batch_that_expires_gives_drafts_and_tells_the_rest(tmp_path):
