@@ -97,16 +97,14 @@ HURTFUL = {
 ENCODINGS = ["gzip", "deflate", "br", "zstd", "compress", "gzip, identity", "x-gzip", "identity, gzip", "chunked"]
 
 
-@pytest.mark.parametrize("name", HURTFUL)
-@pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/classify", "/v1/queue/release", "/v1/batches", "/v1/erase"]
-)
-def test_a_body_that_is_made_to_hurt_is_refused(api, path, name):
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/queue/release", "/v1/erase"])
+def test_a_body_that_is_made_to_hurt_is_refused(api, path):
     with api.client(ADMIN) as client:
-        answer = client.post(path, content=HURTFUL[name], headers=JSON)
-    assert 400 <= answer.status_code < 500, answer.text
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    assert len(answer.content) < 2000
+        for name, body in HURTFUL.items():
+            answer = client.post(path, content=body, headers=JSON)
+            assert 400 <= answer.status_code < 500, (name, answer.text)
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+            assert len(answer.content) < 2000
 
 
 def test_of_keys_that_come_twice_the_last_holds_for_everybody(api):
