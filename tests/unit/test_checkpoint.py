@@ -1,15 +1,19 @@
 """What is said of a Hugging Face checkpoint before anything of it is run."""
 
+import hashlib
 import json
 import struct
 import subprocess
 import sys
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from agent.errors import DiskFull, InvalidRequest, ModelRejected, WrongState
-from agent.models import checkpoint, size_limit
+from agent.models import build_env, checkpoint, size_limit
 from agent.models.build_env import BuildEnvironment
 from agent.models.converting import quantize_any
 from agent.models.quantizing import Wish
@@ -160,6 +164,21 @@ def test_a_source_with_another_digest_is_not_unpacked(tmp_path):
     archive.write_bytes(b"something else")
     with pytest.raises(InvalidRequest, match="is not the source"):
         BuildEnvironment(tmp_path)._unpack(archive)
+
+
+def test_of_the_source_the_converter_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)  # as in the Python of Debian 12
+    archive = tmp_path / "source.tar.gz"
+    with tarfile.open(archive, "w:gz") as writer:
+        for name in ("vendor/llama.cpp/convert_hf_to_gguf.py", "vendor/llama.cpp/gguf-py/gguf/x.py", "setup.py"):
+            writer.add(__file__, f"llama_cpp_python-0.3.36/{name}")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(build_env, "SOURCES", {version("llama-cpp-python"): digest})
+    environment = BuildEnvironment(tmp_path)
+    environment._unpack(archive)
+    assert environment.converter.read_bytes() == Path(__file__).read_bytes()
+    assert (environment.converter.parent / "gguf-py" / "gguf" / "x.py").is_file()
+    assert not list(environment.root.rglob("setup.py"))
 
 
 def test_a_program_of_the_environment_ends_with_the_one_who_asked(tmp_path):
