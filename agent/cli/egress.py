@@ -156,8 +156,13 @@ def export(invocation: Invocation, file: Path | None, form: str, as_json: bool) 
                 sys.stdout.write(piece)
             return
         try:
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
-                out.writelines(text)
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as out:
+                    out.writelines(text)
+            except BaseException:
+                file.unlink(missing_ok=True)  # a part of the log would pass for the whole of it
+                raise
         except OSError as error:
             raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
     if as_json:

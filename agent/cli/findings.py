@@ -258,12 +258,14 @@ def _targets(settings: Settings) -> Iterator[Finding]:
             case EgressPolicy.APPROVE:
                 told = "nothing leaves before `outrider queue release`; it goes pseudonymised, " + names
                 yield Finding(OK, subject, told)
-        yield from _target_key(subject, one)
-        if one.ca_file and not Path(one.ca_file).is_file():
-            yield Finding(PROBLEM, subject, f"ca_file {one.ca_file} does not exist", "correct ca_file")
+        yield from files_of(one)
 
 
-def _target_key(subject: str, one: TargetSettings) -> Iterator[Finding]:
+def files_of(one: TargetSettings) -> Iterator[Finding]:
+    """Yield what is wrong with the files and the variable that a target names."""
+    subject = f"target {one.name}"
+    if one.ca_file and not Path(one.ca_file).is_file():
+        yield Finding(PROBLEM, subject, f"ca_file {one.ca_file} does not exist", "correct ca_file")
     if one.api_key_env and not os.environ.get(one.api_key_env):
         yield Finding(
             NOTE, subject, f"{one.api_key_env} is not set here", "set it where the daemon starts, or use api_key_file"

@@ -155,6 +155,10 @@ def add(
         emit_json({**_shown(added), "path": str(path), "applied": applied})
         return
     click.echo(f"target {name} is in {path}" + ("; the daemon uses it now" if applied else ""))
+    from agent.cli.findings import files_of
+
+    for found in files_of(added):
+        notice(f"{found.detail}: {found.remedy}")
     notice(
         {
             "allow": "text is sent there as it is, UNREDACTED, when the local answer is not sure",

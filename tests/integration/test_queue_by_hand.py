@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import socket
 
 import pytest
@@ -138,6 +139,15 @@ def test_the_log_of_what_left_is_checked_with_and_without_a_daemon(daemon):
     copy = daemon.data / "log.jsonl"
     outrider(daemon, "egress", "export", str(copy))
     assert json.loads(copy.read_text()) == line
+    full = daemon.data / "part.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        failed = outrider(daemon, "egress", "export", str(full), code=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"{full} cannot be written" in failed.stderr
+    assert not full.exists()
     assert log_finding(daemon) == "ok"
     daemon.stop()
     assert outrider(daemon, "egress", "verify", "--against", str(copy)).stdout == "the log is whole: 1 entry\n"
