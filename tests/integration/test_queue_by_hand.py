@@ -143,7 +143,7 @@ def test_the_log_of_what_left_is_checked_with_and_without_a_daemon(daemon):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     try:
-        failed = outrider(daemon, "egress", "export", str(full), code=2)
+        failed = outrider(daemon, "egress", "export", str(full), code=78)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert f"{full} cannot be written" in failed.stderr

@@ -254,6 +254,7 @@ def test_a_target_that_is_refused_leaves_the_file_as_it_was(tmp_path):
 
 def test_files_of_a_target_that_are_not_there_are_named_at_once(tmp_path):
     path = tmp_path / "outrider.toml"
+    path.write_text(CONFIG)
     result = target_add(path, "--api-key-file", str(tmp_path / "nokey"), "--ca-file", str(tmp_path / "noca"))
     assert result.exit_code == 0
     assert f"api_key_file {tmp_path / 'nokey'} cannot be read: put the key there, mode 0600" in result.stderr
