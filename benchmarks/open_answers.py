@@ -361,13 +361,14 @@ def all_figures(folder: Path, raw: Path, draws: int, states: Path | None = None)
             found = told_of(of, folder, known, embed)
             for figure in figures_of(of, found, draws):
                 yield of.name, figure
-            if any(item.options for item in parts_of(of, folder)[0][:1]):
+            asked_of = found.get(("asked", 0), [])
+            if any(item.options for item in parts_of(of, folder)[0][:1]) and len(asked_of) >= FEW_ASKED:
                 from benchmarks.option_likeness import second_opinion
 
                 def read(texts: Sequence[str]) -> Floats:
                     return encoder.embed(texts, truncate=True).astype(np.float64)
 
-                opinion = second_opinion(found.get(("taught", 0), []), found.get(("asked", 0), []), read, FEW_ASKED)
+                opinion = second_opinion(found.get(("taught", 0), []), asked_of, read)
                 for figure in opinion:
                     yield of.name, figure
             if states and of.name == SETS[0].name:

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import certificates
 from benchmarks.certificates import Floats
-from benchmarks.open_answers import Told, appraise, cross_validated
+from benchmarks.open_answers import Told, appraise
 
 Figure = tuple[str, float, tuple[float, float] | None, str, bool | None]
 Embed = Callable[[Sequence[str]], Floats]
@@ -30,11 +30,9 @@ def with_likeness(told: Sequence[Told], embed: Embed) -> list[Told]:
     return found
 
 
-def second_opinion(taught: Sequence[Told], asked: Sequence[Told], embed: Embed, few: int) -> Iterator[Figure]:
-    """Yield what an appraiser tells with it; judged by a model of the others where fewer than ``few`` are asked."""
-    lessons, told = with_likeness(taught, embed), with_likeness(asked, embed)
-    judged = cross_validated([*lessons, *told]) if len(told) < few else appraise(lessons, told)
-    ranked = judged.answers
+def second_opinion(taught: Sequence[Told], asked: Sequence[Told], embed: Embed) -> Iterator[Figure]:
+    """Yield what an appraiser tells with it."""
+    ranked = appraise(with_likeness(taught, embed), with_likeness(asked, embed)).answers
     interval = certificates.bootstrap(ranked, certificates.auroc)
     what = (
         f"AUROC, with how like the question each option is to the encoder (not in the product), n={len(ranked.right)}"
