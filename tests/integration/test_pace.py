@@ -8,9 +8,7 @@ import subprocess
 
 import pytest
 from fakes import cloud as fake
-from fakes.cloud import Cloud
-from fakes.dispatching import QUEUE, LongWait, NoWait, make, now_ms, queue_row, row_until, running, target
-from fakes.storage_values import fast_folder, opened
+from fakes.dispatching import LongWait, NoWait, make, now_ms, queue_row, row_until, running, target
 
 from agent.device import PowerState
 from agent.escalation import lane as lanes
@@ -19,21 +17,6 @@ from agent.settings import ConnectivitySettings
 
 RATE = 100  # bytes a second
 SYSTEM_PYTHON = "/usr/bin/python3"  # dbus and gi are packages of the system
-
-
-@pytest.fixture
-async def storage():
-    folder = fast_folder()
-    found = await opened(folder, queue=QUEUE, now_ms=now_ms())
-    yield found
-    await found.close()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-async def cloud():
-    async with Cloud() as server:
-        yield server
 
 
 async def settled(lane):
