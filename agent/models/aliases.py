@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -12,7 +10,7 @@ import msgspec
 from agent.errors import InvalidRequest, StorageError, WrongState
 from agent.models.artifact import ModelName, checked_name
 from agent.models.blobs import write_durably
-from agent.models.holding import changing
+from agent.models.holding import changing_list
 
 DEFAULT = "default"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -58,7 +56,7 @@ class Aliases:
         checked_name(model)
         if not _NAME.fullmatch(name):
             raise InvalidRequest(f"{name[:64]!r} is no name: lower-case letters, digits, '.', '_' and '-'", param="as")
-        with self._changing():
+        with changing_list(self._path):
             known = self._read()
             before = known.get(name)
             last = before.model if before else (self._default_model if name == DEFAULT else None)
@@ -69,7 +67,7 @@ class Aliases:
 
     def roll_back(self, name: str) -> str:
         """Have a name stand for what it did before; return what it stood for. Raises WrongState."""
-        with self._changing():
+        with changing_list(self._path):
             model = self.earlier(name)
             known = self._read()
             now = known[name]
@@ -86,12 +84,3 @@ class Aliases:
 
     def _write(self, aliases: dict[str, _Alias]) -> None:
         write_durably(self._path, msgspec.json.encode(aliases))
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with changing(self._path):
-                yield
-        except OSError as error:
-            raise StorageError(f"{self._path} cannot be written: {error.strerror}; check its permissions") from error

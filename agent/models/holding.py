@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agent.errors import WrongState
+from agent.errors import StorageError, WrongState
 
 _POLL_S = 0.05
 _CHANGING_S = 30.0  # longest that another change of the same file is waited for
@@ -42,6 +42,17 @@ def changing(path: Path) -> Iterator[None]:
     busy = f"{path} is being changed by another call; try again"
     with held(path.with_name(f"{path.name}.lock"), busy, patience_s=_CHANGING_S):
         yield
+
+
+@contextmanager
+def changing_list(path: Path) -> Iterator[None]:
+    """``changing``, for a small file in a folder that may have to be made. Raises WrongState, StorageError."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with changing(path):
+            yield
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}; check its permissions") from error
 
 
 def _locked(path: Path, *, shared: bool) -> int | None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from agent.errors import ModelRejected, StorageError
 from agent.models.blobs import write_durably
-from agent.models.holding import changing
+from agent.models.holding import changing_list
 from agent.models.minisign import PublicKey, parse_public
 
 
@@ -32,24 +30,15 @@ class TrustedKeys:
 
     def trust(self, key: PublicKey) -> None:
         """Take what this key has signed from now on. Raises StorageError, WrongState."""
-        with self._changing():
+        with changing_list(self._path):
             self._write((*self.keys(), key))
 
     def distrust(self, key: PublicKey) -> bool:
         """Take it no more; return whether the key was trusted. What came in stays."""
-        with self._changing():
+        with changing_list(self._path):
             known = self.keys()
             self._write(tuple(one for one in known if one != key))
             return key in known
 
     def _write(self, keys: tuple[PublicKey, ...]) -> None:
         write_durably(self._path, msgspec.json.encode(list(dict.fromkeys(map(str, keys)))))
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with changing(self._path):
-                yield
-        except OSError as error:
-            raise StorageError(f"{self._path} cannot be written: {error.strerror}; check its permissions") from error
