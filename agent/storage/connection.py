@@ -31,6 +31,7 @@ PREFIXES_NAME = "prefixes"  # folder of what models have computed for named pref
 # Older releases can corrupt a WAL database when two connections checkpoint at once.
 SQLITE_FLOOR = (3, 51, 3)
 SQLITE_ERRORS: type[Exception] = sqlcipher.Error
+_CACHE_KIB = 8000  # of decrypted pages: the ceiling of what a growing database takes of the memory
 
 _PLAIN_HEADER = b"SQLite format 3\x00"
 _FULL, _CORRUPT, _NOTADB = sqlcipher.SQLITE_FULL, sqlcipher.SQLITE_CORRUPT, sqlcipher.SQLITE_NOTADB
@@ -120,6 +121,7 @@ def tune(connection: Connection) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA recursive_triggers = OFF")
     connection.execute("PRAGMA temp_store = MEMORY")  # no plain text in temporary files
+    connection.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
     connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
     connection.execute("PRAGMA busy_timeout = 5000")
 

@@ -19,7 +19,7 @@ from agent.storage.changes import Changes
 from agent.storage.connection import Connection
 from agent.storage.database import Database
 from agent.storage.outbox import Outbox
-from agent.storage.retention import CHUNK_ROWS, chunk
+from agent.storage.retention import CHUNK_ROWS, DROPPED_ROWS, chunk
 from agent.storage.subjects import KEEP_ERASURES_MS, input_of, secret_of, tag_of
 from agent.storage.transitions import finish_attempt
 from agent.telemetry import LOG
@@ -185,7 +185,7 @@ class SubjectErasure:
         return await file_lines.spans(self._db, file_id, wanted)
 
     def _some_requests(self, connection: Connection, tag: bytes, now_ms: int) -> list[str]:
-        found = chunk(connection.execute(_REQUESTS, {"tag": tag, "limit": CHUNK_ROWS}).fetchall())
+        found = chunk(connection.execute(_REQUESTS, {"tag": tag, "limit": DROPPED_ROWS}).fetchall())
         for request_id in found:
             row = connection.execute(sql.ESCALATION_OF_REQUEST, {"id": request_id}).fetchone()
             why = "its person was erased while it was sent"

@@ -136,6 +136,7 @@ class TestRowsOfEndedRequests:
 
     async def test_in_chunks(self, tmp_path, monkeypatch):
         monkeypatch.setattr(retention, "CHUNK_ROWS", 2)
+        monkeypatch.setattr(retention, "DROPPED_ROWS", 2)
         storage = await values.opened(tmp_path, retention=RetentionSettings(bodies="none", rows_s=0))
         for _ in range(5):
             await ask(storage)
