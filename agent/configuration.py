@@ -52,6 +52,7 @@ class LoadedSettings(msgspec.Struct, frozen=True):
     settings: Settings
     origins: dict[str, str]
     path: Path
+    flags: Mapping[str, object] = {}  # as they were given to load: a reload puts them on top again
 
 
 def sections() -> dict[str, type[msgspec.Struct]]:
@@ -85,16 +86,18 @@ def load(
     *,
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
+    needed: bool | None = None,
 ) -> LoadedSettings:
     """Read, merge and check the configuration.
 
-    ``flags`` maps dotted keys ("server.port") to values; None values are left out.
+    ``flags`` maps dotted keys ("server.port") to values; None values are left out. ``needed``: whether
+    the file must be there; by itself one that was named must.
     Raises ConfigError naming the file, the key and what is allowed.
     """
     environ = os.environ if environ is None else environ
     path = config_path or default_config_path(environ)
-    explicit = config_path is not None or "OUTRIDER_CONFIG" in environ
-    tree: dict[str, Any] = _read_file(path, must_exist=explicit)
+    named = config_path is not None or "OUTRIDER_CONFIG" in environ
+    tree: dict[str, Any] = _read_file(path, must_exist=named if needed is None else needed)
     origins: dict[str, str] = {key: str(path) for key in _leaves(tree)}
     _check_names(tree, str(path))
     tree = _checked_convert_tree(tree, str(path))
@@ -111,7 +114,7 @@ def load(
     tree["data_dir"] = str(Path(tree["data_dir"]).expanduser().absolute())
     settings = _convert(tree, "flags")
     _check(settings)
-    return LoadedSettings(_under_ceiling(settings), origins, path)
+    return LoadedSettings(_under_ceiling(settings), origins, path, flags or {})
 
 
 def _under_ceiling(settings: Settings) -> Settings:

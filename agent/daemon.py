@@ -73,7 +73,7 @@ def run(loaded: LoadedSettings) -> int:
 
 
 class _Live:
-    """What a reload may change while requests run: the targets, nothing else."""
+    """What a reload may change while requests run: RELOADED, and the routing rules made of them."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -155,7 +155,7 @@ async def serve(
         )
 
         async def reload() -> Settings:
-            found = _read_egress(loaded.path, config, needed=has_file)
+            found = _read_egress(loaded, needed=has_file)
             budget = Budget(found.targets, found.prices, found.budgets)
             await dispatcher.replace_targets(found.targets, found.redaction, budget)
             live.take(found)
@@ -232,13 +232,14 @@ async def serve(
     LOG.info("stopped")
 
 
-def _read_egress(path: Path, config: Settings, *, needed: bool) -> Settings:
-    """Return ``config`` with what this file, and no other, says may leave now.
+def _read_egress(loaded: LoadedSettings, *, needed: bool) -> Settings:
+    """Return the settings of the start with what their file, and no other, says may leave now.
 
-    Raises ConfigError when the file was there once and is gone.
+    The environment and the flags of the start stay on top of it. Raises ConfigError when the file was
+    there once and is gone.
     """
-    absent = not path.exists() and not needed
-    found = Settings() if absent else configuration.load(path).settings
+    found = configuration.load(loaded.path, flags=loaded.flags, needed=needed).settings
+    config = loaded.settings
     routing = msgspec.structs.replace(config.routing, rules=found.routing.rules)
     return msgspec.structs.replace(config, routing=routing, **{name: getattr(found, name) for name in RELOADED})
 
@@ -349,8 +350,11 @@ async def _task(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        LOG.error("background work failed: %s: %s", type(error).__name__, error)
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, OutriderError):
+        LOG.error("background work has ended: %s", error)
+    elif error:
+        log_fault("background work has ended", error=error)
 
 
 def _on_signals(server: uvicorn.Server, reload: Callable[[], Awaitable[object]]) -> None:

@@ -44,9 +44,12 @@ def configure_logging(level: str = "INFO") -> None:
     logging.getLogger().handlers[:] = [handler]
 
 
-def log_fault(what: str, *args: object) -> None:
-    """Log the exception that is being handled by its type and place; its message could quote what a user wrote."""
-    error = sys.exception()
+def log_fault(what: str, *args: object, error: BaseException | None = None) -> None:
+    """Log ``error``, or the exception that is being handled, by its type and place.
+
+    Its message could quote what a user wrote.
+    """
+    error = error or sys.exception()
     place = "" if error is None else "".join(traceback.format_tb(error.__traceback__)).rstrip()
     LOG.error("%s: unexpected %s\n%s", what % args, type(error).__name__, place)
 

@@ -18,7 +18,7 @@ from agent.api.auth import CallerKey, of_caller
 from agent.api.call import Call, Parser, Shape
 from agent.api.deps import ApiDeps, deps_of, key_of
 from agent.api.experiment_request import in_experiment
-from agent.api.model_choice import CLASSIFYING, WRITING, need_model
+from agent.api.model_choice import CLASSIFYING, WRITING, known_model, need_model
 from agent.api.sse import EventStream, EventWriter, while_connected
 from agent.api.task_request import as_task, task_name, with_model, with_policies
 from agent.api.wire import error_object, json_response, read_json
@@ -75,7 +75,9 @@ def make_call(
     requests = tuple(as_caller(key, one) for one in requests)
     requests = tuple(in_experiment(deps, one, body, headers) for one in requests)
     if deps.tasks.book.needs_no_model(requests[0]):
-        model = deps.aliases.target(requests[0].model)
+        # A head answers, whatever is installed; a name that means nothing is an error all the same.
+        named = requests[0].model
+        model = known_model(deps, named) if names_model else deps.aliases.target(named)
     else:
         tasks = CLASSIFYING if requests[0].kind is RequestKind.CLASSIFY else WRITING
         model = need_model(deps, requests[0].model, tasks)

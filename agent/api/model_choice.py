@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from agent.api.deps import ApiDeps, ModelCard
 from agent.errors import InvalidRequest, ModelNotFound
+from agent.models.aliases import DEFAULT
 
 MISSING = "missing"  # state of a model that is in the manifest and not on this device
 WRITING = frozenset({"chat", "complete"})
@@ -25,6 +26,14 @@ def need_model(deps: ApiDeps, name: str, tasks: Collection[str]) -> str:
             param="model",
             code="unsupported_task",
         )
+    return model
+
+
+def known_model(deps: ApiDeps, name: str) -> str:
+    """Return the model that a name stands for, whatever it is made for. Raises ModelNotFound but for the default's name."""
+    model = deps.aliases.target(name)
+    if name != DEFAULT and deps.engine.encoder(model) is None:
+        model_card(deps, model)
     return model
 
 

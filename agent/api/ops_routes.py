@@ -124,7 +124,7 @@ async def reload(request: Request) -> Response:
     need_admin(request)
     deps = deps_of(request)
     settings = await deps.reload_targets()
-    return json_response({"targets": [target.name for target in settings.targets]})
+    return json_response({"targets": [target.name for target in settings.targets], "egress": settings.egress.policy})
 
 
 ROUTES = [

@@ -12,10 +12,11 @@ from starlette.routing import Route
 
 from agent.api.deps import ApiDeps, deps_of
 from agent.api.fields import Fields
-from agent.api.model_choice import CLASSIFYING, WRITING, need_model
+from agent.api.model_choice import CLASSIFYING, WRITING, known_model, need_model
 from agent.api.structure_request import parse_structure
 from agent.api.task_request import as_task
 from agent.api.wire import json_response, read_json
+from agent.errors import InvalidRequest
 from agent.identifiers import uuid7
 from agent.models.aliases import DEFAULT
 from agent.refusal import refusal
@@ -37,7 +38,16 @@ async def trial(request: Request) -> Response:
     if text is None or not text.strip():
         raise fields.missing("input")
     asked = _request(deps, spec, text, model, tools)
-    if not deps.tasks.book.needs_no_model(asked):
+    if deps.tasks.book.needs_no_model(asked):
+        if model is not None:
+            known_model(deps, model)
+            raise InvalidRequest(
+                f"task {spec.name} is answered by a head that reads the vectors of its encoder: no other model changes "
+                "its answers; leave model out",
+                param="model",
+                code="contradiction",
+            )
+    else:
         need_model(deps, asked.model, CLASSIFYING if spec.kind is TaskKind.LABELS else WRITING)
     generation, confidence = await deps.pipeline.tried(asked)
     if generation.failure:

@@ -8,8 +8,10 @@ from typing import IO, Any
 import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
-from agent.cli.output import emit_json, notice, printable, size
-from agent.errors import InvalidRequest
+from agent.cli.output import DECLINED, emit_json, notice, printable, size
+from agent.errors import InvalidRequest, WrongState
+
+WAITING = "awaiting_approval"
 
 
 @click.command()
@@ -37,6 +39,8 @@ def edit(invocation: Invocation, row_id: str, text: str | None, given: IO[str] |
     if text is not None and given is not None:
         raise click.UsageError("--text and --file contradict each other: keep one")
     with open_access(invocation.loaded) as access:
+        if text is None and given is None and (state := access.row(row_id)["state"]) != WAITING:
+            raise WrongState(f"row {row_id} is {state}: only one that waits for a person can be edited")
         messages = None if text is not None else _edited(access.messages(row_id), given)
         row = access.edit(row_id, text, messages)
         shown = access.as_sent(row_id, None) if row["target"] else None
@@ -53,7 +57,8 @@ def _edited(messages: list[dict[str, Any]], given: IO[str] | None) -> list[dict[
     """Return what a person makes of messages, in a file or in an editor. Raises InvalidRequest for no JSON list."""
     text = given.read() if given else click.edit(json.dumps(messages, indent=2, ensure_ascii=False), extension=".json")
     if text is None:
-        raise click.Abort
+        notice("nothing was changed: the editor saved nothing")
+        raise click.exceptions.Exit(DECLINED)
     try:
         found = json.loads(text)
     except ValueError as error:

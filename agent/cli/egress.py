@@ -210,11 +210,14 @@ def _set_policy(invocation: Invocation, policy: str, *, as_json: bool) -> None:
 
     path = invocation.loaded.path
     set_config_value(path, "egress", "policy", policy)
-    told = reload_daemon(invocation)
+    held = reload_daemon(invocation)
     if as_json:
-        emit_json({"policy": policy, "path": str(path), "applied": told})
+        emit_json({"policy": policy, "path": str(path), "applied": held == policy})
         return
-    click.echo(f"egress.policy is {policy} in {path}" + ("; the daemon has taken it over" if told else ""))
+    taken = "; the daemon has taken it over" if held == policy else ""
+    click.echo(f"egress.policy is {policy} in {path}{taken}")
+    if held not in {None, policy}:
+        notice(f"the daemon keeps {held}: it was started with that in its environment or as a flag")
 
 
 def _lines(access: Access) -> Iterator[dict[str, Any]]:

@@ -140,6 +140,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     for one in plan.variations if plan.cheapest else ():
         saving = "" if one.saving_share is None or one.saving_share <= 0 else f", saves {one.saving_share:.0%}"
         yield f"  {one.what + ':':<{WIDTH - 2}} {one.cheapest}{saving}"
+    if plan.local_is_free:
+        yield "Local costs: none were given, so the local machine is counted as free (--per-hour, --hardware, --watts)."
     yield "Not in it: people, retries, cached or batch prices. A month has 30 days, a year 365."
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -77,6 +77,7 @@ def list_rows(invocation: Invocation, state: str | None, all_states: bool, limit
     if (more := sum(by_state.get(name, 0) for name in wanted) - len(rows)) > 0:
         notice(f"... and {more} more: --limit shows up to {PAGE_ROWS}, --state some of them")
     notice(", ".join(f"{name}: {n}" for name, n in by_state.items() if n) or "the queue is empty")
+    _tell_blocked(invocation, by_state)
 
 
 @queue.command()
@@ -252,6 +253,17 @@ def drain(invocation: Invocation, as_json: bool) -> None:
     click.echo(f"{counted(waiting.get('pending', 0) + waiting.get('leased', 0), 'row')} in line")
     if held := waiting.get("awaiting_approval", 0):
         notice(f"{held} more wait for a person: outrider queue release")
+    _tell_blocked(invocation, waiting)
+
+
+def _tell_blocked(invocation: Invocation, by_state: Mapping[str, int]) -> None:
+    """Say which targets are blocked and why, where rows wait for one."""
+    from agent.cli.target import standing
+
+    if by_state.get("pending"):
+        for name, one in standing(invocation).items():
+            if one["state"] == "blocked":
+                notice(f"target {name} is blocked: {one['reason']}")
 
 
 def _only_target(invocation: Invocation) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import emit_json, emit_json_line, moment, notice, printable, table
+from agent.errors import NotFound, OutriderError
+
+if TYPE_CHECKING:
+    from agent.cli.access import Access
 
 STATES = ("running", "answered", "queued", "resolved", "unresolved", "cancelled", "failed")
 PATIENCE_S = 3600.0  # between two events of a stream; the daemon sends comments meanwhile
@@ -60,14 +64,14 @@ def list_requests(invocation: Invocation, state: str | None, limit: int, as_json
 @json_option
 @pass_invocation
 def show(invocation: Invocation, request_id: str, as_json: bool) -> None:
-    """Print one request: question, local answer, late answer, and how it was decided.
+    """Print one request (by its id or its queue row's): question, local answer, late answer, and how it was decided.
 
     Example:  outrider requests show 0197c0de-...
     """
     from agent.cli.access import open_access
 
     with open_access(invocation.loaded) as access:
-        record = access.request(request_id)
+        record = _record(access, request_id)
     if as_json:
         emit_json(record)
         return
@@ -99,6 +103,20 @@ def watch(invocation: Invocation, request_id: str, as_json: bool) -> None:
         notice(f"see it with: outrider requests show {request_id}")
 
 
+def _record(access: Access, given: str) -> dict[str, Any]:
+    """Return the request of this id, or the one whose row in the queue has it."""
+    try:
+        return access.request(given)
+    except OutriderError as unknown:
+        if unknown.code != NotFound.code:
+            raise
+        try:
+            row = access.row(given)
+        except OutriderError:
+            raise unknown from None
+        return access.request(row["request_id"])
+
+
 def texts(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the stored texts of a request with their titles, in the order in which they came."""
     request, generation, late = record.get("request"), record.get("generation"), record.get("cloud_answer")
@@ -118,8 +136,11 @@ def explanation(record: dict[str, Any]) -> str:
     confidence = record.get("confidence") or {}
     generation = record.get("generation") or {}
     lines = [f"decision    {decision.get('action', '-')} because {decision.get('reason', '-')}"]
+    row = record.get("escalation") or {}
     if record.get("state") == "queued":
-        lines[0] += f"; row {((record.get('escalation') or {}).get('state')) or '-'}"
+        lines[0] += f"; row {row.get('state') or '-'}"
+    elif row and row["state"] != "succeeded":
+        lines.append(f"row         {row['state']}: {printable(row.get('last_error') or row['reason'])}")
     lines.append(f"rule        {decision.get('rule_id', '-')}, threshold {_number(decision.get('threshold'))}")
     calibrated = "calibrated" if confidence.get("calibrated") else "uncalibrated"
     lines.append(

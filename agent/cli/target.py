@@ -38,8 +38,8 @@ def list_targets(invocation: Invocation, as_json: bool) -> None:
 
     Example:  outrider target list
     """
-    standing = _standing(invocation)
-    rows = [{**_shown(one), "status": standing.get(one.name)} for one in invocation.settings.targets]
+    by_name = standing(invocation)
+    rows = [{**_shown(one), "status": by_name.get(one.name)} for one in invocation.settings.targets]
     if as_json:
         emit_json(rows)
         return
@@ -155,10 +155,11 @@ def add(
         emit_json({**_shown(added), "path": str(path), "applied": applied})
         return
     click.echo(f"target {name} is in {path}" + ("; the daemon uses it now" if applied else ""))
+    from agent.cli.finding import PROBLEM
     from agent.cli.findings import files_of
 
     for found in files_of(added):
-        notice(f"{found.detail}: {found.remedy}")
+        notice(f"{found.detail}: {found.remedy}" + (" (until then nothing is sent)" if found.level == PROBLEM else ""))
     notice(
         {
             "allow": "text is sent there as it is, UNREDACTED, when the local answer is not sure",
@@ -293,7 +294,7 @@ def _apply(invocation: Invocation, change: Any) -> bool:
     before = path.read_text(encoding="utf-8") if path.exists() else None
     _edit(path, change)
     try:
-        return reload_daemon(invocation)
+        return reload_daemon(invocation) is not None
     except DaemonUnreachable as error:
         notice(f"outrider: {path} is changed, but the daemon was not told: {error}")
         return False
@@ -305,18 +306,17 @@ def _apply(invocation: Invocation, change: Any) -> bool:
         raise
 
 
-def reload_daemon(invocation: Invocation) -> bool:
-    """Tell a running daemon; False when none runs."""
+def reload_daemon(invocation: Invocation) -> str | None:
+    """Tell a running daemon. Returns the ``egress.policy`` that it has then, None when none runs."""
     from agent.cli.client import DaemonClient, find_daemon
 
     if find_daemon(invocation.data_path) is None:
-        return False
+        return None
     with DaemonClient(invocation.settings) as client:
-        client.post("/v1/admin/reload", admin=True)
-    return True
+        return str(client.post("/v1/admin/reload", admin=True)["egress"])
 
 
-def _standing(invocation: Invocation) -> dict[str, Any]:
+def standing(invocation: Invocation) -> dict[str, Any]:
     """Return the daemon's view of each target by name, empty when none runs."""
     from agent.cli.client import DaemonClient, find_daemon
 

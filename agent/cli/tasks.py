@@ -152,6 +152,7 @@ def new(
     else:
         notice(
             'next, with examples like {"input": "...", "answer": "..."}, one a line:\n'
+            f"  outrider tasks teach {spec.name} examples.jsonl --hold-back 0.5\n"
             f"  outrider calibrate {spec.name} examples.jsonl --accuracy {accuracy or 0.95:g}"
         )
 

@@ -86,6 +86,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     options: tuple[Option, ...]
     cheapest: str | None  # None: a price is unknown
     variations: tuple[Variation, ...] = ()
+    local_is_free: bool = False  # nothing was said of what the local machine costs
 
 
 def make_plan(workload: Workload, price: Price | None, local: LocalCosts) -> Plan:
@@ -97,7 +98,8 @@ def make_plan(workload: Workload, price: Price | None, local: LocalCosts) -> Pla
         other = _plan(changed, price, local)
         best = next((one for one in other.options if one.name == other.cheapest), None)
         variations.append(Variation(what, other.cheapest, best.saving_share if best else None))
-    return msgspec.structs.replace(plan, variations=tuple(variations))
+    free = local == LocalCosts(lifetime_months=local.lifetime_months)
+    return msgspec.structs.replace(plan, variations=tuple(variations), local_is_free=free)
 
 
 def _check(workload: Workload, local: LocalCosts) -> None:

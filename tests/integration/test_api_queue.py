@@ -270,7 +270,7 @@ def test_a_target_that_comes_later_gets_nothing_by_itself(tmp_path, cloud):
         early = asked(api, "unsure early")
         sent = len(cloud.chats)
         api.targets = (target_at(cloud.base_url),)
-        assert api.post("/v1/admin/reload").json() == {"targets": ["main"]}
+        assert api.post("/v1/admin/reload").json() == {"targets": ["main"], "egress": "allow"}
         late = asked(api, "unsure late")
         assert api.settled(late)["state"] == "resolved"
         assert [chat.last_user_text for chat in cloud.chats[sent:]] == ["unsure late"]

@@ -97,6 +97,9 @@ def test_a_target_added_later_gets_only_what_a_person_releases(daemon, cloud):
     assert cloud.chats[1].body.decode() == shown
     outrider(daemon, "queue", "cancel", ids[1])
     assert as_json(daemon, "queue", "show", ids[1])["state"] == "cancelled"
+    ended = outrider(daemon, "requests", "show", ids[1]).stdout  # by the row's id, as `queue list` shows it
+    assert ended.startswith(f"{listed['data'][1]['request_id']}  cancelled")
+    assert "row         cancelled: " in ended
     outrider(daemon, "queue", "retry", ids[1], "--json")
     record = outrider(daemon, "requests", "show", listed["data"][0]["request_id"]).stdout
     assert "echo: unsure secret 0" in record
@@ -118,6 +121,8 @@ def test_the_same_verbs_work_on_the_database_while_the_daemon_is_down(tmp_path, 
     assert as_json(daemon, "queue", "list") == running
     assert as_json(daemon, "requests", "list") == requests
     assert as_json(daemon, "requests", "show", requests[0]["id"]) == record
+    assert as_json(daemon, "requests", "show", requests[0]["escalation"]["id"]) == record
+    assert "no request nothing" in outrider(daemon, "requests", "show", "nothing", code=2).stderr
     first, second, third = (row["id"] for row in running["data"])
     assert outrider(daemon, "queue", "show", first, "--as-sent").stdout == body
     outrider(daemon, "queue", "cancel", third)

@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import socket
+import time
 
 import pytest
 from fakes.cloud import cloud_in_thread
@@ -173,6 +174,26 @@ def log_finding(daemon):
     return next(finding["level"] for finding in found if finding["subject"] == "egress log")
 
 
+def test_a_target_that_is_blocked_is_told_where_its_rows_are_looked_at(daemon, cloud, tmp_path):
+    key = tmp_path / "key.txt"
+    key.write_text("sk-1")
+    key.chmod(0o644)
+    outrider(daemon, "target", "remove", "main")
+    add = ("target", "add", "open", "--base-url", cloud.base_url, "--model", "big", "--api-key-file", str(key))
+    assert f"chmod 600 {key} (until then nothing is sent)" in outrider(daemon, *add).stderr
+    outrider(daemon, "ask", "unsure of it")
+    outrider(daemon, "queue", "release", "--all", "--yes")
+    until = time.monotonic() + 30
+    while as_json(daemon, "target", "list")[0]["status"]["state"] != "blocked" and time.monotonic() < until:
+        time.sleep(0.01)
+    for verb in ("list", "drain"):
+        assert "target open is blocked: api_key_file" in outrider(daemon, "queue", verb).stderr
+    key.chmod(0o600)
+    outrider(daemon, "queue", "drain")
+    outrider(daemon, "requests", "watch", as_json(daemon, "requests", "list")[0]["id"])
+    assert len(cloud.chats) == 1
+
+
 def test_a_streamed_answer_that_was_cut_is_told_with_the_request_to_ask_for(daemon):
     result = outrider(daemon, "ask", "crash now", "--stream", code=70)
     (row,) = as_json(daemon, "queue", "list")["data"]
@@ -189,6 +210,8 @@ def test_a_person_edits_approves_and_sees_exactly_what_leaves(daemon, cloud, run
         assert daemon.stop() == 0
     refused = outrider(daemon, "queue", "edit", row_id, "--file", "-", stdin="{}", code=None)
     assert "a JSON list" in refused.stderr
+    left = outrider(daemon, "queue", "edit", row_id, code=1, EDITOR="true")
+    assert "the editor saved nothing" in left.stderr
     edited = outrider(daemon, "queue", "edit", row_id, "--text", "What of eve@example.org?")
     assert "[EMAIL_1]" in edited.stderr
     assert as_json(daemon, "queue", "show", row_id)["edited"] is True
@@ -196,6 +219,8 @@ def test_a_person_edits_approves_and_sees_exactly_what_leaves(daemon, cloud, run
     assert json.loads(shown)["messages"][-1]["content"] == "What of [EMAIL_1]?"
     assert outrider(daemon, "queue", "approve", row_id, "--yes").stdout == "1 row released to main\n"
     request_id = as_json(daemon, "queue", "show", row_id)["request_id"]
+    if not running:  # told before anything is written, and lost
+        assert "is pending" in outrider(daemon, "queue", "edit", row_id, code=2, EDITOR="touch").stderr
     if running:
         outrider(daemon, "requests", "watch", request_id)
     else:

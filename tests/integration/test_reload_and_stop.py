@@ -8,10 +8,13 @@ from fakes.cloud import cloud_in_thread
 from fakes.command_line import TARGET, as_json, outrider
 from fakes.daemon_process import DaemonProcess
 
+from agent import configuration
 from agent import daemon as daemon_module
+from agent.configuration import LoadedSettings
 from agent.errors import ConfigError
 from agent.settings import Settings
 from agent.text_settings import RedactionSettings
+from agent.types import EgressPolicy
 
 NOBODY = "http://127.0.0.1:1/v1"
 
@@ -41,7 +44,7 @@ def test_a_reload_that_cannot_be_read_is_refused_and_changes_nothing(tmp_path):
         assert str(daemon.config) in error["message"]
         assert targets(daemon) == ["main"]
     daemon.config.write_text(text.replace('name = "main"', 'name = "renamed"'))
-    assert reload(daemon).json() == {"targets": ["renamed"]}
+    assert reload(daemon).json() == {"targets": ["renamed"], "egress": "allow"}
     assert daemon.stop() == 0
 
 
@@ -50,10 +53,22 @@ def test_a_reload_never_takes_another_file(tmp_path, isolated):
     other.parent.mkdir(parents=True)
     other.write_text(TARGET.format(url=NOBODY, egress="allow"))
     mine = tmp_path / "mine.toml"
+    before = LoadedSettings(Settings(redaction=RedactionSettings(terms=("Bluebird",))), {}, mine)
     with pytest.raises(ConfigError, match=r"mine\.toml does not exist"):
-        daemon_module._read_egress(mine, Settings(), needed=True)
-    before = Settings(redaction=RedactionSettings(terms=("Bluebird",)))
-    assert daemon_module._read_egress(mine, before, needed=False) == Settings()
+        daemon_module._read_egress(before, needed=True)
+    assert daemon_module._read_egress(before, needed=False) == Settings()
+
+
+def test_a_reload_does_not_loosen_what_the_command_line_said(tmp_path, monkeypatch):
+    file = tmp_path / "outrider.toml"
+    file.write_text(TARGET.format(url=NOBODY, egress="allow"))
+    loaded = configuration.load(file, environ={}, flags={"egress.policy": "never"})
+    after = daemon_module._read_egress(loaded, needed=True)
+    assert (after.egress.policy, after.targets[0].egress) == (EgressPolicy.NEVER, EgressPolicy.NEVER)
+    # Without a file, too, what the environment said stays.
+    monkeypatch.setenv("OUTRIDER_EGRESS_POLICY", "never")
+    nowhere = LoadedSettings(Settings(), {}, tmp_path / "none.toml")
+    assert daemon_module._read_egress(nowhere, needed=False).egress.policy is EgressPolicy.NEVER
 
 
 def test_a_target_that_the_daemon_refuses_is_taken_out_of_the_file_again(tmp_path):

@@ -123,6 +123,19 @@ def test_from_examples_to_a_promise_and_through_a_restart(mail, tmp_path):
     assert as_json(mail.user, "tasks", "show", "mail")["calibration"]["id"] == calibration["id"]
 
 
+def test_a_model_that_is_not_there_is_an_error_also_where_a_head_answers(taught):
+    assert ask(taught, "money back", model=MODEL).status_code == 200
+    assert ask(taught, "money back", model="default").status_code == 200
+    unknown = ask(taught, "money back", model="gpt-4o")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    with taught.client() as client:
+        trials = [
+            client.post("/v1/tasks/mail/trials", json={"input": "x", "model": name}) for name in ("gpt-4o", MODEL)
+        ]
+    assert [one.json()["error"]["code"] for one in trials] == ["model_not_found", "contradiction"]
+    assert "no other model changes its answers" in trials[1].json()["error"]["message"]
+
+
 def test_every_answer_has_all_labels_in_any_order(taught):
     found = ask(taught, "money back").json()
     assert [one["label"] for one in found["labels"]] == sorted(WORDS)

@@ -31,6 +31,13 @@ def test_the_price_book_is_used_with_its_date(tmp_path):
     found = plan(tmp_path, *SUPPORT, "--price-of", "big", "--per-hour", "1", config=CONFIG)
     assert "(prices big, 2026-11-01)" in found.output
     assert "2,667 requests a day" in found.output
+    assert "counted as free" not in found.output
+
+
+def test_a_local_machine_that_nothing_was_said_of_is_told_to_be_free(tmp_path):
+    found = plan(tmp_path, *SUPPORT, *PRICED, "--lifetime-months", "12")
+    assert "Cheapest: local only" in found.output
+    assert "the local machine is counted as free (--per-hour" in found.output
 
 
 def test_no_price_is_unknown(tmp_path):

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from agent import telemetry
+from agent import daemon, telemetry
 
 NEEDLE = "what a user wrote 5f1d"
 
@@ -59,3 +59,17 @@ def test_nor_is_that_of_a_task_that_nobody_awaits(restored, capsys):
     told = capsys.readouterr().err
     assert "asyncio: Task exception was never retrieved" in told
     assert NEEDLE not in told
+
+
+def test_what_runs_beside_the_server_ends_without_its_message_in_the_log(caplog):
+    async def work():
+        fault()
+
+    async def both():
+        async with daemon._task(work()):
+            await asyncio.sleep(0)
+
+    asyncio.run(both())
+    assert "background work has ended: unexpected ValueError" in caplog.text
+    assert "in fault" in caplog.text
+    assert NEEDLE not in caplog.text
