@@ -2,7 +2,9 @@
 
 ``getaddrinfo`` cannot be cancelled. On asyncio's shared threads a hanging one would take a
 place for as long as the system's resolver likes, and hold up the end of the process. Here
-each lookup has a daemon thread of its own, and one name has at most one lookup under way.
+each lookup has a daemon thread of its own. Callers share one; the next after somebody's
+patience ran out begins another, because the line may be back and the hanging one goes on
+for many seconds. At most sixteen of a target are under way.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ import threading
 from ipaddress import ip_address
 
 MOST_ADDRESSES = 4
+MOST_LOOKUPS = 16  # a system that tries three servers twice hangs for half a minute
 
 
 class Resolver:
     """Looks names up. One per target; used on one event loop."""
 
     def __init__(self) -> None:
-        self._under_way: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
+        self._shared: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
+        self._under_way = 0
 
     async def addresses(self, host: str, port: int) -> list[str]:
         """Return at most four addresses of ``host``, families taking turns, in the system's order.
@@ -28,18 +32,26 @@ class Resolver:
         """
         if _is_address(host):
             return [host]
-        future = self._under_way.get((host, port))
+        future = self._shared.get((host, port))
         if future is None:
             future = self._start(host, port)
-        return await asyncio.shield(future)  # a caller that stops waiting leaves the lookup to the next one
+        try:
+            return await asyncio.shield(future)  # a caller that stops waiting leaves the lookup to the others
+        except asyncio.CancelledError:
+            if self._under_way < MOST_LOOKUPS and self._shared.get((host, port)) is future:
+                del self._shared[host, port]
+            raise
 
     def _start(self, host: str, port: int) -> asyncio.Future[list[str]]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[str]] = loop.create_future()
-        self._under_way[host, port] = future
+        self._shared[host, port] = future
+        self._under_way += 1
 
         def forget(done: asyncio.Future[list[str]]) -> None:
-            del self._under_way[host, port]
+            self._under_way -= 1
+            if self._shared.get((host, port)) is done:
+                del self._shared[host, port]
             if not done.cancelled():
                 done.exception()  # nobody may be waiting any more
 

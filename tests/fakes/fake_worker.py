@@ -3,6 +3,7 @@
 A word in the last user message decides (the first that matches, any case):
 
     crash     a few tokens, a line on stderr, then SIGSEGV
+    hoard     takes memory until something ends it, 4 GiB at most
     garbage   bytes that are no frame
     stuck     never answers and never confirms a cancel
     hang      never answers, but confirms a cancel
@@ -116,6 +117,9 @@ class Conversation(threading.Thread):
             self.say(["This", " answer", " will", " not"], -0.05, 0.0)
             os.write(2, b"fake_worker.c:42: GGML_ASSERT(answer != NULL) failed\n")
             os.kill(os.getpid(), signal.SIGSEGV)
+        elif "hoard" in said:
+            hoard = [b"\1" * (1 << 20) for _ in range(4096)]
+            self.end(failure=Failure(FailureKind.CRASH, f"nothing ended this worker at {len(hoard)} MiB"))
         elif "garbage" in said:
             os.write(1, b"HTTP/1.1 200 OK\r\n\r\nnot a frame at all")
         elif "stuck" in said:

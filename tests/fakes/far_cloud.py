@@ -9,10 +9,10 @@ from fakes.cloud import Cloud
 
 
 @contextlib.contextmanager
-def tls_cloud(namespace, host, ca):
-    """A target with TLS on an address of its namespace."""
+def tls_cloud(namespace, host, ca, *, name=None):
+    """A target with TLS on an address of its namespace; its certificate is for ``name``, or for the address."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    ca.issue_cert(host).configure_cert(context)
+    ca.issue_cert(name or host).configure_cert(context)
     loop = asyncio.new_event_loop()
     cloud = Cloud(tls=context, host=host, port=8443)
     started = threading.Event()

@@ -27,11 +27,13 @@ class Namespace:
     def __init__(self, name: str) -> None:
         self.name = name
         self.link = "eth0"
+        self._etc = Path("/etc/netns") / name  # laid over /etc by `ip netns exec`
         run("ip", "netns", "add", name)
         run("ip", "-n", name, "link", "set", "lo", "up")
-        self.pool = ThreadPoolExecutor(1, initializer=self._enter)
+        self.pool = ThreadPoolExecutor(1, initializer=self.enter)
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
+        """Have the calling thread live here from now on."""
         handle = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
         try:
             if _libc.setns(handle, CLONE_NEWNET) != 0:
@@ -44,6 +46,11 @@ class Namespace:
         """What to put before an argv to run it here."""
         return ("ip", "netns", "exec", self.name)
 
+    def resolve_at(self, address: str) -> None:
+        """Have programs that start here with ``prefix`` ask the name server of this address."""
+        self._etc.mkdir(parents=True, exist_ok=True)
+        (self._etc / "resolv.conf").write_text(f"nameserver {address}\n")
+
     def call(self, work: Callable[..., object], *args: object, **kwargs: object):
         """Run ``work`` on the thread that lives here."""
         return self.pool.submit(work, *args, **kwargs).result()
@@ -53,6 +60,7 @@ class Namespace:
 
     def close(self) -> None:
         self.pool.shutdown()
+        shutil.rmtree(self._etc, ignore_errors=True)
         run("ip", "netns", "del", self.name)
 
 

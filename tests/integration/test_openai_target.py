@@ -10,6 +10,7 @@ from fakes.cloud import Cloud
 from fakes.escalation_values import record, row
 from fakes.target_calls import NOW, probe, send, target_for
 
+from agent.escalation.resolver import MOST_LOOKUPS
 from agent.escalation.target import Blocked, Delivered, Held, Offline, Online, RateLimited, Rejected, Retry
 from agent.settings import ConnectivitySettings
 from agent.storage.costs import Used
@@ -234,9 +235,29 @@ async def test_a_resolver_that_hangs_is_offline_within_the_connect_timeout(monke
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     target = target_for("https://slow.invalid/v1", connectivity=ConnectivitySettings(connect_timeout_s=0.1))
     try:
-        outcomes = [await target.probe() for _ in range(3)]
-        assert outcomes == [Offline("no answer in time")] * 3
-        assert len(lookups) == 1, "the lookup that hangs is waited for, not started again"
+        outcomes = [await target.probe() for _ in range(MOST_LOOKUPS + 2)]
+        assert outcomes == [Offline("no answer in time")] * (MOST_LOOKUPS + 2)
+        assert len(lookups) == MOST_LOOKUPS, "lookups that hang do not become more and more"
+    finally:
+        release.set()
+        await target.close()
+
+
+async def test_a_lookup_that_hangs_holds_up_none_that_comes_later(monkeypatch, cloud):
+    release, lookups = threading.Event(), []
+
+    def hang_once(*arguments, **_):
+        lookups.append(arguments)
+        if len(lookups) == 1:
+            release.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", cloud.port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang_once)
+    connectivity = ConnectivitySettings(connect_timeout_s=0.1)
+    target = target_for(f"http://localhost:{cloud.port}/v1", connectivity=connectivity)
+    try:
+        assert await target.probe() == Offline("no answer in time")
+        assert isinstance(await target.probe(), Online)
     finally:
         release.set()
         await target.close()

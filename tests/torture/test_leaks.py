@@ -16,6 +16,7 @@ from agent.types import EgressPolicy
 
 ORDER = [EgressPolicy.NEVER, EgressPolicy.APPROVE, EgressPolicy.REDACT, EgressPolicy.ALLOW]  # from strict to loose
 CONCURRENCY = 4
+TASKS, KEYS = ("notes", "mails"), ("desk", "van")
 CONFIG = """
 [egress]
 policy = "{device}"
@@ -55,6 +56,8 @@ class Asked:
 
     number: int
     accepted: EgressPolicy
+    task: str | None = None
+    key: str | None = None
     held: bool = False
 
     @property
@@ -63,9 +66,12 @@ class Asked:
         ip = f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}"
         return f"unsure qx{n:06d}z: write to p{n:06d}@mail.example, charge {card(n)}, pay {iban(n)}, then look at {ip} please"
 
-    def may_leave(self, now):
-        """Return how it may leave under the present policy: as it is (allow), pseudonymised (redact), or not (None)."""
-        policy = strictest(self.accepted, now)
+    def may_leave(self, now, named):
+        """Return how it may leave under the present policies: as it is (allow), pseudonymised (redact), or not (None).
+
+        ``now`` is that of device and target, ``named`` those of tasks and keys.
+        """
+        policy = strictest(self.accepted, now, *(named[name] for name in (self.task, self.key) if name))
         return policy if policy in {EgressPolicy.ALLOW, EgressPolicy.REDACT} and not self.held else None
 
 
@@ -79,14 +85,35 @@ class Run:
     def __init__(self, tmp_path, cloud):
         self.cloud = cloud
         self.loop = cloud._server.get_loop()
-        self.daemon = DaemonProcess(tmp_path / "device", self.config(EgressPolicy.ALLOW, EgressPolicy.ALLOW)).start()
+        self.named = dict.fromkeys((*TASKS, *KEYS), EgressPolicy.ALLOW)
+        self.tasks = tmp_path / "device" / "tasks"
+        self.tasks.mkdir(parents=True)
+        self.daemon = DaemonProcess(tmp_path / "device", self.config(EgressPolicy.ALLOW, EgressPolicy.ALLOW))
+        self.daemon.start()
         self.asked = {}
         self.of = {}  # a secret -> the number of its request
         self.pool = ThreadPoolExecutor(4)
-        self.http = self.daemon.client()
+        self.write_tasks()
+        self.call()
 
     def config(self, device, target):
-        return CONFIG.format(device=device, target=target, url=self.cloud.base_url, concurrency=CONCURRENCY)
+        keys = "".join(f'\n[[keys]]\nname = "{key}"\negress = "{self.named[key]}"\n' for key in KEYS)
+        return CONFIG.format(device=device, target=target, url=self.cloud.base_url, concurrency=CONCURRENCY) + keys
+
+    def write_tasks(self):
+        for task in TASKS:
+            (self.tasks / f"{task}.toml").write_text(f'name = "{task}"\nkind = "text"\negress = "{self.named[task]}"\n')
+
+    def call(self):
+        self.http = self.daemon.client()
+        self.tokens = {key: self.daemon.token(f"keys/{key}") for key in KEYS}
+
+    def restart(self):
+        """What keys may is read at the start."""
+        self.http.close()
+        assert self.daemon.stop() == 0
+        self.daemon.start()
+        self.call()
 
     def reach(self, up):
         asyncio.run_coroutine_threadsafe(self.cloud.up() if up else self.cloud.down(), self.loop).result()
@@ -100,7 +127,9 @@ class Run:
         batch = []
         for _ in range(count):
             own = chance.choice([None, *ORDER])
-            one = Asked(len(self.asked), strictest(now, own or EgressPolicy.ALLOW))
+            task, key = chance.choice((None, *TASKS)), chance.choice((None, *KEYS))
+            told = [self.named[name] for name in (task, key) if name]
+            one = Asked(len(self.asked), strictest(now, own or EgressPolicy.ALLOW, *told), task, key)
             self.asked[one.number] = one
             for secret in (f"p{one.number:06d}", card(one.number), iban(one.number)):
                 self.of[secret.encode()] = one.number
@@ -112,7 +141,11 @@ class Run:
         body = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": one.text}]}
         if own is not None:
             body["outrider"] = {"egress": own.value}
-        said = self.http.post("/v1/chat/completions", json=body).raise_for_status().json()["outrider"]
+        if one.task:
+            body["metadata"] = {"task": one.task}
+        headers = {"authorization": f"Bearer {self.tokens[one.key]}"} if one.key else {}
+        answer = self.http.post("/v1/chat/completions", json=body, headers=headers)
+        said = answer.raise_for_status().json()["outrider"]
         expected = "uncertain" if one.accepted is EgressPolicy.NEVER else "queued"
         assert said["decision"] == expected, (one, said)
 
@@ -145,14 +178,14 @@ def searched(run, received, now):
     for label, mail, number, ip, account in FOUND.findall(raw):
         if label:
             numbers.add(int(label))
-            if run.asked[int(label)].may_leave(now) is None:
+            if run.asked[int(label)].may_leave(now, run.named) is None:
                 leaks.append(("text", int(label)))
             continue
         owner = int(mail) if mail else run.of.get(number or account)
         if ip:
             parts = [int(part) for part in ip.split(b".")]
             owner = parts[1] << 16 | parts[2] << 8 | parts[3]
-        if owner is None or run.asked[owner].may_leave(now) is not EgressPolicy.ALLOW:
+        if owner is None or run.asked[owner].may_leave(now, run.named) is not EgressPolicy.ALLOW:
             leaks.append((mail or number or ip or account, owner))
     return leaks, numbers
 
@@ -163,7 +196,7 @@ def searched(run, received, now):
     long={"rounds": 40, "requests": 500, "patience_s": 3000},
 )
 def test_flags_flipped_while_requests_wait(tmp_path, size, shown):
-    """labelled requests, policies of device, target and request changed while they wait"""
+    """labelled requests, policies of device, target, request, task and caller's key changed while they wait"""
     chance = random.Random(42)
     leaks, sent = [], Counter()
     with cloud_in_thread() as cloud:
@@ -176,7 +209,11 @@ def test_flags_flipped_while_requests_wait(tmp_path, size, shown):
             for _ in range(chance.choice((0, 0, 0, 1, 2))):
                 apply(run, policies(chance))  # to and fro, while nothing can leave
             after = (EgressPolicy.ALLOW, EgressPolicy.ALLOW) if turn % 3 == 0 else policies(chance)
+            anew = turn % 3 == 1
+            rename(run, chance, TASKS + KEYS if anew else TASKS)
             apply(run, after)
+            if anew:
+                run.restart()
             seen = len(cloud.requests)
             run.reach(up=True)
             run.drained(strictest(*after))
@@ -201,6 +238,12 @@ def test_flags_flipped_while_requests_wait(tmp_path, size, shown):
 def policies(chance):
     """Return policies of the device and of the target, more often loose ones: strict ones show little."""
     return tuple(chance.choices(ORDER, (1, 1, 2, 4), k=2))
+
+
+def rename(run, chance, names):
+    """Change what these tasks and keys may. Of a key it holds from the next start."""
+    run.named |= {name: chance.choices(ORDER, (1, 1, 2, 4))[0] for name in names}
+    run.write_tasks()
 
 
 def apply(run, both):

@@ -7,6 +7,7 @@ the queue begins to drain within 5 s of the line's return.
 import asyncio
 import contextlib
 import random
+import shutil
 import ssl
 import statistics
 import time
@@ -18,6 +19,7 @@ from fakes import cloud as fake
 from fakes import namespaces
 from fakes.daemon_process import DaemonProcess
 from fakes.far_cloud import tls_cloud
+from fakes.name_server import Manner, name_server
 from fakes.namespaces import TARGET_ADDRESS
 from test_r01_kills import drained
 
@@ -34,6 +36,7 @@ concurrency = 2
 connect_timeout_s = 1
 probe_cap_s = 2
 """
+NAME = "target.example"
 why_not = namespaces.available()
 pytestmark = pytest.mark.skipif(bool(why_not), reason=f"NO CLOSED NETWORK TESTED: {why_not}")
 
@@ -41,12 +44,12 @@ pytestmark = pytest.mark.skipif(bool(why_not), reason=f"NO CLOSED NETWORK TESTED
 class Line:
     """The ways in which the line can be cut; each is a context in which it is."""
 
-    def __init__(self, device, far, cloud, ca):
-        self.device, self.far, self.cloud = device, far, cloud
+    def __init__(self, device, far, cloud, ca, names):
+        self.device, self.far, self.cloud, self.names = device, far, cloud, names
         self.loop = cloud._server.get_loop()
         self.right = cloud.tls
         self.wrong = {
-            "certificate of another authority": tls_context(trustme.CA(), TARGET_ADDRESS),
+            "certificate of another authority": tls_context(trustme.CA(), NAME),
             "certificate of another host": tls_context(ca, "elsewhere.example"),
         }
 
@@ -92,6 +95,24 @@ class Line:
         self.cloud.tls = self.right
         self.on_loop(self.cloud.up())
 
+    @contextlib.contextmanager
+    def resolver(self, manner):
+        self.names.manner = manner
+        yield
+        self.names.manner = Manner.ANSWERS
+
+    @contextlib.contextmanager
+    def slow(self, rate):
+        """Both sides send no faster than this."""
+        for side in (self.device, self.far):
+            namespaces.run(
+                "tc", "-n", side.name, "qdisc", "add", "dev", "eth0", "root",
+                "tbf", "rate", rate, "burst", "1600", "latency", "3s",
+            )  # fmt: skip
+        yield
+        for side in (self.device, self.far):
+            namespaces.run("tc", "-n", side.name, "qdisc", "del", "dev", "eth0", "root")
+
     def kinds(self):
         portal = fake.redirect("http://portal.example/login")
         return {
@@ -103,6 +124,14 @@ class Line:
             "portal with a page": lambda: self.answers(fake.html(), fake.html()),
             "cut before the reply": lambda: self.answers(fake.cut_before_reply(), fake.cut_before_reply()),
             **{name: (lambda name=name: self.certificate(name)) for name in self.wrong},
+            "name unknown": lambda: self.resolver(Manner.DENIES),
+            "resolver fails": lambda: self.resolver(Manner.FAILS),
+            "resolver hangs": lambda: self.resolver(Manner.SILENT),
+            **(
+                {rate: (lambda rate=rate: self.slow(rate.replace(" ", "").replace("/s", ""))) for rate in SLOW}
+                if shutil.which("tc")
+                else {}
+            ),
         }
 
 
@@ -112,6 +141,7 @@ def tls_context(ca, host):
     return context
 
 
+SLOW = {"64 kbit/s", "8 kbit/s"}  # an answer may arrive all the same
 SPENDS_ATTEMPTS = {"cut before the reply"}  # bytes left: the target may have them
 
 
@@ -121,15 +151,20 @@ SPENDS_ATTEMPTS = {"cut before the reply"}  # bytes left: the target may have th
     long={"cuts": 500, "patience_s": 6000},
 )
 def test_cut_in_every_way(tmp_path, size, shown):
-    """the line is cut and comes back, in nine ways, in closed network namespaces"""
+    """the line is cut or crawls and comes back, in fourteen ways, in closed network namespaces"""
     chance = random.Random(77)
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    with namespaces.closed_network() as (device, far), tls_cloud(far, TARGET_ADDRESS, ca) as cloud:
-        toml = CONFIG.format(host=TARGET_ADDRESS, ca=tmp_path / "ca.pem")
+    with (
+        namespaces.closed_network() as (device, far),
+        tls_cloud(far, TARGET_ADDRESS, ca, name=NAME) as cloud,
+        name_server(far, TARGET_ADDRESS, NAME, TARGET_ADDRESS) as names,
+    ):
+        device.resolve_at(TARGET_ADDRESS)
+        toml = CONFIG.format(host=NAME, ca=tmp_path / "ca.pem")
         daemon = DaemonProcess(tmp_path / "device", toml, command_prefix=device.prefix)
         device.call(daemon.start)
-        line = Line(device, far, cloud, ca)
+        line = Line(device, far, cloud, ca, names)
         kinds = line.kinds()
         texts, done, spent, local, slow, times = {}, Counter(), [], [], [], []
         order = [*kinds] * (size["cuts"] // len(kinds) + 1)
@@ -149,7 +184,7 @@ def test_cut_in_every_way(tmp_path, size, shown):
                     row = device.call(daemon.request, rid)["escalation"]
                     if row["attempts"] and kind not in SPENDS_ATTEMPTS:
                         spent.append((kind, row["attempts"]))
-                    if row["state"] not in {"pending", "leased"}:
+                    if row["state"] not in {"pending", "leased"} and kind not in SLOW:
                         spent.append((kind, row["state"]))
             began = time.monotonic()
             if kind in SPENDS_ATTEMPTS:

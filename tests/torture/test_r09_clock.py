@@ -26,6 +26,7 @@ base_url = "{url}"
 model = "big"
 egress = "allow"
 concurrency = 2
+timeout_s = 300  # the monotonic clock stands still while a device sleeps, but not for a process that is stopped
 
 [connectivity]
 probe_cap_s = 1
