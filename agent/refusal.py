@@ -21,7 +21,7 @@ def refusal(failure: Failure | None) -> OutriderError:
     message = failure.message
     match failure.kind:
         case FailureKind.CONTEXT_OVERFLOW:
-            return ContextOverflow(message, param=failure.param or None)
+            return ContextOverflow(f"{message}: shorten it", param=failure.param or None)
         case FailureKind.BUSY:
             return Busy(message)
         case FailureKind.TIMEOUT:

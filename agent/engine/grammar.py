@@ -226,12 +226,13 @@ class Grammars:
         text = rule_text(output, tools)
         matcher = llguidance.LLMatcher(self._native_tokenizer(), text, log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            raise RuleRejected(_reason(matcher))
+            raise RuleRejected(f"it cannot be enforced: {_reason(matcher)}")
         compiled = Constraint(matcher, self._size, self._nulls)
         try:
             compiled.fresh().allowed()
         except RuleBroken as error:
-            raise RuleRejected(f"no answer can satisfy it: {error}") from error
+            why = f"no answer can satisfy it ({error}): does a rule lead to itself alone, or do values exclude each other?"
+            raise RuleRejected(why) from error
         return compiled
 
     def _native_tokenizer(self) -> llguidance.LLTokenizer:

@@ -18,10 +18,11 @@ from typing import Any
 
 import msgspec
 
+from agent.confidence.checks import numbers
 from agent.confidence.heads import text_digest
 from agent.errors import BadExamples
 from agent.evaluation.matching import calls_text
-from agent.tasks import TaskKind, TaskSpec
+from agent.tasks import Match, TaskKind, TaskSpec
 
 MOST_EXAMPLES = 20_000
 LONGEST_INPUT = 100_000  # characters
@@ -183,6 +184,8 @@ def _example(line: bytes, number: int, spec: TaskSpec, *, answered: bool) -> Exa
     answers = [_written(one, spec) for one in several]
     if not all(answers):
         return f'no "{key}"'
+    if verdict is None and spec.matching is Match.NUMERIC and not any(map(numbers, answers)):
+        return "an answer without a number, and the task compares numbers"
     if verdict is not None and len(answers) > 1:
         return '"right" with several answers'
     return msgspec.structs.replace(came, answer=answers[0], others=tuple(answers[1:]), verdict=verdict)

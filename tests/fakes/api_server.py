@@ -339,7 +339,7 @@ async def _serve(api: Served, settings: Settings, heartbeat_s: float, ready: thr
 
     async def reload() -> SimpleNamespace:
         await dispatcher.replace_targets(api.targets, settings.redaction)
-        return SimpleNamespace(targets=api.targets)
+        return SimpleNamespace(targets=api.targets, egress=settings.egress)
 
     api.tasks = TaskMemory(TaskBook(folder), storage.tasks, now_ms)
     storage.outbox.on_feedback = api.tasks.on_feedback

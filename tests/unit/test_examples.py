@@ -6,7 +6,7 @@ import pytest
 
 from agent.errors import BadExamples
 from agent.evaluation.examples import MOST_EXAMPLES, check_several_labels, parse_examples, read_examples
-from agent.tasks import TaskKind, TaskSpec
+from agent.tasks import Match, TaskKind, TaskSpec
 
 SPEC = TaskSpec(name="mail", labels={"refund": "", "card lost": ""})
 TEXT = TaskSpec(name="say", kind=TaskKind.TEXT)
@@ -93,6 +93,15 @@ def test_other_kinds_have_answers_and_a_share_of_escalations_needs_none():
     half = lines({"input": "a", "label": next(iter(SPEC.labels))}, {"input": "b"})
     assert [one.answer for one in parse_examples(half, "x", SPEC, answered=False).found] == [None, None]
     assert parse_examples(half[:1], "x", SPEC, answered=False).found[0].answer in SPEC.labels
+
+
+def test_a_task_that_compares_numbers_needs_one_in_each_answer():
+    count = TaskSpec(name="count", kind=TaskKind.TEXT, match=Match.NUMERIC)
+    right = [{"input": "a", "answer": 2}, {"input": "b", "answers": ["a few", "about 3"]}]
+    assert len(parse_examples(lines(*right), "x", count).found) == 2
+    judged = {"input": "d", "answer": "nobody", "right": False}
+    told = fault(*right, {"input": "c", "answer": "J. Verne"}, judged, spec=count)
+    assert told == "x.jsonl: an answer without a number, and the task compares numbers: line 3"
 
 
 def test_written_answers_may_be_several_judged_or_calls():
