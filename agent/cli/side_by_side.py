@@ -23,10 +23,11 @@ import msgspec
 import psutil
 
 from agent import device, executable
-from agent.cli.client import DaemonClient, find_daemon
+from agent.cli.child_daemon import last_line, running, until_healthy
+from agent.cli.client import DaemonClient
 from agent.engine.supervisor import EnginePool
 from agent.engine.worker_status import ThreadChoice
-from agent.errors import DaemonUnreachable, EngineFailed, OutriderError
+from agent.errors import DaemonUnreachable, EngineFailed
 from agent.identifiers import uuid7
 from agent.models.store import open_store
 from agent.settings import EngineSettings, Settings
@@ -34,7 +35,6 @@ from agent.types import Delta, Generation, InferenceRequest, Message, Sampling
 
 START_PATIENCE_S = 120.0
 ANSWER_PATIENCE_S = 300.0
-STOP_PATIENCE_S = 20.0
 WANTED_ROUNDS = 3  # for which answers are shortened
 BUSY_SHARE = 0.3  # of the cores taken by others
 FEWEST_TOKENS = 8
@@ -317,41 +317,14 @@ def _daemon(data_path: Path, engine: EngineSettings, model: str) -> Iterator[tup
     log = data_path.parent / "log"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("OUTRIDER_")}
     started = time.perf_counter()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            executable.command("--config", str(config), "serve"),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environ,
-        )
-    try:
-        _await_start(data_path, process, log)
-        yield time.perf_counter() - started, process
-    finally:
-        process.terminate()
+    with running(executable.command("--config", str(config), "serve"), log, environ) as process:
         try:
-            process.wait(STOP_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _await_start(data_path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + START_PATIENCE_S
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no reason given"]
-            raise EngineFailed(f"the daemon to be measured ended with {process.returncode}: {last[0]}")
-        with contextlib.suppress(DaemonUnreachable):
-            if find_daemon(data_path) is not None:
-                with DaemonClient(Settings(data_dir=str(data_path))) as client:
-                    client.get("/healthz")
-                return
-        time.sleep(0.01)
-    raise OutriderError(
-        f"the daemon to be measured did not answer within {START_PATIENCE_S:g} s; see `outrider doctor`"
-    )
+            until_healthy(data_path, process, START_PATIENCE_S)
+        except DaemonUnreachable as error:
+            raise EngineFailed(
+                f"the daemon to be measured: {last_line(log) or error}; see `outrider doctor`"
+            ) from error
+        yield time.perf_counter() - started, process
 
 
 def _toml(data_path: Path, engine: EngineSettings) -> str:

@@ -16,12 +16,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import httpx2
 import msgspec
 
+from agent.cli.child_daemon import last_line, running, until_healthy
 from agent.cli.client import DaemonAddress, find_daemon
 from agent.errors import ConfigError, DaemonUnreachable, ModelRejected, OutriderError, StorageError
 from agent.service.release import PROGRAM, Release, unpacked
@@ -98,47 +98,16 @@ def _tried(fresh: Path, installed: Installed) -> None:
                 shutil.copy2(installed.data_path / name, data / name)
         empty = Path(place) / "outrider.toml"
         empty.touch()
-        with _running(
-            fresh, ["--config", str(empty), "--data-dir", str(data), "--set", "server.port=0"], place
-        ) as daemon:
-            _until_ready(data, daemon)
-
-
-@contextlib.contextmanager
-def _running(folder: Path, arguments: list[str], place: str) -> Iterator[subprocess.Popen[bytes]]:
-    log = Path(place) / "log"
-    clean = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
-    with log.open("wb") as writer:
-        daemon = subprocess.Popen([str(folder / PROGRAM), *arguments, "serve"], stdout=writer, stderr=writer, env=clean)
-    try:
-        yield daemon
-    except DaemonUnreachable as error:
-        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise ModelRejected(
-            f"the new program does not get ready: {words[-1] if words else error}; nothing was changed"
-        ) from error
-    finally:
-        daemon.terminate()
-        try:
-            daemon.wait(_STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
-
-
-def _until_ready(data_path: Path, process: subprocess.Popen[bytes] | None) -> None:
-    """Wait for /healthz. Raises DaemonUnreachable."""
-    until = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < until:
-        if process is not None and process.poll() is not None:
-            raise DaemonUnreachable(f"it ended with {process.returncode}")
-        address = find_daemon(data_path)
-        if address is not None:
-            with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"{address.url}/healthz", trust_env=False, timeout=5).status_code == 200:
-                    return
-        time.sleep(0.1)
-    raise DaemonUnreachable(f"not ready after {READY_WITHIN_S:.0f} s")
+        command = [fresh / PROGRAM, "--config", empty, "--data-dir", data, "--set", "server.port=0", "serve"]
+        quiet = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+        log = Path(place) / "log"
+        with running([str(part) for part in command], log, quiet) as daemon:
+            try:
+                until_healthy(data, daemon, READY_WITHIN_S)
+            except DaemonUnreachable as error:
+                raise ModelRejected(
+                    f"the new program does not get ready: {last_line(log) or error}; nothing was changed"
+                ) from error
 
 
 def _exchanged(fresh: Path, installed: Installed, version: str, tell: Tell, restart: Callable[[], None] | None) -> None:
@@ -156,7 +125,7 @@ def _exchanged(fresh: Path, installed: Installed, version: str, tell: Tell, rest
         if restart is not None:
             tell(f"starting {version}")
             restart()
-            _until_ready(installed.data_path, None)
+            until_healthy(installed.data_path, None, READY_WITHIN_S)
     except (DaemonUnreachable, ConfigError) as error:
         tell(f"{version} does not get ready: going back")
         still = find_daemon(installed.data_path)

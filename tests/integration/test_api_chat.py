@@ -4,7 +4,7 @@ import re
 
 import openai
 import pytest
-from fakes.api_server import MODEL, USER, events_of, served, target_at
+from fakes.api_server import MODEL, USER, events_of, served
 from fakes.cloud import cloud_in_thread
 
 from agent.settings import EngineSettings, QueueSettings
@@ -13,30 +13,8 @@ ASK = [{"role": "user", "content": "hello there"}]
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory):
-    """No target: what is not sure waits for a person."""
-    with served(tmp_path_factory.mktemp("api") / "data") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def impatient(tmp_path_factory):
-    """Comments after each 20 ms of silence."""
-    with served(tmp_path_factory.mktemp("impatient") / "data", heartbeat_s=0.02) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def cloud():
     with cloud_in_thread() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def joined(tmp_path_factory, cloud):
-    """A target that answers."""
-    targets = (target_at(cloud.base_url),)
-    with served(tmp_path_factory.mktemp("joined") / "data", targets=targets) as server:
         yield server
 
 

@@ -10,12 +10,6 @@ from fakes.cloud import cloud_in_thread
 LABELS = ["refund", "card lost", "weather"]
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("api") / "data") as server:
-        yield server
-
-
 @pytest.fixture
 def cloud():
     with cloud_in_thread() as server:

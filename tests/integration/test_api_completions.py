@@ -8,12 +8,6 @@ from fakes.cloud import cloud_in_thread
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("api") / "data") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def client(api):
     with openai.OpenAI(base_url=f"{api.url}/v1", api_key=USER, max_retries=0) as client:
         yield client
@@ -73,7 +67,7 @@ def test_several_prompts_are_answered_in_their_order_and_stay_here(api, client):
 
 def test_one_prompt_that_fails_ends_the_others_and_is_named(api):
     error = api.post("/v1/completions", {"model": MODEL, "prompt": ["hang", "overflow"]}).json()["error"]
-    assert (error["param"], error["message"]) == ("prompt[1]", "of prompt 1: scripted overflow")
+    assert (error["param"], error["message"]) == ("prompt[1]", "of prompt 1: scripted overflow: shorten it")
     assert api.engine.cancelled.acquire(timeout=20)
 
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 import tomllib
 
 import pytest
@@ -11,6 +10,8 @@ import trustme
 from fakes.cloud import cloud_in_thread
 from fakes.command_line import TARGET, as_json, outrider
 from fakes.daemon_process import DaemonProcess
+
+from agent.cli.child_daemon import until_healthy
 
 
 @pytest.fixture
@@ -189,9 +190,7 @@ def test_a_daemon_with_tls_is_trusted_by_its_own_certificate(tmp_path):
     toml = f'[server]\nport = 0\ntls_cert = "{certificate}"\ntls_key = "{key}"\n'
     daemon = DaemonProcess(tmp_path / "device", toml).start(wait=False)
     try:
-        until = time.monotonic() + 30
-        while not outrider(daemon, "requests", "list", code=None).stdout and time.monotonic() < until:
-            time.sleep(0.05)
+        until_healthy(daemon.data, daemon.process, 30)  # as an update waits for the program that it put in place
         assert outrider(daemon, "ask", "hello").stdout == "echo: hello\n"
         assert as_json(daemon, "env")["OPENAI_BASE_URL"].startswith("https://127.0.0.1:")
     finally:

@@ -3,8 +3,7 @@
 import json
 from urllib.parse import quote
 
-import pytest
-from fakes.api_server import ADMIN, MODEL, served
+from fakes.api_server import ADMIN, MODEL
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -16,12 +15,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("openapi") / "data") as server:
-        yield server
 
 
 def operations(api):

@@ -12,6 +12,7 @@ from fakes import releases
 from fakes.daemon_process import DaemonProcess
 
 from agent.cli import updating
+from agent.cli.child_daemon import until_healthy
 from agent.cli.client import find_daemon
 from agent.cli.update import _folder as folder_of_the_program
 from agent.errors import ConfigError, DiskFull, ModelRejected, StorageError
@@ -103,7 +104,7 @@ def test_a_program_that_fails_in_its_place_goes_back_with_the_database(tmp_path,
         updating.update(signed(tmp_path, releases.program(NEW)), installed, told.append, restart)
     assert told[-1] == f"{NEW} does not get ready: going back"
     assert version(installed) == OLD
-    updating._until_ready(installed.data_path, started[0])
+    until_healthy(installed.data_path, started[0], 20.0)
     started[0].terminate()
     assert started[0].wait(30) == 0
     assert find_daemon(installed.data_path) is None
@@ -166,6 +167,7 @@ import os, signal, sys
 from pathlib import Path
 from fakes import releases
 from agent.cli import updating
+from agent.cli.child_daemon import until_healthy
 from agent.service import release
 archive, folder, data, step = sys.argv[1:]
 steps = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import time
@@ -17,7 +16,8 @@ import psutil
 import tomlkit
 
 from agent import configuration, executable
-from agent.errors import OutriderError
+from agent.cli import child_daemon
+from agent.errors import DaemonUnreachable, OutriderError
 from agent.settings import TargetSettings
 
 PATIENCE_S = 120.0
@@ -38,6 +38,7 @@ class OwnDaemon:
         self.target = target
         self.pid = 0
         self._folder = folder
+        self._log = folder / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._family: dict[int, psutil.Process] = {}
         kept = {name: value for name, value in os.environ.items() if not name.startswith(configuration.ENV_PREFIX)}
@@ -55,16 +56,13 @@ class OwnDaemon:
     @contextlib.contextmanager
     def running(self) -> Iterator[Api]:
         """Start, wait until the model can answer, and stop at the end."""
-        with (self._folder / "daemon.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                executable.command("serve"), env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        self.pid = self._process.pid
-        try:
-            with self._api() as client:
-                yield Api(client)
-        finally:
-            self._stop()
+        with child_daemon.running(executable.command("serve"), self._log, self._environment) as self._process:
+            self.pid = self._process.pid
+            try:
+                with self._api() as client:
+                    yield Api(client)
+            finally:
+                self._remember_family()
 
     def command(self, *arguments: str) -> str:
         """Run ``outrider ARGUMENTS`` as a user would, and return what it prints. Raises DemoFailed."""
@@ -95,30 +93,21 @@ class OwnDaemon:
 
     @contextlib.contextmanager
     def _api(self) -> Iterator[httpx2.Client]:
-        announced = self._folder / "data" / "daemon.json"
         until = time.monotonic() + PATIENCE_S
-        while time.monotonic() < until:
-            self._check_alive()
-            try:
-                found = json.loads(announced.read_text(encoding="utf-8"))
-            except (FileNotFoundError, ValueError):
-                found = {}
-            if found.get("pid") == self.pid:
-                token = (self._folder / "data" / "token").read_text(encoding="utf-8").strip()
-                headers = {"authorization": f"Bearer {token}"}
-                with httpx2.Client(
-                    base_url=found["url"], headers=headers, timeout=PATIENCE_S, trust_env=False
-                ) as client:
-                    while client.get("/readyz").status_code != 200:
-                        self._check_alive()
-                        if time.monotonic() > until:
-                            raise DemoFailed(f"the model does not load: {self._last_words()}")
-                        time.sleep(0.05)
-                    self._remember_family()
-                    yield client
-                    return
-            time.sleep(0.05)
-        raise DemoFailed(f"the daemon does not start: {self._last_words()}")
+        try:
+            address = child_daemon.until_healthy(self._folder / "data", self._process, PATIENCE_S)
+        except DaemonUnreachable as error:
+            raise DemoFailed(f"the daemon does not start, {error}: {self._last_words()}") from error
+        token = (self._folder / "data" / "token").read_text(encoding="utf-8").strip()
+        headers = {"authorization": f"Bearer {token}"}
+        with httpx2.Client(base_url=address.url, headers=headers, timeout=PATIENCE_S, trust_env=False) as client:
+            while client.get("/readyz").status_code != 200:
+                self._check_alive()
+                if time.monotonic() > until:
+                    raise DemoFailed(f"the model does not load: {self._last_words()}")
+                time.sleep(0.05)
+            self._remember_family()
+            yield client
 
     def _check_alive(self) -> None:
         if self._process is not None and self._process.poll() is not None:
@@ -129,19 +118,8 @@ class OwnDaemon:
             parent = psutil.Process(self.pid)
             self._family |= {process.pid: process for process in [parent, *parent.children(recursive=True)]}
 
-    def _stop(self) -> None:
-        assert self._process is not None
-        if self._process.poll() is None:
-            self._remember_family()
-            self._process.terminate()
-            try:
-                self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-
     def _last_words(self) -> str:
-        return (self._folder / "daemon.log").read_text(encoding="utf-8", errors="replace")[-2000:].strip()
+        return self._log.read_text(encoding="utf-8", errors="replace")[-2000:].strip()
 
 
 class Api:
