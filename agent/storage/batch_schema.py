@@ -88,16 +88,27 @@ ORDER BY id DESC LIMIT :limit
 """
 FILE_READ = "SELECT body FROM file_chunks WHERE file_id = :id AND number = :number"
 FILE_DELETE = "DELETE FROM files WHERE id = :id"
-FILES_UNREADY = "DELETE FROM files WHERE ready = 0"
-FILES_EXPIRED = "SELECT id FROM files WHERE expires_at_ms <= :now_ms ORDER BY expires_at_ms LIMIT :limit"
+FILE_HIDE = "UPDATE files SET ready = 0, idempotency_key = NULL WHERE id = :id"
+FILE_DROP_SOME = """
+DELETE FROM file_chunks WHERE file_id = :id
+    AND number IN (SELECT number FROM file_chunks WHERE file_id = :id ORDER BY number LIMIT :limit)
+"""
+FILES_UNREADY = "SELECT id FROM files WHERE ready = 0"
+FILES_EXPIRED = "SELECT id, batch_id FROM files WHERE expires_at_ms <= :now_ms ORDER BY expires_at_ms LIMIT :limit"
 FILE_EXPIRES = "UPDATE files SET expires_at_ms = :now_ms WHERE id = :id"
 OUTPUT_READ = """
 SELECT number, answer FROM batch_lines
 WHERE batch_id = :batch_id AND number > :after AND (status BETWEEN 200 AND 299) = :good ORDER BY number LIMIT :limit
 """
 # Of an output file the answers go; that a line was answered stays.
+OUTPUT_LAST = """
+SELECT max(number) AS last FROM (
+    SELECT number FROM batch_lines WHERE batch_id = :batch_id AND number > :after ORDER BY number LIMIT :limit
+)
+"""
 OUTPUT_FORGET = """
-UPDATE batch_lines SET answer = x'' WHERE batch_id = :batch_id AND (status BETWEEN 200 AND 299) = :good
+UPDATE batch_lines SET answer = x'' WHERE batch_id = :batch_id AND number > :after AND number <= :last
+    AND (status BETWEEN 200 AND 299) = :good
 """
 
 BATCH_PUT = """
@@ -121,14 +132,18 @@ UPDATE batches SET status = :status, ended_at_ms = :now_ms, errors = :errors, ou
     error_file_id = :error
 WHERE id = :id AND ended_at_ms IS NULL
 """
-BATCHES_TO_DROP = "DELETE FROM batches WHERE ended_at_ms <= :before_ms"
+BATCHES_TO_DROP = "SELECT id FROM batches WHERE ended_at_ms <= :before_ms"
+BATCH_DELETE = "DELETE FROM batches WHERE id = :id"
 # What a backup knew as open may have been answered since: its texts would leave a second time.
 BATCHES_RESTORED = """
 UPDATE batches SET status = 'failed', ended_at_ms = :now_ms, errors = :errors WHERE ended_at_ms IS NULL
 """
 
 LINE_PUT = "INSERT INTO batch_lines (batch_id, number, custom_id, body) VALUES (:id, :number, :custom_id, :body)"
-LINES_DELETE = "DELETE FROM batch_lines WHERE batch_id = :id"
+LINES_DROP_SOME = """
+DELETE FROM batch_lines WHERE batch_id = :id
+    AND number IN (SELECT number FROM batch_lines WHERE batch_id = :id ORDER BY number LIMIT :limit)
+"""
 LINES_NEW = """
 SELECT number, custom_id, request_id, body FROM batch_lines INDEXED BY lines_new
 WHERE batch_id = :id AND status IS NULL AND request_id IS NULL AND number > :after ORDER BY number LIMIT :limit

@@ -16,6 +16,7 @@ from agent.storage.file_store import output_id
 from agent.types import EgressPolicy
 
 MOST_OPEN = 100  # batches under way
+DROPPED_LINES = 500  # in one transaction
 _LAST_ID = "~"
 
 
@@ -134,8 +135,8 @@ class BatchStore:
         await self._db.write(work, grows=True)
 
     async def clear_lines(self, batch_id: str) -> None:
-        """Remove the lines of a batch that was not begun."""
-        await self._db.write(lambda connection: connection.execute(sql.LINES_DELETE, {"id": batch_id}).rowcount)
+        """Remove the lines of a batch that was not begun, or that is to go as a whole."""
+        await self._db.write_in_pieces(sql.LINES_DROP_SOME, {"id": batch_id, "limit": DROPPED_LINES})
 
     async def begin(self, batch_id: str, total: int, *, now_ms: int) -> None:
         """Let the lines be answered; a batch that was cancelled meanwhile stays so."""
@@ -229,7 +230,10 @@ class BatchStore:
     async def maintain(self, now_ms: int, keep_s: int) -> None:
         """Remove batches that ended long ago, with all that is left of their lines."""
         parameters = {"before_ms": now_ms - keep_s * 1000}
-        await self._db.write(lambda connection: connection.execute(sql.BATCHES_TO_DROP, parameters).rowcount)
+        found = await self._db.read(lambda connection: connection.execute(sql.BATCHES_TO_DROP, parameters).fetchall())
+        for row in found:
+            await self.clear_lines(row["id"])
+            await self._db.write_in_pieces(sql.BATCH_DELETE, {"id": row["id"]})
 
 
 def _batch(row: Any) -> Batch:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -101,6 +101,14 @@ class Database:
         job = _Job(work, writes=True, grows=grows)
         job.remedies = [self._trim_log] if grows else [self._trim_log, self._give_up_ballast]
         return await self._submit(job)
+
+    async def write_in_pieces(self, statement: str, parameters: Mapping[str, object]) -> None:
+        """Execute a statement with a limit in transactions of its own until it changes nothing.
+
+        What one transaction changes is in memory until it ends (see agent.storage.retention), and in the log.
+        """
+        while await self.write(lambda connection: connection.execute(statement, parameters).rowcount):
+            pass
 
     async def read(self, work: Work[T]) -> T:
         """Run ``work`` on the committed state. It must not write."""

@@ -16,6 +16,7 @@ from agent.storage.database import Database
 
 CHUNK_BYTES = 1 << 20
 INPUT, OUTPUT = "batch", "batch_output"
+DROPPED_CHUNKS, DROPPED_ANSWERS = 4, 500  # in one transaction
 _LINES_AT_ONCE = 200
 _LAST_ID = "~"  # sorts after every id
 
@@ -107,7 +108,8 @@ class FileStore:
         return await self._db.write(work)
 
     async def drop(self, file_id: str) -> None:
-        """Remove a file that did not come whole."""
+        """Remove a file that nobody sees."""
+        await self._db.write_in_pieces(sql.FILE_DROP_SOME, {"id": file_id, "limit": DROPPED_CHUNKS})
         await self._db.write(lambda connection: connection.execute(sql.FILE_DELETE, {"id": file_id}).rowcount)
 
     async def get(self, file_id: str) -> StoredFile:
@@ -150,13 +152,8 @@ class FileStore:
     async def delete(self, file_id: str) -> None:
         """Remove a file and its texts. Raises NotFound, or WrongState for the input of an open batch."""
         file = await self.get(file_id)
-
-        def work(connection: Connection) -> None:
-            if file_id in inputs_in_use(connection):
-                raise WrongState(f"file {file_id} is the input of a batch that runs: cancel that first")
-            remove(connection, file.id, file.batch_id)
-
-        await self._db.write(work)
+        if not await self._remove(file.id, file.batch_id):
+            raise WrongState(f"file {file_id} is the input of a batch that runs: cancel that first")
         await self._db.checkpoint()
 
     async def expire_now(self, file_id: str, now_ms: int) -> None:
@@ -166,19 +163,43 @@ class FileStore:
 
     async def maintain(self, now_ms: int) -> None:
         """Remove files whose time has passed, but for the inputs of open batches."""
-
-        def work(connection: Connection) -> None:
-            used = inputs_in_use(connection)
-            for row in connection.execute(sql.FILES_EXPIRED, {"now_ms": now_ms, "limit": 50}).fetchall():
-                if row["id"] not in used:
-                    found = connection.execute(sql.FILE_GET, {"id": row["id"]}).fetchone()
-                    remove(connection, row["id"], found["batch_id"] if found else None)
-
-        await self._db.write(work)
+        parameters = {"now_ms": now_ms, "limit": 50}
+        found = await self._db.read(lambda connection: connection.execute(sql.FILES_EXPIRED, parameters).fetchall())
+        for row in found:
+            await self._remove(row["id"], row["batch_id"])
 
     async def recover(self) -> None:
-        """Remove what an earlier life did not receive whole."""
-        await self._db.write(lambda connection: connection.execute(sql.FILES_UNREADY).rowcount)
+        """Remove what an earlier life did not receive, or not remove, whole."""
+        for row in await self._db.read(lambda connection: connection.execute(sql.FILES_UNREADY).fetchall()):
+            await self.drop(row["id"])
+
+    async def _remove(self, file_id: str, batch_id: str | None) -> bool:
+        """Remove a file; of an output the answers, first. False, and it stays: an open batch needs it."""
+
+        def hide(connection: Connection) -> bool:
+            used = file_id in inputs_in_use(connection)
+            if not used:
+                connection.execute(sql.FILE_HIDE, {"id": file_id})
+            return not used
+
+        if batch_id is not None:
+            await self._forget_answers(batch_id, good=_is_good(file_id))
+        if hidden := await self._db.write(hide):
+            await self.drop(file_id)
+        return hidden
+
+    async def _forget_answers(self, batch_id: str, *, good: bool) -> None:
+        def work(connection: Connection) -> int | None:
+            some = {"batch_id": batch_id, "after": after, "limit": DROPPED_ANSWERS}
+            last: int | None = connection.execute(sql.OUTPUT_LAST, some).fetchone()["last"]
+            if last is not None:
+                some |= {"last": last, "good": good}
+                connection.execute(sql.OUTPUT_FORGET, some)
+            return last
+
+        after: int | None = -1
+        while after is not None:
+            after = await self._db.write(work)
 
 
 def output_id(batch_id: str, *, good: bool) -> str:
@@ -195,13 +216,6 @@ def inputs_in_use(connection: Connection) -> set[str]:
     return {
         msgspec.json.decode(row["body"])["input_file_id"] for row in connection.execute(sql.BATCHES_USING).fetchall()
     }
-
-
-def remove(connection: Connection, file_id: str, batch_id: str | None) -> None:
-    """Remove a file; of an output the answers too."""
-    connection.execute(sql.FILE_DELETE, {"id": file_id})
-    if batch_id is not None:
-        connection.execute(sql.OUTPUT_FORGET, {"batch_id": batch_id, "good": _is_good(file_id)})
 
 
 def _file(row: Any) -> StoredFile:
