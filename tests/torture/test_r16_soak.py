@@ -81,7 +81,8 @@ def test_soak(tmp_path, size, shown):
         shown.did("answered here, queued", f"{kinds['answered']:,}, {kinds['queued']:,}")
         shown.none("answers other than 200", told.total() - told[200])
         shown.did(
-            "memory at first, warm, at the end", ", ".join(f"{one[1]:.1f} MiB" for one in (samples[0], warm[0], warm[-1]))
+            "memory at first, warm, at the end",
+            ", ".join(f"{one[1]:.1f} MiB" for one in (samples[0], warm[0], warm[-1])),
         )
         shown.most("memory, slope in 10 minutes", memory, 1, "MiB")
         third = len(warm) // 3
