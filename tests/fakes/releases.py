@@ -10,7 +10,7 @@ from agent.models.minisign import SecretKey
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = SecretKey(b"releases", b"r" * 32)
-RUNS = f'PYTHONPATH={ROOT} exec {sys.executable} -m agent "$@"'
+RUNS = f'PYTHONPATH="{ROOT}${{PYTHONPATH:+:$PYTHONPATH}}" exec {sys.executable} -m agent "$@"'
 
 
 def program(version: str, *, unless: str = "false") -> str:

@@ -197,7 +197,7 @@ def test_killed_at_any_step_one_whole_program_is_in_place(tmp_path, installed, s
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(installed.folder), str(installed.data_path), str(step)],
-        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}:{os.environ.get('PYTHONPATH', '')}"},
         stderr=subprocess.PIPE,
         check=False,
     )
