@@ -5,16 +5,20 @@ each family of processors (plain NEON, dot products, matrices of 8-bit integers)
 that reads tokens. qemu-aarch64 runs it: right or wrong can be seen so, speed cannot.
 
     python scripts/arm_check.py MODEL.gguf ...      builds at first, 6 to 10 minutes; then about half a minute each
+    python scripts/arm_check.py --program           the program itself on Arm: root, Debian, Linux 6.7; minutes each
     python scripts/arm_check.py --build             only builds; prints the folder
 
 Each model writes an answer here, always the likeliest token, and every family reads the same
-tokens. Exit code 0 when all agree, 65 when one does not, 1 when it cannot be tried here.
+tokens. With --program, daemon and worker are started here and in a root for Arm (scripts/arm_root.py), and both are asked
+over HTTP for the likeliest answer of the demo model, and for label scores. Exit code 0 when all agree, 65 when one does
+not, 1 when it cannot be tried here.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -24,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import arm_root
 import llama_peer
 import llama_wheel
 from llama_wheel import VERSION, CannotBuildError, say
@@ -49,6 +54,10 @@ ANSWER = 24  # tokens
 MOST_DIVERGENCE = 0.02  # nats, KL(here || there), mean over the positions
 LEAST_SAME = 0.85  # share of positions with the same likeliest token
 MOST_GAP = 0.5  # between the two likeliest tokens where they differ, in nats
+CONVERSATION = "scripts/arm_conversation.py"
+SAME_TOKENS = 5  # at the start of an answer
+MOST_TOKEN_GAP = 0.5  # of the log-probability of a token of the answer, in nats
+MOST_LABEL_GAP = 0.1  # of a label's probability; two forms of the same weights on this machine: 0.06
 
 
 @dataclass(frozen=True)
@@ -199,13 +208,79 @@ def compared(here: Any, there: Any, prompt: int) -> Comparison:
     )
 
 
+def said_here() -> dict[str, Any]:
+    """Return what the program answers on this machine. Raises CannotBuildError."""
+    path = os.pathsep.join(filter(None, (str(arm_root.ROOT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, str(arm_root.ROOT / CONVERSATION)],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise CannotBuildError(f"the program does not answer here: {done.stderr.strip()[-500:]}")
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def said_there(folder: Path, family: str) -> dict[str, Any]:
+    """Return what the program answers on Arm, by the kernels of a family. Raises CannotBuildError."""
+    command = ["python3", f"/opt/outrider/tree/{CONVERSATION}"]
+    told: dict[str, Any] = json.loads(
+        arm_root.run(arm_root.made(), folder / family, FAMILIES[family], emulator(), command)
+    )
+    return told
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """How an answer and label scores stand to those of this machine."""
+
+    text: str
+    machine: str
+    tokens: int  # of our answer
+    same: int  # of them from the start on
+    token_gap: float  # nats, at most, over those
+    label_gap: float  # of probabilities, at most
+    same_label: bool
+
+    @property
+    def agrees(self) -> bool:
+        begins = self.same >= min(SAME_TOKENS, self.tokens)
+        near = self.token_gap <= MOST_TOKEN_GAP and self.label_gap <= MOST_LABEL_GAP
+        return begins and self.same_label and near
+
+    def __str__(self) -> str:
+        return (
+            f"{self.machine}: {self.text!r}; {self.same} of {self.tokens} tokens the same from the start, their "
+            f"log-probabilities within {self.token_gap:.2f} nats; {'the same' if self.same_label else 'ANOTHER'} label, "
+            f"probabilities within {self.label_gap:.3f}"
+        )
+
+
+def conversation_compared(here: dict[str, Any], there: dict[str, Any]) -> Conversation:
+    """Return how one conversation stands to another."""
+    ours, theirs = (told["chat"]["choices"][0]["logprobs"]["content"] for told in (here, there))
+    pairs = list(zip(ours, theirs, strict=False))
+    same = next((at for at, (one, other) in enumerate(pairs) if one["token"] != other["token"]), len(pairs))
+    labels = [{row["label"]: row["probability"] for row in told["scores"]["labels"]} for told in (here, there)]
+    return Conversation(
+        text=there["chat"]["choices"][0]["message"]["content"],
+        machine=there["machine"],
+        tokens=len(ours),
+        same=same,
+        token_gap=max((abs(one["logprob"] - other["logprob"]) for one, other in pairs[:same]), default=0.0),
+        label_gap=max(abs(score - labels[1][label]) for label, score in labels[0].items()),
+        same_label=here["scores"]["label"] == there["scores"]["label"],
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare the engine's kernels for Arm with those of this machine.")
     parser.add_argument("models", nargs="*", type=Path, metavar="MODEL.gguf")
+    parser.add_argument("--program", action="store_true", help="the program itself, by one conversation")
     parser.add_argument("--build", action="store_true", help="only build")
     chosen = parser.parse_args()
-    if not chosen.models and not chosen.build:
-        parser.error("name a model, or say --build")
+    if not chosen.models and not chosen.build and not chosen.program:
+        parser.error("name a model, or say --program or --build")
     wrong = False
     try:
         folder = built()
@@ -217,6 +292,12 @@ def main() -> int:
                 found = compared(here, read_there(folder, family, model, tokens, prompt), prompt)
                 wrong = wrong or not found.agrees
                 print(f"{model.name}, {family}: {'agrees' if found.agrees else 'DOES NOT AGREE'}: {found}", flush=True)
+        if chosen.program:
+            ours = said_here()
+            for family in FAMILIES:
+                talk = conversation_compared(ours, said_there(folder, family))
+                wrong = wrong or not talk.agrees
+                print(f"program, {family}: {'agrees' if talk.agrees else 'DOES NOT AGREE'}: {talk}", flush=True)
     except CannotBuildError as error:
         say(str(error))
         return 1

@@ -47,3 +47,32 @@ def test_kernels_that_are_wrong_do_not_agree():
     assert arm_check.compared(here, here + np.float32(0.01), 10).agrees  # a shift of all is no difference
     assert not arm_check.compared(here, np.roll(here, 1, -1), 10).agrees
     assert not arm_check.compared(here, np.zeros_like(here), 10).agrees
+
+
+def conversation(tokens, scores):
+    content = [{"token": token, "logprob": score} for token, score in tokens]
+    labels = [{"label": label, "probability": score} for label, score in scores.items()]
+    return {
+        "machine": "aarch64",
+        "chat": {
+            "choices": [
+                {"message": {"content": "".join(token for token, _ in tokens)}, "logprobs": {"content": content}}
+            ]
+        },
+        "scores": {"label": max(scores, key=scores.get), "labels": labels},
+    }
+
+
+@pytest.mark.parametrize(
+    ("tokens", "scores", "agrees"),
+    [
+        ([("It", -0.2), (" is", -0.1), (" Paris", -0.1), (".", -0.1)], {"a": 0.55, "b": 0.45}, True),
+        ([("It", -0.2), (" was", -0.1), (" Paris", -0.1), (".", -0.1)], {"a": 0.6, "b": 0.4}, False),
+        ([("It", -2.2), (" is", -0.1), (" Paris", -0.1), (".", -0.1)], {"a": 0.6, "b": 0.4}, False),
+        ([("It", -0.2), (" is", -0.1), (" Paris", -0.1), (".", -0.1)], {"a": 0.4, "b": 0.6}, False),
+        ([("It", -0.2), (" is", -0.1), (" Paris", -0.1), (".", -0.1)], {"a": 0.9, "b": 0.1}, False),
+    ],
+)
+def test_a_conversation_agrees_by_its_first_tokens_and_its_scores(tokens, scores, agrees):
+    ours = conversation([("It", -0.1), (" is", -0.1), (" Paris", -0.1), (".", -0.1)], {"a": 0.6, "b": 0.4})
+    assert arm_check.conversation_compared(ours, conversation(tokens, scores)).agrees is agrees

@@ -40,14 +40,14 @@ def why_not() -> str:
     return ""
 
 
-def root_archive(cache: Path) -> Path:
-    """Return an archive of the bare root, fetched once."""
-    archive = cache / f"{SUITE}-minbase.tar"
+def root_archive(cache: Path, suite: str = SUITE) -> Path:
+    """Return an archive of the bare root of a release, fetched once."""
+    archive = cache / f"{suite}-minbase.tar"
     if not archive.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        fresh = cache / f"{SUITE}-{os.getpid()}"
+        fresh = cache / f"{suite}-{os.getpid()}"
         try:
-            subprocess.run(["debootstrap", "--variant=minbase", SUITE, str(fresh)], check=True, capture_output=True)
+            subprocess.run(["debootstrap", "--variant=minbase", suite, str(fresh)], check=True, capture_output=True)
             partial = archive.with_suffix(".part")
             subprocess.run(["tar", "-C", str(fresh), "-cf", str(partial), "."], check=True)
             partial.rename(archive)
@@ -125,11 +125,11 @@ class BareMachine:
 
 
 @contextlib.contextmanager
-def bare_machine(folder: Path, cache: Path, namespace: Namespace) -> Iterator[BareMachine]:
+def bare_machine(folder: Path, cache: Path, namespace: Namespace, suite: str = SUITE) -> Iterator[BareMachine]:
     """Lay the root out in ``folder``; take its mounts away afterwards."""
     root = folder / "root"
     root.mkdir()
-    subprocess.run(["tar", "-C", str(root), "-xf", str(root_archive(cache))], check=True)
+    subprocess.run(["tar", "-C", str(root), "-xf", str(root_archive(cache, suite))], check=True)
     subprocess.run(["mount", "-t", "proc", "proc", str(root / "proc")], check=True)
     machine = BareMachine(root, namespace)
     try:
