@@ -17,6 +17,7 @@ from agent.confidence.certify import Certificate, Ranked, Scored
 Floats = NDArray[np.float64]
 Right = NDArray[np.bool_]
 SEED = 7
+GAPS = (0.5, 0.8, 0.95)  # shares of a gap that are to be closed
 
 
 class Answers(NamedTuple):
@@ -186,13 +187,24 @@ def _ece(told: Floats, right: Right) -> float:
     return float(sum(abs(np.sum(told[part] - right[part])) for part in parts) / len(told))
 
 
-def attainable(answers: Answers) -> tuple[float, float, dict[float, float]]:
-    """Return APGR with a perfect cloud, its maximum, and the least escalated share for 50, 80 and 95 % of the gap."""
-    right = answers.right[np.argsort(answers.scores, kind="stable")]  # least sure first
-    wrongs = int((~right).sum())
-    gained = np.concatenate([[0.0], np.cumsum(~right) / max(1, wrongs)])
-    share = {level: float(np.argmax(gained >= level - 1e-12)) / len(right) for level in (0.5, 0.8, 0.95)}
-    return float(np.trapezoid(gained, dx=1 / len(right))), (1 + float(right.mean())) / 2, share
+def attainable(answers: Answers, cloud: float = 1.0) -> tuple[float, float, dict[float, float]]:
+    """Return APGR, its maximum, and the least escalated share for 50, 80 and 95 % of the gap.
+
+    ``cloud``: how often a simulated target is right, whatever is asked. All are NaN where it is not above the local
+    accuracy: there is no gap.
+    """
+    gap = float(cloud - answers.right.mean()) * len(answers.right)
+    if gap <= 0:
+        return math.nan, math.nan, dict.fromkeys(GAPS, math.nan)
+
+    def closed(order: Sequence[int] | NDArray[np.int64]) -> Floats:
+        return np.concatenate([[0.0], np.cumsum(cloud - answers.right[order]) / gap])
+
+    found = closed(np.argsort(answers.scores, kind="stable"))  # least sure first
+    best = closed(np.argsort(answers.right, kind="stable"))
+    share = {level: float(np.argmax(found >= level - 1e-9)) / len(answers.right) for level in GAPS}
+    step = 1 / len(answers.right)
+    return float(np.trapezoid(found, dx=step)), float(np.trapezoid(best, dx=step)), share
 
 
 def allowed_broken(delta: float, draws: int) -> float:

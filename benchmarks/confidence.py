@@ -18,7 +18,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program thi
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes measure side by side
 
 from benchmarks import label_latency
-from benchmarks.closed_labels import Job, Row, measured
+from benchmarks.closed_labels import Job, measured
 from benchmarks.closed_sets import EIGHT, HARD, PARTS, eight_intents
+from benchmarks.rows import Row, as_json, markdown
 
 DRAWS, QUICK_DRAWS = 400, 200
 QUICK_TESTED = 1200  # test examples of a set
@@ -47,16 +48,7 @@ def through_the_api(folder: Path) -> Iterator[Row]:
     yield Row(name, "by a head: processor time, ms", by_head.cpu_ms)
     yield Row(name, "by the language model: processor time, ms", by_model.cpu_ms)
     ratio = by_model.cpu_ms / by_head.cpu_ms
-    yield Row(name, "times cheaper than the language model", ratio, None, "at least 5", ratio >= 5)
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    lines = ["| Set | What | Value | 95 % interval | Wanted | |", "|---|---|---:|---|---|---|"]
-    for row in rows:
-        interval = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}" if row.interval else ""
-        mark = "" if row.ok is None else ("yes" if row.ok else "**no**")
-        lines.append(f"| {row.set} | {row.what} | {row.value:.3f} | {interval} | {row.wanted} | {mark} |")
-    return "\n".join(lines) + "\n"
+    yield Row(name, "times cheaper than the language model", ratio, None, "at least 5", ratio >= 5, 1.0)
 
 
 def closed_labels(data: Path, most: int, draws: int, *, quick: bool) -> tuple[list[Row], list[str]]:
@@ -64,7 +56,7 @@ def closed_labels(data: Path, most: int, draws: int, *, quick: bool) -> tuple[li
     largest, *others = [part.name for part in PARTS]
     jobs = [
         Job((largest,), (), not quick, data, most, draws),
-        Job(tuple(others), HARD[:1] if quick else HARD, False, data, most, draws),
+        Job(tuple(others), HARD[:1] if quick else HARD, not quick, data, most, draws),
     ]
     with ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
         found = list(pool.map(measured, jobs))
@@ -115,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         before, _, rest = chosen.write.read_text(encoding="utf-8").partition(begin)
         chosen.write.write_text(f"{before}{begin}\n{markdown(rows)}{end}{rest.partition(end)[2]}", encoding="utf-8")
     elif chosen.json:
-        print(json.dumps([row._asdict() for row in rows], indent=1))
+        print(json.dumps([as_json(row) for row in rows], indent=1))
     else:
         print(markdown(rows), end="")
     for what in absent:
