@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes measure side by s
 from benchmarks import label_latency
 from benchmarks.closed_labels import Job, measured
 from benchmarks.closed_sets import EIGHT, HARD, PARTS, eight_intents
-from benchmarks.rows import Row, as_json, markdown
+from benchmarks.rows import Row, as_json, markdown, summary
 
 DRAWS, QUICK_DRAWS = 400, 200
 QUICK_TESTED = 1200  # test examples of a set
@@ -104,8 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"missed: {row.set}: {row.what}: {row.value:.3f}, wanted {row.wanted}", file=sys.stderr)
     if chosen.write:
         begin, end = marks
+        table = markdown(rows) if chosen.api else f"{summary(rows)}\n{markdown(rows)}"
         before, _, rest = chosen.write.read_text(encoding="utf-8").partition(begin)
-        chosen.write.write_text(f"{before}{begin}\n{markdown(rows)}{end}{rest.partition(end)[2]}", encoding="utf-8")
+        chosen.write.write_text(f"{before}{begin}\n{table}{end}{rest.partition(end)[2]}", encoding="utf-8")
     elif chosen.json:
         print(json.dumps([as_json(row) for row in rows], indent=1))
     else:

@@ -7,7 +7,7 @@ from agent.likelihoods import LabelScores
 from benchmarks import certificates, untaught
 from benchmarks.certificates import Answers
 from benchmarks.closed_labels import rankings
-from benchmarks.rows import Row, as_json, markdown
+from benchmarks.rows import SUMMED_UP, Row, as_json, markdown, summary
 
 RIGHT = np.array([True, True, True, False])
 
@@ -58,3 +58,10 @@ def test_a_row_is_told_with_its_ratio_to_the_other() -> None:
     }  # fmt: skip
     assert as_json(Row("set", "accuracy", 0.5))["ratio"] is None
     assert "| set | ECE | 0.020 |  | at most 0.03 | yes |" in markdown([row])
+
+
+def test_the_summary_has_a_line_for_each_set_of_which_most_is_known() -> None:
+    whole = [Row("taught", f"{begin} and more", 0.5 + at / 100) for at, begin in enumerate(SUMMED_UP.values())]
+    del whole[4]  # what was not measured is left empty
+    lines = summary([*whole, Row("hard", "accuracy, n=5", 0.4)]).splitlines()
+    assert lines[2:] == ["| taught | 0.500 | 0.510 | 0.520 | 0.530 |  | 0.550 | 0.560 | 0.570 | 0.580 | 0.590 |"]
