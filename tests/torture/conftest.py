@@ -17,6 +17,7 @@ from fakes.torture_record import Record, Scenario, table
 PROFILE = os.environ.get("TORTURE") or "short"
 ONLY = {name.strip().lower() for name in os.environ.get("ONLY", "").split(",") if name.strip()}
 HERE = Path(__file__).parent
+ENDED = pytest.StashKey[bool]()
 RECORD = Record(HERE.parents[1] / "build" / "torture" / f"{PROFILE}.json", PROFILE)
 
 
@@ -43,6 +44,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in gone]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    if call.when == "call":
+        item.stash[ENDED] = not report.failed
+    return report
+
+
 @pytest.fixture
 def size(request: pytest.FixtureRequest) -> dict:
     """What this profile asks of the scenario."""
@@ -55,6 +64,8 @@ def shown(request: pytest.FixtureRequest):
     name = number(request.node)
     scenario = Scenario(name, request.node.name, (request.function.__doc__ or "").strip().splitlines()[0])
     yield scenario
+    if not request.node.stash.get(ENDED, False):  # what follows was not looked at
+        scenario.holds("the scenario ran to its end", held=False)
     RECORD.add(scenario)
     if PROFILE != "short":
         RECORD.save()
