@@ -4,6 +4,7 @@ A task that was taught answers by its head; the language model is asked only whe
 its label scores. Without a head, the scores of inputs without content correct those of the
 others; they are kept per model, prompt and set of labels: a stream of requests of one kind pays
 for them once. A task corrects by the mean over its earlier inputs as soon as there are enough.
+How like the input each label is counts beside that, where the embedded encoder is at hand.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 
 from agent.confidence import labels as label_confidence
 from agent.confidence.heads import AppliedHead, Feature
+from agent.label_likeness import LabelLikeness, Likeness, label_texts
 from agent.likelihoods import LabelScores
 from agent.scores import Scores, Vectors
 from agent.task_book import TaskBook
@@ -52,10 +54,13 @@ def sorting(text: str, labels: Sequence[str]) -> tuple[Message, ...]:
 class Classifier:
     """Scores the labels of requests and chooses the likeliest."""
 
-    def __init__(self, engine: LabelEngine, tasks: TaskBook | None = None) -> None:
-        """Without ``tasks`` every request stands alone."""
+    def __init__(
+        self, engine: LabelEngine, tasks: TaskBook | None = None, likeness: LabelLikeness | None = None
+    ) -> None:
+        """Without ``tasks`` every request stands alone; without ``likeness`` the language model is asked alone."""
         self._engine = engine
         self._tasks = tasks
+        self._likeness = likeness
         self._content_free: OrderedDict[bytes, _Rows] = OrderedDict()
 
     async def run(self, request: InferenceRequest) -> Generation:
@@ -86,6 +91,7 @@ class Classifier:
             rows, spent_ms = found
         if request.task and tasks:
             tasks.observe(request.task, labels, figures, scores.model_digest)
+        like = Likeness() if scores.trained else await self._likeness_of(request, labels)
         of = {label: index for index, label in enumerate(labels)}
         order = [of[label] for label in request.labels]
         told = LabelScores(
@@ -95,8 +101,19 @@ class Classifier:
             content_free=tuple(tuple(row[index] for index in order) for row in rows),
             earlier=tuple(earlier[index] for index in order) if earlier else (),
             trained=scores.trained,
+            likeness=tuple(like.figures[index] for index in order) if like.figures else (),
+            encoder=like.encoder_digest if like.figures else "",
         )
-        return _chosen(request, told, _generation(scores, scores.duration_ms + spent_ms, None))
+        spent_ms += scores.duration_ms + like.duration_ms
+        return _chosen(request, told, _generation(scores, spent_ms, None))
+
+    async def _likeness_of(self, request: InferenceRequest, labels: Sequence[str]) -> Likeness:
+        if self._likeness is None:
+            return Likeness()
+        described = self._tasks.spec(request.task).labels if self._tasks and request.task else {}
+        text = request.messages[-1].content
+        texts = label_texts(labels, described)
+        return await self._likeness.of(text, texts, deadline_at_ms=request.deadline_at_ms)
 
     async def _by_head(self, request: InferenceRequest, head: AppliedHead) -> Generation | None:
         """Return the head's choice; None where an encoder or model is not the one that it was taught with."""

@@ -18,5 +18,7 @@ class LabelScores(msgspec.Struct, frozen=True, kw_only=True):
     content_free: tuple[tuple[float, ...], ...] = ()  # the same of inputs without content, one row each
     trained: bool = False  # by a model made for these labels: there is nothing to correct by
     earlier: tuple[float, ...] = ()  # the mean over earlier inputs of the task
+    likeness: tuple[float, ...] = ()  # to the input, of each label: -1..1, by the vectors of an encoder
+    encoder: str = ""  # digest of that encoder
     probabilities: tuple[float, ...] = ()
     head: str = ""  # id of the taught head

@@ -22,6 +22,7 @@ from agent.confidence.estimators import Estimator
 from agent.confidence.fields import FieldJudge
 from agent.errors import DiskFull, EngineFailed, InvalidRequest, QueueFull
 from agent.holds import Holds
+from agent.label_likeness import LabelLikeness
 from agent.moderation import Moderator
 from agent.records import Accepted, RequestRecord, RequestState
 from agent.refusal import refusal
@@ -112,7 +113,7 @@ class Pipeline:
         self._wake_dispatcher = wake_dispatcher
         self.holds = Holds()
         self._tasks = tasks
-        self._classifier = Classifier(engine, tasks)
+        self._classifier = Classifier(engine, tasks, LabelLikeness(engine))
         self._writer = TaskWriter(engine, tasks, judge_fields)
         self._topics = Topics(engine, tasks)
         self._moderator = Moderator(moderation or ModerationSettings(), self._classifier, tasks)

@@ -18,20 +18,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program this file has only its own folder
 
 from agent.batch import open_encoder
 from agent.cli.teach_answers import gains
-from agent.confidence import answer_features, checks, labels, maps
+from agent.confidence import answer_features, binomial, checks, labels, maps
 from agent.confidence.answer_features import Shown
 from agent.confidence.appraiser_fitting import fit
 from agent.confidence.certify import Scored
 from agent.confidence.fit_order import Judged
-from agent.confidence.logistic import logistic
 from agent.demonstrations import MOST
 from agent.evaluation import matching
+from agent.likelihoods import LabelScores
 from agent.tasks import TaskKind
 from agent.types import Generation
 from benchmarks import certificates, open_table
@@ -39,11 +41,11 @@ from benchmarks.certificates import Answers, Floats
 from benchmarks.open_raw import ENCODER, Kept, key_of, parts_of, read_raw, shown_to
 from benchmarks.open_sets import SETS, Item, OpenSet
 from benchmarks.open_table import Figure
+from benchmarks.state_probe import probe
 
 DELTA, DRAWS = 0.1, 400
 RIGHT_ONE_IN_FIVE = 0.2
 FEW_ASKED = 60  # below it, those that teach are judged, too: each by a model of the others
-PROBE_STRENGTH = 0.01  # inverse of the L2 penalty, of standardised states
 VOCABULARY = 49152  # of the model: the largest entropy is its logarithm
 
 
@@ -108,26 +110,9 @@ def told_of(of: OpenSet, folder: Path, raw: dict[Any, Kept], embed: Any) -> dict
 
 
 def _figures(of: OpenSet, item: Item, generation: Generation, shown: Shown | None) -> dict[str, float]:
-    if not item.options:
-        return answer_features.features(of.spec.kind, item.input, generation, shown)
-    scores = generation.label_scores
-    if scores is None:
-        return {}
-    probabilities = labels.distribution(scores)
-    told = labels.judge(generation).signals
-    each = [one / count for one, count in zip(scores.logprobs, scores.token_counts, strict=True)]
-    best = labels.best(item.options, probabilities)
-    return {
-        "margin": told["margin"],
-        "entropy": told["entropy"],
-        "top_probability": told["top_probability"],
-        "mass": math.log(max(1e-9, told.get("mass", 0.0))),
-        "raw_agrees": float(best == int(np.argmax(scores.logprobs))),
-        "mean_agrees": float(best == int(np.argmax(each))),
-        "best_mean": each[best],
-        "length": math.log1p(len(item.input)),
-        "answer_length": math.log1p(len(generation.text)),
-    }
+    if item.options:
+        return labels.judge(generation).signals
+    return answer_features.features(of.spec.kind, item.input, generation, shown)
 
 
 class Appraised(NamedTuple):
@@ -172,12 +157,13 @@ def others(told: Sequence[Told]) -> dict[str, Floats]:
     """Return what other programs would go by, of the same answers."""
     chance = np.random.default_rng(certificates.SEED).random(len(told))
     if told[0].item.options:
-        scores = [one.generation.label_scores for one in told]
-        raw = np.array([max(one.logprobs) if one else -99.0 for one in scores])
-        margin = np.array([one.figures["margin"] for one in told])
+        raw = np.array([one.figures["best_logprob"] for one in told])
         entropy = np.array([-one.figures["entropy"] for one in told])
-        return {"margin of the corrected labels (untaught)": margin, "raw log-probability": raw,
-                "entropy alone (as Cactus)": entropy, "random": chance}  # fmt: skip
+        return {"raw log-probability": raw, "entropy alone (as Cactus)": entropy,
+                "margin": np.array([one.figures["margin"] for one in told]),
+                "how much more like the question than other options": np.array(
+                    [one.figures.get("likeness_margin", 0.0) for one in told]
+                ), "random": chance}  # fmt: skip
     tokens = [
         [token for token in (*one.generation.tokens, *([one.generation.end] if one.generation.end else []))
          if not token.forced]
@@ -204,6 +190,9 @@ def figures_of(of: OpenSet, found: dict[tuple[str, int], list[Told]], draws: int
     taught, asked = found.get(("taught", count), []), found.get(("asked", count), [])
     if not taught:
         return
+    if taught[0].item.options:
+        yield from _chosen([one for one in (*taught, *asked) if one.figures], of.wanted, draws)
+        return
     crossed = len(asked) < FEW_ASKED
     if plain := {one.item: one.right for one in found.get(("taught", 0), [])} if of.demonstrated else {}:
         both = [(plain[one.item], one.right) for one in taught if one.item in plain]
@@ -211,6 +200,7 @@ def figures_of(of: OpenSet, found: dict[tuple[str, int], list[Told]], draws: int
         yield f"right without demonstrations, n={len(both)}", sum(a for a, _ in both) / len(both), None, "", None
         told = f"right behind the {MOST} nearest, the same {len(both)} ({'kept' if kept else 'not kept'})"
         yield told, sum(b for _, b in both) / len(both), None, "", None
+        yield from _without_demonstrations(found.get(("taught", 0), []), found.get(("asked", 0), []))
     judged = [*taught, *asked] if crossed else asked
     accuracy = float(np.mean([one.right for one in judged]))
     by = "each judged by a model of the others" if crossed else f"taught by {len(taught)}"
@@ -233,17 +223,61 @@ def figures_of(of: OpenSet, found: dict[tuple[str, int], list[Told]], draws: int
         yield from _fields(judged[:half], judged[half:]) if crossed else _fields(taught, asked)
 
 
-def _rankings(appraised: Appraised, wanted: float | None) -> Iterator[Figure]:
+def _without_demonstrations(taught: Sequence[Told], asked: Sequence[Told]) -> Iterator[Figure]:
+    """Figures of the same set where nothing is shown to the model, if that was recorded."""
+    judged = [*taught, *asked]
+    if not asked or len(judged) < FEW_ASKED:
+        return
+    try:
+        answers = cross_validated(judged).answers
+    except ValueError:  # all are right, or all are wrong
+        return
+    interval = certificates.bootstrap(answers, certificates.auroc)
+    what = f"AUROC without demonstrations, n={len(answers.right)}, each judged by a model of the others"
+    yield what, certificates.auroc(answers), interval, "", None
+    yield f"accuracy without demonstrations, n={len(answers.right)}", float(answers.right.mean()), None, "", None
+
+
+def _chosen(judged: Sequence[Told], wanted: float | None, draws: int) -> Iterator[Figure]:
+    """Figures of options that come with the question: nothing is taught, the product's own score is looked at."""
+    right = np.array([one.right for one in judged])
+    accuracy = float(right.mean())
+    yield f"accuracy, n={len(judged)}, nothing taught", accuracy, _share(right), "", None
+    alone = [msgspec.structs.replace(scores, likeness=(), encoder="") for scores in map(_scores_of, judged)]
+    by_model = [labels.distribution(scores) for scores in alone]
+    chosen = [one.item.options[labels.best(one.item.options, p)] for one, p in zip(judged, by_model, strict=True)]
+    by_itself = np.array([text in one.item.answers for one, text in zip(judged, chosen, strict=True)])
+    yield "accuracy of the language model alone", float(by_itself.mean()), _share(by_itself), "", None
+    ranked = Answers(np.array([labels.score_of(scores) or 0.0 for scores in alone]), by_itself)
+    interval = certificates.bootstrap(ranked, certificates.auroc)
+    yield "AUROC of the language model alone, of its own answers", certificates.auroc(ranked), interval, "", None
+    scores = np.array([labels.score_of(_scores_of(one)) or 0.0 for one in judged])
+    appraised = Appraised(Answers(scores, right), [], list(judged))
+    yield from _rankings(appraised, wanted if accuracy >= RIGHT_ONE_IN_FIVE else None, of="score")
+    yield from _certified(appraised, draws, accuracy)
+
+
+def _scores_of(one: Told) -> LabelScores:
+    if one.generation.label_scores is None:
+        raise ValueError("an answer of multiple choice without scores")
+    return one.generation.label_scores
+
+
+def _share(right: NDArray[np.bool_]) -> tuple[float, float]:
+    return binomial.interval(int(right.sum()), len(right))
+
+
+def _rankings(appraised: Appraised, wanted: float | None, of: str = "appraiser") -> Iterator[Figure]:
     answers = appraised.answers
     if answers.right.all() or not answers.right.any():
         return
     auroc = certificates.auroc(answers)
     interval = certificates.bootstrap(answers, certificates.auroc)
     text = f"at least {wanted:g}" if wanted else ""
-    yield "AUROC, appraiser (ours)", auroc, interval, text, auroc >= wanted if wanted else None
+    yield f"AUROC, {of} (ours)", auroc, interval, text, auroc >= wanted if wanted else None
     area, excess = certificates.aurc(answers)
-    yield "AURC, appraiser (ours)", area, None, "", None
-    yield "E-AURC, appraiser (ours)", excess, None, "", None
+    yield f"AURC, {of} (ours)", area, None, "", None
+    yield f"E-AURC, {of} (ours)", excess, None, "", None
     for what, scores in others(appraised.asked).items():
         ranked = Answers(scores, answers.right)
         yield f"AUROC, {what}", certificates.auroc(ranked), certificates.bootstrap(ranked, certificates.auroc), "", None
@@ -321,32 +355,6 @@ def scored(generation: Generation) -> Generation:
     return field_judge("lowest_tenth")(request, generation)
 
 
-def probe(path: Path, taught: Sequence[Told], asked: Sequence[Told]) -> Iterator[Figure]:
-    """Tell right from wrong answers by the model's last hidden state, the same items teaching and asked."""
-    known = np.load(path)
-
-    def states(part: str, told: Sequence[Told], at: int) -> Floats:
-        return np.array([known[f"{part} {key_of(one.item)}"][at] for one in told], dtype=np.float64)
-
-    taught = [one for one in taught if f"taught {key_of(one.item)}" in known]
-    asked = [one for one in asked if f"asked {key_of(one.item)}" in known]
-    right = np.array([one.right for one in taught], dtype=np.int64)
-    for at, where in enumerate(("the prompt's end", "the answer's end")):
-        lessons, told = states("taught", taught, at), states("asked", asked, at)
-        mean, scale = lessons.mean(axis=0), np.maximum(lessons.std(axis=0), 1e-6)
-        weights, bias = logistic((lessons - mean) / scale, right, 2, PROBE_STRENGTH)
-        scores = ((told - mean) / scale) @ (weights[1] - weights[0]) + bias[1] - bias[0]
-        ranked = Answers(scores, np.array([one.right for one in asked]))
-        interval = certificates.bootstrap(ranked, certificates.auroc)
-        yield (
-            f"AUROC, probe of the hidden state at {where}, n={len(asked)}",
-            certificates.auroc(ranked),
-            interval,
-            "",
-            None,
-        )
-
-
 def all_figures(folder: Path, raw: Path, draws: int, states: Path | None = None) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of every set that was recorded."""
     known = read_raw(raw)
@@ -361,16 +369,6 @@ def all_figures(folder: Path, raw: Path, draws: int, states: Path | None = None)
             found = told_of(of, folder, known, embed)
             for figure in figures_of(of, found, draws):
                 yield of.name, figure
-            asked_of = found.get(("asked", 0), [])
-            if any(item.options for item in parts_of(of, folder)[0][:1]) and len(asked_of) >= FEW_ASKED:
-                from benchmarks.option_likeness import second_opinion
-
-                def read(texts: Sequence[str]) -> Floats:
-                    return encoder.embed(texts, truncate=True).astype(np.float64)
-
-                opinion = second_opinion(found.get(("taught", 0), []), asked_of, read)
-                for figure in opinion:
-                    yield of.name, figure
             if states and of.name == SETS[0].name:
                 for figure in probe(states, found["taught", MOST], found["asked", MOST]):
                     yield of.name, figure

@@ -26,6 +26,7 @@ from agent.batch import open_encoder
 from agent.classification import Classifier
 from agent.demonstrations import MOST, nearest, with_demonstrations
 from agent.engine.supervisor import EnginePool
+from agent.label_likeness import LabelLikeness
 from agent.models.store import open_store
 from agent.structure import FormatKind, OutputFormat, ToolChoice, Tools
 from agent.tasks import TaskKind
@@ -34,7 +35,6 @@ from benchmarks.open_sets import SETS, Item, OpenSet
 
 MODEL, ENCODER = "smollm2-135m-instruct", "minilm-l6-v2-int8"
 LONGEST_ANSWER = {TaskKind.TEXT: 32, TaskKind.EXTRACT: 80, TaskKind.TOOL: 160}
-COMPARED = 60  # taught items that are answered without demonstrations, too
 Mode = tuple[str, int, int]  # part, demonstrations, how many items
 
 
@@ -145,12 +145,13 @@ async def record(of: OpenSet, folder: Path, raw: Path, until: float, modes: Sequ
                 if (of.name, part, shown, key_of(item)) in known:
                     continue
                 near = shown_to(item, vector, taught, of_taught, shown, but=at if part == "taught" else None)
-                waiting.append((part, shown, item, [taught[i] for i in near]))
+                waiting.append((at, (part, shown, item, [taught[i] for i in near])))
+    waiting.sort(key=lambda one: one[0])  # a run that is stopped has some of each part
     print(f"{of.name}: {len(waiting)} to ask", file=sys.stderr, flush=True)
     if not waiting:
         return True
     async with engine() as pool:
-        classifier = Classifier(pool)
+        classifier = Classifier(pool, likeness=LabelLikeness(pool))
         places = asyncio.Semaphore(4)
         with raw.open("ab") as file:
 
@@ -166,13 +167,13 @@ async def record(of: OpenSet, folder: Path, raw: Path, until: float, modes: Sequ
                     file.flush()
                     return True
 
-            return all(await asyncio.gather(*(one(*args) for args in waiting)))
+            return all(await asyncio.gather(*(one(*args) for _, args in waiting)))
 
 
 def modes_of(of: OpenSet) -> list[Mode]:
     """Return what is recorded of a set: what teaches (some of it without demonstrations, too), then what is asked."""
     count = MOST if of.demonstrated else 0
-    plain = [("taught", 0, COMPARED)] if of.demonstrated else []
+    plain = [("taught", 0, of.plain), ("asked", 0, of.plain_asked)] if of.demonstrated else []
     return [("taught", count, of.taught), ("asked", count, of.asked), *plain]
 
 

@@ -46,6 +46,8 @@ class OpenSet(NamedTuple):
     wanted: float | None = 0.72  # AUROC, where the model is right one time in five
     demonstrated: bool = True  # whether taught examples may be shown
     match: Match = Match.NORMALISED
+    plain: int = 60  # of those that teach: answered without demonstrations, too
+    plain_asked: int = 0  # of those that are asked
 
     def spec_of(self, item: Item) -> TaskSpec:
         """Return the task of an item: of a set of several tasks, its own."""
@@ -202,6 +204,8 @@ SETS = (
         300,
         500,
         wanted=0.92,
+        plain=200,
+        plain_asked=150,
     ),
     OpenSet("svamp", _text("svamp", "Answer with the number alone."), svamp, 120, 300, match=Match.NUMERIC),
     OpenSet("gsm8k", _text("gsm8k", "Answer with the number alone."), gsm, 80, 120, match=Match.NUMERIC),

@@ -9,7 +9,7 @@ Figure = tuple[str, float, tuple[float, float] | None, str, bool | None]  # what
 Row = tuple[str, Figure]  # set
 
 BEGIN, END = "<!-- open: begin -->", "<!-- open: end -->"
-OURS = "AUROC, appraiser (ours)"
+OURS = ("AUROC, appraiser (ours)", "AUROC, score (ours)")
 SHORT = (
     ("right", "accuracy"),
     ("AUROC, ours", OURS),
@@ -45,7 +45,7 @@ def short(rows: Sequence[Row]) -> list[str]:
         for _, start in SHORT:
             found = next((one for one in figures if one[0].startswith(start)), None)
             told = "" if found is None else f"{found[1]:.3f}"
-            if found and found[2] and found[0] == OURS:
+            if found and found[2] and found[0] in OURS:
                 told += f" ({found[2][0]:.2f} to {found[2][1]:.2f})"
             cells.append(told)
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -26,13 +26,13 @@ from agent.api.wire import json_response, read_json
 from agent.confidence.appraisers import MOST_SAMPLES
 from agent.confidence.calibration import key_of
 from agent.identifiers import uuid7
+from agent.label_likeness import ENCODER
 from agent.models.aliases import DEFAULT
 from agent.refusal import refusal
 from agent.task_writer import Example
 from agent.tasks import TaskKind, TaskSpec
 from agent.types import Generation, InferenceRequest, Message, RequestKind
 
-ENCODER = "minilm-l6-v2-int8"
 MOST_INPUTS = 256  # in one call
 LONGEST_INPUT = 1 << 20  # characters
 MOST_SHOWN = 16  # demonstrations of one input

@@ -11,7 +11,7 @@ import click
 from agent.cli.invocation import Invocation, json_option, pass_invocation
 from agent.cli.output import emit_json, notice
 from agent.cli.teach import keep_examples_option
-from agent.errors import BadExamples, InvalidRequest, NotCertified, WrongState
+from agent.errors import BadExamples, InvalidRequest, NotCertified, OutriderError, WrongState
 
 if TYPE_CHECKING:
     from agent.cli.client import DaemonClient
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agent.confidence.heads import Head
     from agent.evaluation.certifying import Wish
     from agent.evaluation.examples import Example
+    from agent.likelihoods import LabelScores
     from agent.settings import Settings
     from agent.tasks import TaskSpec
 
@@ -276,12 +277,13 @@ def _by_label_scores(
     client: DaemonClient, spec: TaskSpec, left: Sequence[Example], model: str | None
 ) -> tuple[list[Any], Any, tuple[float, ...]]:
     """Judge a task without a head: a part of the inputs says what the labels' scores are on average, the rest counts."""
+    import msgspec
+
     from agent.cli import task_signals
     from agent.confidence import labels
     from agent.confidence.calibration import CalibrationKey
     from agent.confidence.heads import text_digest
     from agent.evaluation.certifying import Judgement
-    from agent.likelihoods import LabelScores
     from agent.task_book import FEWEST_INPUTS
 
     ordered = sorted(left, key=lambda one: text_digest(one.input))  # whatever the file's order: not by label
@@ -296,11 +298,13 @@ def _by_label_scores(
     if not known:
         raise NotCertified(f"the model scores no label of task {spec.name}: nothing can be promised of its answers")
     earlier = tuple(sum(column) / len(column) for column in zip(*known, strict=True))
+    likeness = _likeness(client, spec, [one.input for one in ordered[aside:]])
     judged = []
-    for one, row in list(zip(ordered, rows, strict=True))[aside:]:
+    for one, row, like in zip(ordered[aside:], rows[aside:], likeness, strict=True):
         told = tuple(float("nan") if figure is None else figure for figure in row["logprobs"])
-        probabilities = labels.distribution(LabelScores(logprobs=told, earlier=earlier))
-        score = labels.raw_score(probabilities, by_head=False)
+        scores = msgspec.structs.replace(like, logprobs=told, earlier=earlier)
+        probabilities = labels.distribution(scores)
+        score = labels.score_of(scores)
         label = None if score is None else spec.names[labels.best(spec.names, probabilities)]
         right = None if one.answer is None else label == one.answer
         judged.append(Judgement(one.line, score, right, len(one.input), label))
@@ -309,9 +313,26 @@ def _by_label_scores(
         model=rows[0]["model"],
         model_digest=rows[0]["model_digest"],
         runtime=rows[0]["runtime"],
-        estimator=labels.ESTIMATOR,
+        estimator=labels.estimator_of(likeness[0]),
     )
     return judged, key, earlier
+
+
+def _likeness(client: DaemonClient, spec: TaskSpec, inputs: Sequence[str]) -> list[LabelScores]:
+    """Return how like each input the labels are, in the order of the task's; nothing where no encoder is at hand."""
+    from agent.cli import task_signals
+    from agent.label_likeness import label_texts, likeness
+    from agent.likelihoods import LabelScores
+
+    texts = label_texts(spec.names, spec.labels)
+    try:
+        found = task_signals.vectors(client, spec.name, [*texts, *inputs])
+    except OutriderError as error:
+        notice(f"the language model is asked alone, since no encoder says how like the labels are: {error}")
+        return [LabelScores() for _ in inputs]
+    rows = found.rows
+    of_labels = rows[: len(texts)]
+    return [LabelScores(likeness=likeness(row, of_labels), encoder=found.model_digest) for row in rows[len(texts) :]]
 
 
 def _is_right(spec: TaskSpec, one: Example, row: dict[str, Any]) -> bool | None:

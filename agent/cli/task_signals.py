@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,14 @@ class Vectors:
 
     def __init__(self) -> None:
         self.raw = b""
+        self.dimensions = 0
         self.model = self.model_digest = self.runtime = ""
+
+    @property
+    def rows(self) -> list[array[float]]:
+        """One vector an input."""
+        numbers = array("f", self.raw)
+        return [numbers[start : start + self.dimensions] for start in range(0, len(numbers), self.dimensions or 1)]
 
 
 def pieces(inputs: Sequence[Any], most: int = PIECE) -> list[Sequence[Any]]:
@@ -54,6 +62,7 @@ def vectors(client: DaemonClient, task: str, inputs: Sequence[str]) -> Vectors:
         told = client.post(f"/v1/tasks/{task}/signals", body, timeout_s=PATIENCE_S)
         _check_same(found.model_digest, told["model_digest"])
         found.model, found.model_digest, found.runtime = told["model"], told["model_digest"], told["runtime"]
+        found.dimensions = told["dimensions"]
         found.raw += base64.b64decode(told["vectors"])
     return found
 

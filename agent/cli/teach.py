@@ -194,14 +194,6 @@ def is_held_back(digest: bytes, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * float(1 << (8 * len(digest)))
 
 
-def label_texts(spec: TaskSpec) -> list[str]:
-    """Return the labels as a reader would write them, in the order of the head: what they are called says what they are."""
-    return [
-        f"{name.replace('_', ' ')}: {text}" if (text := spec.labels[name]) else name.replace("_", " ")
-        for name in spec.names
-    ]
-
-
 def _check_enough(chosen: Sequence[Example], spec: TaskSpec, where: str) -> None:
     counts = {label: sum(1 for one in chosen if one.answer == label) for label in spec.names}
     rare = [label for label, count in counts.items() if count < FEWEST_A_LABEL]
@@ -222,6 +214,7 @@ def taught(
     from agent.cli import task_signals
     from agent.confidence.fit_order import Fitted, Order
     from agent.confidence.heads import Feature, Head, centred, text_digest
+    from agent.label_likeness import label_texts
 
     inputs = [one.input for one in chosen]
     answers = tuple(spec.names.index(str(one.answer)) for one in chosen)
@@ -229,7 +222,7 @@ def taught(
     vectors = task_signals.Vectors()
     if Feature.EMBEDDING in wanted:
         try:
-            vectors = task_signals.vectors(client, spec.name, [*inputs, *label_texts(spec)])
+            vectors = task_signals.vectors(client, spec.name, [*inputs, *label_texts(spec.names, spec.labels)])
         except OutriderError as error:
             if features != "auto":
                 raise
@@ -252,7 +245,7 @@ def taught(
         embedding=vectors.raw[:of_names],
         names=vectors.raw[of_names:],
         texts=tuple(inputs),
-        name_texts=tuple(label_texts(spec)),
+        name_texts=tuple(label_texts(spec.names, spec.labels)),
         hidden=_states(rows, features) if Feature.HIDDEN in wanted else b"",
         scores=scores.tobytes(),
     )

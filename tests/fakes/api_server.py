@@ -30,7 +30,6 @@ import msgspec
 
 from agent.api.app import ApiDeps, ApiServer, create_app, uvicorn_config
 from agent.api.auth import CallerKey, Tokens
-from agent.api.signal_routes import ENCODER
 from agent.background import Background
 from agent.confidence.estimators import estimator
 from agent.confidence.fields import field_judge
@@ -40,6 +39,7 @@ from agent.engine.supervisor import WorkerState, WorkerStatus
 from agent.engine.worker_status import ModelTraits
 from agent.escalation.budget import Budget
 from agent.escalation.dispatcher import Dispatcher
+from agent.label_likeness import ENCODER
 from agent.models.aliases import Aliases
 from agent.pipeline import Pipeline
 from agent.policy import PresentPolicy, routing_policy

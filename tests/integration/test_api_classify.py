@@ -7,7 +7,17 @@ from fakes import cloud as cloud_module
 from fakes.api_server import MODEL, served, target_at
 from fakes.cloud import cloud_in_thread
 
+from agent.label_likeness import ENCODER
+
 LABELS = ["refund", "card lost", "weather"]
+
+
+@pytest.fixture(autouse=True)
+def alone(api):
+    """No encoder: the language model is asked alone."""
+    api.engine.embeds = ""
+    yield
+    api.engine.embeds = ENCODER
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pytest
 from fakes import plain_encoders as plain
 from fakes.api_server import ADMIN, Card, served
 
-from agent.api.signal_routes import ENCODER
 from agent.confidence.fit_order import Order
 from agent.confidence.fitting import fit
 from agent.confidence.heads import Head
 from agent.engine.supervisor import EnginePool
 from agent.errors import ModelNotFound
+from agent.label_likeness import ENCODER
 from agent.settings import EngineSettings
 
 GOOD, BAD = ["good", "good good", "the good", "a good"], ["bad", "bad bad", "the bad", "a bad"]

@@ -11,6 +11,7 @@ from fakes.api_server import ADMIN, MODEL, USER, events_of, served
 from fakes.command_line import as_json, outrider
 
 from agent import executable
+from agent.label_likeness import ENCODER
 
 WORDS = {
     "refund": ["money", "back", "return", "paid", "twice", "charged"],
@@ -256,12 +257,23 @@ def test_without_a_head_label_scores_are_corrected_by_their_mean(mail):
     texts = [f"{label} {number}" for number in range(60) for label in WORDS]
     rows = [{"input": text, "label": text.rpartition(" ")[0]} for text in texts]
     found = as_json(mail.user, "calibrate", "mail", written(mail, "b.jsonl", rows))["calibration"]
-    assert found["key"]["estimator"] == "label_margin@1"
+    assert found["key"]["estimator"] == f"label_likeness@1/{'e' * 16}"
     assert found["report"]["right"] == found["report"]["examples"] == 144
     before = len(mail.engine.asked)
     told = ask(mail, "refund").json()
     assert (told["label"], told["outrider"]["calibrated"]) == ("refund", True)
+    assert told["outrider"]["estimator"] == found["key"]["estimator"]
     assert len(mail.engine.asked) == before + 1  # no input without content is asked
+    mail.engine.embeds = ""  # the encoder is away: another way to answer, of which nothing is promised
+    try:
+        alone = ask(mail, "refund").json()
+        again = as_json(mail.user, "calibrate", "mail", written(mail, "b.jsonl", rows))["calibration"]
+    finally:
+        mail.engine.embeds = ENCODER
+    assert alone["label"] == "refund"
+    assert (alone["outrider"]["estimator"], alone["outrider"]["guarantee"]) == ("label_margin@1", "none")
+    assert again["key"]["estimator"] == "label_margin@1"
+    assert again["report"]["right"] == again["report"]["examples"] == 144
 
 
 def test_traffic_corrects_a_task_that_was_neither_taught_nor_calibrated(mail):

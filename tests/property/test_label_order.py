@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from agent.classification import Classifier
 from agent.confidence import labels as label_confidence
 from agent.confidence.heads import Feature, Head, Layer
+from agent.label_likeness import LabelLikeness
 from agent.scores import Scores, Vectors
 from agent.task_book import FEWEST_INPUTS, TaskBook
 from agent.task_folder import TaskFolder
@@ -73,7 +74,7 @@ def test_the_order_of_labels_changes_no_score(book, order, text):
             received_at_ms=0,
         )  # fmt: skip
         before = book.means("t")
-        generation = asyncio.run(Classifier(Engine(), book).run(request))
+        generation = asyncio.run(Classifier(Engine(), book, LabelLikeness(Engine())).run(request))
         book.put(means=[before] if before else [])
         told = dict(zip(labels, label_confidence.distribution(generation.label_scores), strict=True))
         return generation.text, told, label_confidence.judge(generation).score

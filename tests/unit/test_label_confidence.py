@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,3 +81,40 @@ def test_the_score_is_how_far_the_second_is_behind():
 def test_equals_are_told_apart_by_their_text():
     assert best(("b", "a"), (0.5, 0.5)) == 1
     assert best(("a", "b"), (0.5, 0.5)) == 0
+
+
+def like(figures, *likeness, **other):
+    return msgspec.structs.replace(scores(figures, *(figures,) * 2), likeness=likeness, encoder="e" * 64, **other)
+
+
+def test_the_label_that_is_like_the_input_wins_where_the_model_says_nothing():
+    found = distribution(like((-1.0, -3.0, -2.0), 0.1, 0.4, 0.2))
+    assert found.index(max(found)) == 1
+    assert sum(found) == pytest.approx(1)
+
+
+def test_the_score_falls_where_the_encoder_prefers_another_label():
+    figures, flat = (math.log(0.98), math.log(0.02)), (-1.0, -1.0)
+    agree, against = (scores(figures, flat, tokens=(1, 1)) for _ in range(2))
+    agree = judge(Generation(label_scores=msgspec.structs.replace(agree, likeness=(0.3, 0.2), encoder="e" * 64)))
+    against = judge(Generation(label_scores=msgspec.structs.replace(against, likeness=(0.2, 0.3), encoder="e" * 64)))
+    assert agree.estimator == against.estimator == f"label_likeness@1/{'e' * 16}"
+    assert against.signals["likeness_margin"] == pytest.approx(-0.1)
+    assert 0 <= against.score < 0.5 < agree.score <= 1
+
+
+def test_a_likeness_that_is_no_number_is_no_signal():
+    assert distribution(like((-1.0, -2.0), math.nan, 0.1)) == ()
+    assert judge(Generation(label_scores=like((-1.0, -2.0), 0.1, math.inf))).score is None
+
+
+def test_a_head_has_no_use_for_likeness():
+    head = LabelScores(probabilities=(0.9, 0.1), likeness=(0.0, 1.0), encoder="e" * 64, head="h")
+    assert judge(Generation(label_scores=head)).score == 0.9
+    assert judge(Generation(label_scores=head)).estimator == "head_probability@2"
+
+
+@given(st.lists(st.tuples(FIGURES, st.floats(-1, 1)), min_size=2, max_size=8))
+def test_the_score_is_within_bounds_whatever_the_likeness(rows):
+    found = judge(Generation(label_scores=like(tuple(a for a, _ in rows), *(b for _, b in rows))))
+    assert 0 <= found.score <= 1
