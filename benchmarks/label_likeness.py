@@ -67,9 +67,8 @@ def _written(label: str) -> str:
     return CAPITAL.sub(" ", label).replace("_", " ").lower()
 
 
-async def record(folder: Path, raw: Path, each: int) -> None:
-    """Ask what the file does not have yet."""
-    known = {(one.set, one.text) for one in read(raw)} if raw.exists() else set()
+async def record(folder: Path, raw: Path, known: set[tuple[str, str]], each: int) -> None:
+    """Ask what is not known yet."""
     async with engine() as pool:
         classifier = Classifier(pool, likeness=LabelLikeness(pool))
         with raw.open("ab") as file:
@@ -109,7 +108,9 @@ def figures(rows: Sequence[Sorted]) -> Iterator[dict[str, object]]:
             "with likeness, after traffic": [msgspec.structs.replace(one.scores, earlier=earlier) for one in own],
         }
         for way, scores in ways.items():
-            chosen = [one.labels[labels.best(one.labels, labels.distribution(s))] for one, s in zip(own, scores, strict=True)]
+            chosen = [
+                one.labels[labels.best(one.labels, labels.distribution(s))] for one, s in zip(own, scores, strict=True)
+            ]
             right = np.array([label == one.right for one, label in zip(own, chosen, strict=True)])
             ranked = Answers(np.array([labels.score_of(s) or 0.0 for s in scores]), right)
             yield {
@@ -132,7 +133,8 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=EACH)
     chosen = parser.parse_args()
     if chosen.record and chosen.data:
-        asyncio.run(record(chosen.data, chosen.record, chosen.each))
+        known = {(one.set, one.text) for one in read(chosen.record)} if chosen.record.exists() else set()
+        asyncio.run(record(chosen.data, chosen.record, known, chosen.each))
     elif chosen.report:
         for row in figures(read(chosen.report)):
             print(json.dumps(row))

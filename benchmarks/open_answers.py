@@ -129,16 +129,24 @@ def appraise(taught: Sequence[Told], asked: Sequence[Told], *, together: bool = 
     Raises ValueError where the taught are all right or all wrong.
     """
     names = tuple(sorted(set.intersection(*(set(one.figures) for one in taught))))
+    if len({one.right for one in taught}) < 2:
+        raise ValueError("the answers that teach are all right or all wrong")
     scores, rights, pilot, judged = [], [], [], []
     for task in [None] if together else sorted({one.item.task for one in asked}):
         lessons = [one for one in taught if task in {None, one.item.task}]
         own = [one for one in asked if task in {None, one.item.task}]
         figures = array("d", [one.figures[name] for one in lessons for name in names])
         right = tuple(one.right for one in lessons)
-        found = fit(Judged(names=names, figures=figures.tobytes(), right=right))
-        scores += [found.weights.probability(one.figures) or 0.0 for one in own]
+        try:
+            found = fit(Judged(names=names, figures=figures.tobytes(), right=right))
+        except ValueError:  # too few of either: this task stays untaught, its answers are all as sure
+            share = (sum(right) + 1) / (len(right) + 2)
+            scores += [share] * len(own)
+            pilot += [Scored(share, is_right) for is_right in right]
+        else:
+            scores += [found.weights.probability(one.figures) or 0.0 for one in own]
+            pilot += [Scored(p, is_right) for p, is_right in zip(found.probabilities, right, strict=True)]
         rights += [one.right for one in own]
-        pilot += [Scored(p, is_right) for p, is_right in zip(found.probabilities, right, strict=True)]
         judged += own
     return Appraised(Answers(np.array(scores), np.array(rights)), pilot, judged)
 
@@ -209,8 +217,10 @@ def figures_of(of: OpenSet, found: dict[tuple[str, int], list[Told]], draws: int
     try:
         lessons = [one for one in taught if one.figures]
         appraised = cross_validated(judged) if crossed else appraise(lessons, asked)
-    except ValueError:  # nothing is right: there is nothing to tell apart
-        yield "certified at 90%: share served (too few are right: the task is escalated whole)", 0.0, None, "0", True
+    except ValueError:  # nothing, or all, is right: there is nothing to tell apart
+        if accuracy < RIGHT_ONE_IN_FIVE:
+            what = "certified at 90%: share served (too few are right: the task is escalated whole)"
+            yield what, 0.0, None, "0", True
         return
     yield from _rankings(appraised, wanted)
     if len({one.item.task for one in asked}) > 1:
@@ -249,8 +259,9 @@ def _chosen(judged: Sequence[Told], wanted: float | None, draws: int) -> Iterato
     by_itself = np.array([text in one.item.answers for one, text in zip(judged, chosen, strict=True)])
     yield "accuracy of the language model alone", float(by_itself.mean()), _share(by_itself), "", None
     ranked = Answers(np.array([labels.score_of(scores) or 0.0 for scores in alone]), by_itself)
-    interval = certificates.bootstrap(ranked, certificates.auroc)
-    yield "AUROC of the language model alone, of its own answers", certificates.auroc(ranked), interval, "", None
+    if 0 < by_itself.sum() < len(by_itself):
+        interval = certificates.bootstrap(ranked, certificates.auroc)
+        yield "AUROC of the language model alone, of its own answers", certificates.auroc(ranked), interval, "", None
     scores = np.array([labels.score_of(_scores_of(one)) or 0.0 for one in judged])
     appraised = Appraised(Answers(scores, right), [], list(judged))
     yield from _rankings(appraised, wanted if accuracy >= RIGHT_ONE_IN_FIVE else None, of="score")

@@ -150,8 +150,6 @@ def outrider_object(record: RequestRecord, answer: Answer) -> dict[str, Any]:
         found["trace"] = list(decision.trace)
     if decision is not None and decision.threshold is not None:
         found["threshold"] = decision.threshold
-    if confidence is not None:
-        found["estimator"] = confidence.estimator
     if confidence is not None and confidence.guarantee is not None:
         found["guarantee"] = confidence.guarantee
     if confidence is not None and confidence.fault:

@@ -98,6 +98,7 @@ def classification(given: Sequence[Given]) -> dict[str, Any]:
         ]
     found["usage"] = usage(answer)
     found["outrider"] = outrider_object(record, answer)
+    found["outrider"]["estimator"] = record.confidence.estimator if record.confidence else None
     return found
 
 

@@ -270,7 +270,6 @@ def test_without_a_head_label_scores_are_corrected_by_their_mean(mail):
         again = as_json(mail.user, "calibrate", "mail", written(mail, "b.jsonl", rows))["calibration"]
     finally:
         mail.engine.embeds = ENCODER
-    assert alone["label"] == "refund"
     assert (alone["outrider"]["estimator"], alone["outrider"]["guarantee"]) == ("label_margin@1", "none")
     assert again["key"]["estimator"] == "label_margin@1"
     assert again["report"]["right"] == again["report"]["examples"] == 144

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from agent.likelihoods import LabelScores
 from agent.structure import ToolCall
 from agent.types import Generation, Token
 from benchmarks import certificates, open_answers, open_sets
@@ -76,3 +77,35 @@ def test_a_task_that_is_never_done_certifies_nothing():
 def test_the_first_items_of_a_set_have_each_of_its_tasks():
     items = [Item(str(number), ("x",), task="abc"[number * 7 % 10 % 3]) for number in range(30)]
     assert {item.task for item in open_sets._by_turns(items)[:3]} == {"a", "b", "c"}
+
+
+def test_a_task_with_too_few_wrong_answers_to_learn_from_does_not_end_the_set():
+    taught = [one._replace(right=True) if one.item.task == "b" else one for one in told(120, 1)]
+    found = open_answers.appraise(taught, told(80, 2))
+    of_b = {float(score) for score, one in zip(found.answers.scores, found.asked, strict=True) if one.item.task == "b"}
+    assert of_b == {61 / 62}
+    assert len(found.answers.scores) == 80
+    with pytest.raises(ValueError, match="all right or all wrong"):
+        open_answers.appraise([one._replace(right=True) for one in taught], told(8, 2))
+
+
+@pytest.mark.parametrize("wrong_in", [1000, 3])
+def test_options_that_come_with_a_question_are_judged_as_the_product_does(wrong_in):
+    of = next(one for one in open_sets.SETS if one.name == "ARC-Easy")
+    asked = []
+    for number in range(80):
+        answers = ("b",) if number % wrong_in else ("a",)
+        item = Item(str(number), answers, options=("a", "b"))
+        scores = LabelScores(
+            logprobs=(-1.0, -1.0), token_counts=(1, 1), mass=0.5, content_free=((-1.0, -1.0),), encoder="e",
+            likeness=(0.2, 0.6 if number % wrong_in else 0.25),
+        )  # fmt: skip
+        generation = Generation(text="b", label_scores=scores)
+        asked.append(Told(item, generation, open_answers._figures(of, item, generation, None), answers == ("b",)))
+    figures = dict(
+        figure[:2] for figure in open_answers.figures_of(of, {("taught", 0): asked[:40], ("asked", 0): asked[40:]}, 20)
+    )
+    assert figures["AUROC, score (ours)"] == 1
+    assert figures["accuracy of the language model alone"] == pytest.approx(
+        1 - figures["accuracy, n=80, nothing taught"]
+    )
