@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program thi
 
 from agent.batch import open_encoder
 from agent.cli.teach_answers import gains
-from agent.confidence import answer_features, binomial, checks, labels, maps
+from agent.confidence import answer_features, binomial, labels, maps
 from agent.confidence.answer_features import Shown
 from agent.confidence.appraiser_fitting import fit
 from agent.confidence.certify import Scored
@@ -41,6 +41,7 @@ from benchmarks.certificates import Answers, Floats
 from benchmarks.open_raw import ENCODER, Kept, key_of, parts_of, read_raw, shown_to
 from benchmarks.open_sets import SETS, Item, OpenSet
 from benchmarks.open_table import Figure
+from benchmarks.right_calls import call_is_right
 from benchmarks.state_probe import probe
 
 DELTA, DRAWS = 0.1, 400
@@ -63,26 +64,8 @@ def is_right(of: OpenSet, item: Item, generation: Generation) -> bool:
     if item.options:
         return generation.text in item.answers
     if of.spec.kind is TaskKind.TOOL:
-        return _call_is_right(generation, json.loads(item.answers[0]))
+        return call_is_right(generation, json.loads(item.answers[0]))
     return matching.is_right(of.match, generation.text, item.answers)
-
-
-def _call_is_right(generation: Generation, wanted: list[dict[str, dict[str, list[Any]]]]) -> bool:
-    """Whether the one call has a value that the set allows for each argument; "" allows leaving it out."""
-    if len(generation.tool_calls) != 1 or len(wanted) != 1:
-        return False
-    call = generation.tool_calls[0]
-    ((name, allowed),) = wanted[0].items()
-    given = checks.json_of(call.arguments)
-    if call.name != name.replace(".", "_") or not isinstance(given, dict) or not given.keys() <= allowed.keys():
-        return False
-    return all(_is_among(given[key], values) if key in given else "" in values for key, values in allowed.items())
-
-
-def _is_among(value: Any, allowed: Sequence[Any]) -> bool:
-    if isinstance(value, str):
-        return any(isinstance(one, str) and checks.normalised(one) == checks.normalised(value) for one in allowed)
-    return any(one == value and isinstance(one, bool) == isinstance(value, bool) for one in allowed)
 
 
 def told_of(of: OpenSet, folder: Path, raw: dict[Any, Kept], embed: Any) -> dict[tuple[str, int], list[Told]]:
