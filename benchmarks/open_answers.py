@@ -282,10 +282,7 @@ def _rankings(appraised: Appraised, wanted: float | None, of: str = "appraiser")
     for limit in (0.05, 0.10):
         share = certificates.oracle_coverage(answers, limit)
         yield f"coverage at {1 - limit:.0%} (oracle threshold)", share, None, "", None
-    apgr, most, needed = certificates.attainable(answers)
-    yield f"APGR, perfect cloud (simulated); at most {most:.3f}", apgr, None, "", None
-    for level, share in needed.items():
-        yield f"CPT({level:.0%}), perfect cloud (simulated)", share, None, "", None
+    yield from open_table.gaps(answers)
 
 
 def _certified(appraised: Appraised, draws: int, accuracy: float) -> Iterator[Figure]:

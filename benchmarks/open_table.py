@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from benchmarks import certificates
+from benchmarks.certificates import Answers
 
 Figure = tuple[str, float, tuple[float, float] | None, str, bool | None]  # what, value, interval, wanted, met
 Row = tuple[str, Figure]  # set
@@ -50,3 +54,13 @@ def short(rows: Sequence[Row]) -> list[str]:
             cells.append(told)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def gaps(answers: Answers) -> Iterator[Figure]:
+    """Yield how soon the gap to a simulated cloud is closed: to one that never errs, and to one that errs."""
+    for cloud, which in ((1.0, "perfect cloud"), (0.95, "95 % cloud")):
+        apgr, most, needed = certificates.attainable(answers, cloud)
+        if math.isfinite(apgr):
+            yield f"APGR, {which} (simulated); at most {most:.3f}", apgr, None, "", None
+            for level, share in needed.items():
+                yield f"CPT({level:.0%}), {which} (simulated)", share, None, "", None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from agent.likelihoods import LabelScores
-from benchmarks import certificates, untaught
+from benchmarks import certificates, open_table, untaught
 from benchmarks.certificates import Answers
 from benchmarks.closed_labels import rankings
 from benchmarks.rows import SUMMED_UP, Row, as_json, markdown, summary
@@ -24,6 +24,14 @@ def test_the_gap_to_a_cloud_that_errs_is_closed_by_what_it_gets_right() -> None:
 def test_there_is_no_gap_to_a_cloud_that_is_no_better() -> None:
     apgr, most, needed = certificates.attainable(Answers(np.array([0.9, 0.8, 0.7, 0.1]), RIGHT), 0.75)
     assert all(map(math.isnan, (apgr, most, *needed.values())))
+
+
+def test_a_gap_is_told_to_both_clouds_where_there_is_one() -> None:
+    figures = [what for what, *_ in open_table.gaps(Answers(np.array([0.9, 0.8, 0.7, 0.1]), RIGHT))]
+    assert [what.partition(";")[0] for what in figures if what.startswith("APGR")] == [
+        "APGR, perfect cloud (simulated)", "APGR, 95 % cloud (simulated)",
+    ]  # fmt: skip
+    assert list(open_table.gaps(Answers(np.array([0.9, 0.8]), np.array([True, True])))) == []
 
 
 def test_what_other_programs_go_by_is_of_the_scores_as_they_come() -> None:
