@@ -181,10 +181,12 @@ class TaskBook:
         return self._means.get(task)
 
     def changed_means(self) -> list[LabelMeans]:
-        """Return the means that were not stored yet; they count as stored then."""
-        found = [self._means[task] for task in sorted(self._changed)]
-        self._changed.clear()
-        return found
+        """Return the means that were not stored yet."""
+        return [self._means[task] for task in sorted(self._changed)]
+
+    def stored_means(self, found: Iterable[LabelMeans]) -> None:
+        """Take note that these are stored; what has changed meanwhile is not."""
+        self._changed -= {one.task for one in found if self._means.get(one.task) is one}
 
     def judge(self, request: InferenceRequest, generation: Generation, confidence: Confidence) -> Judged:
         """Return the confidence as the task's calibration says, and the threshold that decides."""

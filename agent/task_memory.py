@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TypeVar
@@ -43,6 +44,7 @@ class TaskMemory:
         self.book = book
         self._store = store
         self._now_ms = now_ms
+        self._saving: asyncio.Future[None] | None = None  # kept: else the loop may forget it
 
     async def load(self) -> None:
         """Take over what is stored. What another release wrote and this one cannot read is named in the log."""
@@ -115,15 +117,24 @@ class TaskMemory:
         self.book.forget(task)
 
     def on_feedback(self, feedback: Feedback) -> None:
-        """Let the monitor of a task know of an answer that was judged."""
-        if feedback.task is not None:
-            self.book.monitors.told(self.book.calibration(feedback.task), feedback)
+        """Let the monitor of a task know of an answer that was judged. A promise that ends by that is stored at once."""
+        if feedback.task is not None and self.book.monitors.told(self.book.calibration(feedback.task), feedback):
+            self._saving = asyncio.ensure_future(self._save_now())
+
+    async def _save_now(self) -> None:
+        try:
+            await self.save()
+        except StorageError as error:
+            LOG.error("a threshold was tightened and is not stored yet: %s", error)
 
     async def save(self) -> None:
         """Keep the monitors and the mean label scores that have changed."""
-        await self._store.put_monitors({one.task: msgspec.msgpack.encode(one) for one in self.book.monitors.changed()})
-        changed = self.book.changed_means()
-        await self._store.put_means({one.task: msgspec.msgpack.encode(one) for one in changed})
+        watched = self.book.monitors.changed()
+        await self._store.put_monitors({one.task: msgspec.msgpack.encode(one) for one in watched})
+        self.book.monitors.stored(watched)
+        means = self.book.changed_means()
+        await self._store.put_means({one.task: msgspec.msgpack.encode(one) for one in means})
+        self.book.stored_means(means)
 
 
 def _decoded(bodies: tuple[bytes, ...], kind: type[Value]) -> list[Value]:

@@ -76,10 +76,12 @@ class TaskMonitors:
         return len(after.alarms) > len(before.alarms)
 
     def changed(self) -> list[Monitor]:
-        """Return the monitors that were not stored yet; they count as stored then."""
-        found = [self._monitors[task] for task in sorted(self._changed)]
-        self._changed.clear()
-        return found
+        """Return the monitors that were not stored yet."""
+        return [self._monitors[task] for task in sorted(self._changed)]
+
+    def stored(self, found: Iterable[Monitor]) -> None:
+        """Take note that these are stored; what has changed meanwhile is not."""
+        self._changed -= {one.task for one in found if self._monitors.get(one.task) is one}
 
     def _keep(self, before: Monitor, after: Monitor) -> None:
         self._monitors[after.task] = after

@@ -88,6 +88,10 @@ def test_drawn_answers_are_compared_and_the_threshold_tightens_by_itself(api, wa
     assert wrong, "the scripted model is expected to say something else"
     found = monitor_when(api, lambda monitor: monitor["tightened"])
     assert [alarm["kind"] for alarm in found["alarms"]] == ["quality"]
+    until = time.monotonic() + 20
+    while time.monotonic() < until and not (stored := api.call(api.storage.tasks.all()).monitors):
+        time.sleep(0.01)  # nobody saves here every half minute: whoever is killed now has it on disk
+    assert msgspec.msgpack.decode(stored[0])["tightened"]
     record = api.get(f"/v1/requests/{told[0]['outrider']['request_id']}").json()
     assert (record["state"], record["answered_by"]) == ("answered", "local")
     assert (record["escalation"]["purpose"], record["decision"]["propensity"]) == ("quality_sample", 1.0)
