@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from agent.confidence import checks
 from agent.confidence.checks import numbers
 from agent.confidence.heads import text_digest
 from agent.errors import BadExamples
@@ -138,7 +140,9 @@ def _all_have_labels(lines: Sequence[bytes], spec: TaskSpec) -> bool:
 def _example(line: bytes, number: int, spec: TaskSpec, *, answered: bool) -> Example | str:
     """Return an example, or what is wrong with it."""
     try:
-        tree: Any = json.loads(line.decode("utf-8"))
+        tree: Any = json.loads(line.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
+    except _NotFinite:
+        return "a number that is not finite"
     except (UnicodeDecodeError, ValueError, RecursionError):
         return "not a JSON object in UTF-8"
     if not isinstance(tree, dict):
@@ -184,6 +188,9 @@ def _example(line: bytes, number: int, spec: TaskSpec, *, answered: bool) -> Exa
     answers = [_written(one, spec) for one in several]
     if not all(answers):
         return f'no "{key}"'
+    for one in several:
+        if foreign := _of_another_task(one, spec, came.tools):
+            return foreign
     if verdict is None and spec.matching is Match.NUMERIC and not any(map(numbers, answers)):
         return "an answer without a number, and the task compares numbers"
     if verdict is not None and len(answers) > 1:
@@ -207,6 +214,39 @@ def _written(answer: Any, spec: TaskSpec) -> str:
     if answer is None or isinstance(answer, str):
         return answer or ""
     return json.dumps(answer, sort_keys=True, ensure_ascii=False)
+
+
+def _of_another_task(answer: Any, spec: TaskSpec, tools: Sequence[Any]) -> str:
+    """Return why the task can never give an answer; empty where it can."""
+    if spec.kind is TaskKind.TEXT:
+        strange = isinstance(answer, dict | list) and spec.matching is not Match.FIELDS
+        return f"an answer that is no text, and task {spec.name} compares texts" if strange else ""
+    tree = checks.json_of(answer) if isinstance(answer, str) else answer
+    if spec.kind is TaskKind.EXTRACT:
+        fields = spec.schema.get("properties")
+        if isinstance(fields, dict) and fields and (not isinstance(tree, dict) or (tree and not tree.keys() & fields)):
+            return f"an answer with none of the fields of task {spec.name} ({', '.join(list(fields)[:_SHOWN])})"
+        return ""
+    known = {
+        one["function"].get("name")
+        for one in tools or spec.tools
+        if isinstance(one, dict) and isinstance(one.get("function"), dict)
+    }
+    called = [one.get("name") for one in (tree if isinstance(tree, list) else [tree]) if isinstance(one, dict)]
+    if known and not {*called} <= known:
+        return f"a call of a function that task {spec.name} has not"
+    return ""
+
+
+class _NotFinite(ValueError):
+    """NaN or an infinity: Python reads them, JSON has none."""
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _NotFinite(text)
+    return number
 
 
 def _check_labels(found: Sequence[Example], spec: TaskSpec, faults: _Faults) -> None:

@@ -86,7 +86,8 @@ def test_one_class_only_is_refused():
 
 
 def test_other_kinds_have_answers_and_a_share_of_escalations_needs_none():
-    found = parse_examples(lines({"input": "a", "answer": {"b": [1]}}, {"input": "c", "answer": "d"}), "x", TEXT)
+    as_json = TaskSpec(name="say", kind=TaskKind.TEXT, match=Match.FIELDS)
+    found = parse_examples(lines({"input": "a", "answer": {"b": [1]}}, {"input": "c", "answer": "d"}), "x", as_json)
     assert [e.answer for e in found.found] == ['{"b": [1]}', "d"]
     assert 'no "answer": line 1' in fault({"input": "a", "label": "x"}, spec=TEXT)
     assert parse_examples(lines({"input": "a"}), "x", SPEC, answered=False).found[0].answer is None
@@ -124,3 +125,42 @@ def test_written_answers_may_be_several_judged_or_calls():
         ({"input": "a", "answer": [], "tools": {}}, tool, '"tools" is no list'),
     ):
         assert what in fault(row, spec=spec), row
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("row", ['{"input": "x", "answer": %s}', '{"input": "x", "answer": "y", "propensity": %s}'])
+def test_a_number_that_is_none_is_named_by_its_line(row, number):
+    with pytest.raises(BadExamples, match="a number that is not finite: line 2"):
+        parse_examples([b'{"input": "a", "answer": "b"}', (row % number).encode()], "f", TEXT)
+
+
+def test_written_answers_of_another_task_are_named_by_their_lines():
+    fields = TaskSpec(
+        name="who", kind=TaskKind.EXTRACT, schema={"type": "object", "properties": {"name": {}, "day": {}}}
+    )
+    book = {"type": "function", "function": {"name": "book"}}
+    tool = TaskSpec(name="book", kind=TaskKind.TOOL, tools=(book,))
+    for spec, right, wrong, why in (
+        (TEXT, "two", {"name": "book"}, "no text, and task say compares texts: line 2"),
+        (TEXT, 2, ["a"], "no text, and task say compares texts: line 2"),
+        (fields, {"name": "Ann"}, {"people": 4}, r"none of the fields of task who \(name, day\): line 2"),
+        (fields, '{"name": "Ann"}', 5, "none of the fields of task who"),
+        (
+            tool,
+            {"name": "book", "arguments": {}},
+            {"name": "rent", "arguments": {}},
+            "a function that task book has not",
+        ),
+    ):
+        rows = [{"input": "x", "answer": right}, {"input": "y", "answer": wrong}]
+        with pytest.raises(BadExamples, match=why):
+            parse_examples([json.dumps(row).encode() for row in rows], "f", spec)
+        assert parse_examples([json.dumps(rows[0]).encode()], "f", spec).found
+    own = {
+        "input": "x",
+        "answer": {"name": "rent", "arguments": {}},
+        "tools": [{"type": "function", "function": {"name": "rent"}}],
+    }
+    assert parse_examples([json.dumps(own).encode()], "f", tool).found
+    assert parse_examples([b'{"input": "x", "answer": []}'], "f", tool).found  # no call is wanted
+    assert parse_examples([b'{"input": "x", "answer": {}}'], "f", fields).found
