@@ -145,6 +145,8 @@ SLOW = {"64 kbit/s", "8 kbit/s"}  # an answer may arrive all the same
 SPENDS_ATTEMPTS = {"cut before the reply"}  # bytes left: the target may have them
 
 
+# Connections of the fake target to a device that is cut off are found unclosed now and then; the device is another process.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.sizes(
     short=None,
     full={"cuts": 100, "patience_s": 1500},
@@ -203,6 +205,9 @@ def test_cut_in_every_way(tmp_path, size, shown):
         shown.none("attempts spent, or rows ended, while it was out of reach", spent)
         shown.none("local answers that did not come meanwhile", local)
         shown.did("drained after the return, median", f"{statistics.median(times):.1f} s")
+        shown.did(
+            "of these after more than 5 s", ", ".join(f"{kind} ({seconds} s)" for kind, seconds in slow) or "none"
+        )
         shown.most("slowest", max(times), 5, "s")
         keys = {(chat.last_user_text, chat.headers["idempotency-key"]) for chat in cloud.chats}
         shown.none("rows sent under two keys", len(keys) - len(texts))
