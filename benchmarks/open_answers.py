@@ -228,7 +228,7 @@ def _without_demonstrations(taught: Sequence[Told], asked: Sequence[Told]) -> It
     interval = certificates.bootstrap(answers, certificates.auroc)
     what = f"AUROC without demonstrations, n={len(answers.right)}, each judged by a model of the others"
     yield what, certificates.auroc(answers), interval, "", None
-    yield f"accuracy without demonstrations, n={len(answers.right)}", float(answers.right.mean()), None, "", None
+    yield f"right without demonstrations, the same {len(answers.right)}", float(answers.right.mean()), None, "", None
 
 
 def _chosen(judged: Sequence[Told], wanted: float | None, draws: int) -> Iterator[Figure]:
