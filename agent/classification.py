@@ -108,10 +108,10 @@ class Classifier:
         return _chosen(request, told, _generation(scores, spent_ms, None))
 
     async def _likeness_of(self, request: InferenceRequest, labels: Sequence[str]) -> Likeness:
-        if self._likeness is None:
+        text = request.messages[-1].content
+        if self._likeness is None or not text.strip():  # the vector of nothing is like some label, too
             return Likeness()
         described = self._tasks.spec(request.task).labels if self._tasks and request.task else {}
-        text = request.messages[-1].content
         texts = label_texts(labels, described)
         return await self._likeness.of(text, texts, deadline_at_ms=request.deadline_at_ms)
 

@@ -74,6 +74,14 @@ def test_without_an_encoder_the_language_model_is_asked_alone():
     assert label_confidence.judge(found).estimator == label_confidence.ESTIMATOR
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_input_is_like_no_label(text):
+    engine = Engine()
+    found = classified(engine, LabelLikeness(engine), text)
+    assert (found.label_scores.likeness, engine.embedded) == ((), [])
+    assert label_confidence.judge(found).score == 0
+
+
 def test_a_model_made_for_the_labels_needs_no_second_opinion():
     engine = Engine()
     engine.trained = True
