@@ -201,7 +201,7 @@ def take_in(
     def accept(bundled: BundledModel) -> None:
         licence = bundled.model.licence
         if not accept_licence:
-            confirm(f"Do you accept the licence {licence} of {bundled.model.name}? Unattended: --accept-licence.")
+            confirm(f"Do you accept the licence {licence} of {bundled.model.name}?", unattended="--accept-licence")
 
     store = model_store(invocation)
     with Bar(hidden=not progress) as bar:
@@ -245,7 +245,7 @@ def _asked(invocation: Invocation, given: str | None) -> Trust:
             raise Unauthorized(f"the bundle is signed by {key} (fingerprint {key.fingerprint}), not by {named}")
         if named is None:
             notice(f"the bundle is signed by a key that is not known here:\n  {key}\n  fingerprint {key.fingerprint}")
-            confirm("Is that the key that `outrider bundle key` shows on the other device? Unattended: --trust KEY.")
+            confirm("Is that the key that `outrider bundle key` shows on the other device?", unattended="--trust KEY")
         keys.trust(key)
 
     return decide

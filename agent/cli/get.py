@@ -164,7 +164,7 @@ class _Getting:
         def ask(offer: Offer) -> None:
             where = f" ({offer.licence_url})" if offer.licence_url else ""
             if offer.must_accept and not self._accept_licence:
-                confirm(f"Do you accept the licence {offer.licence}{where}? Unattended: --accept-licence.")
+                confirm(f"Do you accept the licence {offer.licence}{where}?", unattended="--accept-licence")
             self._agree(begun, f"{offer.name} from {offer.source}", offer.bytes, offer.licence)
 
         entry = self._store.show(begun.model) if known else None

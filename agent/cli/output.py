@@ -93,15 +93,18 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def confirm(question: str) -> None:
-    """Go on only after a yes. A no, or nobody to answer, ends the command with exit code 1."""
+def confirm(question: str, *, unattended: str = "--yes") -> None:
+    """Go on only after a yes. A no, or nobody to answer, ends the command with exit code 1.
+
+    ``unattended``: the option that says it where nobody can answer.
+    """
     try:
         agreed = click.confirm(question, err=True)
     except click.Abort:
         notice("")
         agreed = False
     if not agreed:
-        notice("outrider: nothing was changed; say --yes where nobody can answer")
+        notice(f"outrider: nothing was changed; say {unattended} where nobody can answer")
         raise click.exceptions.Exit(DECLINED)
 
 

@@ -64,7 +64,7 @@ def pull(
             _show(offer)
         if offer.must_accept and not accept_licence:
             where = f" ({offer.licence_url})" if offer.licence_url else ""
-            confirm(f"Do you accept the licence {offer.licence}{where}? Unattended: --accept-licence.")
+            confirm(f"Do you accept the licence {offer.licence}{where}?", unattended="--accept-licence")
 
     wish = Wish(
         given=model, name=name, offline=offline, require_pinned=require_pinned, update=update, force=force

@@ -137,6 +137,7 @@ def test_an_unknown_key_is_shown_and_trusted_by_a_person(two, tmp_path):
     data = tmp_path / "to"
     refused = outrider(data, "bundle", "import", tmp_path / "b", code=1)
     assert KEY.public.fingerprint in refused.stderr
+    assert "say --trust KEY where nobody can answer" in refused.stderr
     assert str(KEY.public) in refused.stderr
     assert not store_at(data).list()
     wrong = outrider(data, "bundle", "import", tmp_path / "b", "--trust", OTHER.public, code=Unauthorized.exit_code)

@@ -90,7 +90,7 @@ def test_a_target_added_later_gets_only_what_a_person_releases(daemon, cloud):
     declined = outrider(daemon, "queue", "release", ids[0], stdin="n\n", code=1)
     assert "1 row would leave for main" in declined.stderr
     assert shown in declined.stderr
-    assert "nothing was changed" in outrider(daemon, "queue", "release", "--all", code=1).stderr
+    assert "nothing was changed; say --all --yes where" in outrider(daemon, "queue", "release", "--all", code=1).stderr
     assert len(cloud.chats) == 1
 
     assert as_json(daemon, "queue", "release", ids[0], "--yes")["released"] == 1
