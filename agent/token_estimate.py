@@ -22,14 +22,20 @@ class TokenEstimate(msgspec.Struct, frozen=True):
 
 
 def estimate(request: InferenceRequest, generation: Generation | None, handoff: Handoff) -> TokenEstimate:
-    """Return what asking a target is expected to take: of the input as the local model counted it, else by its length."""
+    """Return what asking a target is expected to take: of the input as the local model counted it, else by its length.
+
+    The encoder of a head counts the text alone, while instructions and labels go along.
+    """
     drafted = generation is not None and generation.failure is None
     counted = generation.prompt_tokens if generation is not None and drafted else 0
-    sent = counted or input_tokens(request)
+    by_length = input_tokens(request)
+    sent = max(counted, by_length) if request.labels else counted or by_length
     answer = generation.output_tokens if generation is not None and drafted else 0
     if drafted and handoff is not Handoff.FRESH:
         sent += answer + INSTRUCTION_TOKENS
     most = request.sampling.max_tokens
+    if request.labels:  # a label is scored, not written; who is asked writes it
+        answer = max(-(-len(label.encode()) // BYTES_PER_TOKEN) for label in request.labels)
     expected = answer or (UNKNOWN_ANSWER_TOKENS if most is None else most)
     return TokenEstimate(sent, expected if most is None else min(expected, most))
 

@@ -153,7 +153,9 @@ def release(
             shown = rows if show_all else rows[:BODIES_SHOWN]
             _show_bodies(access, shown, chosen, more=count - len(shown))
             unseen = "" if len(shown) == count else f" ({count - len(shown)} of them not shown)"
-            confirm(f"release {counted(count, 'row')}{unseen} to {chosen}?", unattended="--yes" if ids else "--all --yes")
+            confirm(
+                f"release {counted(count, 'row')}{unseen} to {chosen}?", unattended="--yes" if ids else "--all --yes"
+            )
         released = access.release([row["id"] for row in rows], chosen)
         if ids and not released:
             raise WrongState(f"none was released: {_states([access.row(row['id']) for row in rows])}")

@@ -15,7 +15,7 @@ from agent.settings import TargetSettings
 from agent.storage.costs import Used
 from agent.storage.spending import Amount, OverBudget
 from agent.token_estimate import estimate
-from agent.types import Generation, Handoff, Sampling
+from agent.types import Generation, Handoff, RequestKind, Sampling
 
 TARGETS = tuple(
     TargetSettings(
@@ -168,3 +168,11 @@ def test_the_estimate_takes_what_the_local_model_counted_and_the_limit_of_the_an
     drafted = Generation(text="y", prompt_tokens=80, output_tokens=20)
     assert tuple(msgspec.structs.astuple(estimate(asked, drafted, Handoff.FRESH))) == (80, 20)
     assert estimate(asked, drafted, Handoff.REFINE).input_tokens > 100
+
+
+def test_the_estimate_of_a_choice_counts_the_labels_and_not_what_an_encoder_read():
+    asked = request("x" * 400, kind=RequestKind.CLASSIFY, labels=("refund", "a lost card"))
+    by_head = Generation(text="refund", prompt_tokens=6)
+    assert tuple(msgspec.structs.astuple(estimate(asked, by_head, Handoff.FRESH))) == (105, 3)
+    by_model = Generation(text="refund", prompt_tokens=130)
+    assert estimate(asked, by_model, Handoff.FRESH).input_tokens == 130
