@@ -172,9 +172,12 @@ def stage(folder: Path, version: str) -> None:
         ("fish", "fish/vendor_completions.d/outrider.fish"),
     ):
         write(share / place, output(folder, {"_OUTRIDER_COMPLETE": f"{shell}_source"}))
+    date = bundle.source_date()
     for path in STAGE.rglob("*"):
         if path.is_dir():
             path.chmod(0o755)
+        # nfpm writes the time of each file that it finds in a tree, whatever mtime its recipe names.
+        os.utime(path, (date, date), follow_symlinks=False)
 
 
 COPYRIGHT = """\
