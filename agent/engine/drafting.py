@@ -65,6 +65,8 @@ class Drafting:
         Each of the requests decodes in the coming step all of its tokens that are known.
         """
         lookups = [self._followed(request) for request in requests]
+        if not self._model and not self._pays(lookups):
+            return [[] for _ in requests]
         chances = [
             # The last token of an answer comes from a row: it is never decoded itself.
             lookup.chances(min(room, request.limit - request.generated - 1))
@@ -74,6 +76,11 @@ class Drafting:
         if self._model and not any(lengths):
             return self._model.drafts(requests, room, self.costs)
         return [lookup.draft(length) for lookup, length in zip(lookups, lengths, strict=True)]
+
+    def _pays(self, lookups: Sequence[PromptLookup]) -> bool:
+        """Return whether any first guess is worth its cost: mostly none is, which is known without looking further."""
+        least = self.costs.slope * len(lookups) / self.costs.seconds(len(lookups))
+        return any(chance > least for lookup in lookups for chance in lookup.chances(1))
 
     def observe(self, chunks: Sequence[Chunk], seconds: float) -> None:
         """Take the time of a step. Those with pieces of prompts or forced runs cost less a token: left out."""

@@ -11,7 +11,6 @@ import msgspec
 
 from agent.engine import frames
 
-NOTHING = frames.Step()
 JOIN_S = 0.04  # between two frames: as many a second as a film has pictures
 
 
@@ -33,7 +32,7 @@ class JoinedPieces:
             self._hold(piece)
         # The next step will take as long as this one: what would then be too late goes now.
         late = now - self._since + spent >= JOIN_S
-        told = msgspec.structs.replace(step, pieces=()) != NOTHING
+        told = bool(step.ended or step.scored or step.encoded)
         if not told and not late and self._begun.issuperset(piece.id for piece in step.pieces):
             return None
         pieces = self._release()

@@ -26,7 +26,7 @@ from agent.engine.llama_cpp_scoring import LlamaCppScoring
 from agent.engine.llama_cpp_states import SequenceStates
 from agent.engine.memory_room import memory_room
 from agent.engine.prompt_tokens import PromptMethods, PromptTokens
-from agent.engine.relaid_weights import STORED_AS
+from agent.engine.relaid_weights import STORED_AS, is_relaid, leave
 from agent.engine.runtime import Chunk, ModelUnloadable, PromptRejected, Row, RuntimeBroken, check_chunks
 from agent.engine.threads import StepKind, StepThreads
 from agent.engine.worker_status import ModelTraits, ThreadChoice
@@ -51,7 +51,10 @@ class LlamaCppRuntime(SequenceStates, PromptMethods):
         self.slots = load.parallel
         parameters = native.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        parameters.use_mmap = not (relaid := is_relaid(load.model))
         self._model = native.llama_model_load_from_file(load.model.path.encode(), parameters)
+        if relaid:
+            leave(load.model)
         if not self._model:
             raise ModelUnloadable("llama.cpp refuses the file")
         if self._metadata(STORED_AS):  # a calibration of other numbers must not count
@@ -83,6 +86,8 @@ class LlamaCppRuntime(SequenceStates, PromptMethods):
         self._batch = ChunkBatch(self.batch_tokens)
         self.step_threads = StepThreads(load.threads)  # may be exchanged between two steps
         self.piece = lru_cache(maxsize=65536)(self._piece)
+        self.ends = lru_cache(maxsize=65536)(self._ends)
+        self._row_at = lru_cache(maxsize=parameters.n_outputs_max)(self._view)
         self._scoring: LlamaCppScoring | None = None
         template = self._chat_template(load)
         self.thinking = template.thinking if template else None
@@ -238,12 +243,13 @@ class LlamaCppRuntime(SequenceStates, PromptMethods):
         rows_at = self._batch.fill(chunks)
         tokens = sum(len(chunk.tokens) for chunk in chunks)
         kind = StepKind.DECODE if tokens == len(chunks) else StepKind.PREFILL
-        with self.step_threads.step(kind, tokens) as threads:
-            # Which of the two numbers counts depends on the size of the batch; the choice does not.
-            native.llama_set_n_threads(self._context, threads, threads)
-            status = native.llama_decode(self._context, self._batch.native)
+        threads = self.step_threads.begin(kind, tokens)
+        # Which of the two numbers counts depends on the size of the batch; the choice does not.
+        native.llama_set_n_threads(self._context, threads, threads)
+        status = native.llama_decode(self._context, self._batch.native)
         if status != 0:
             raise RuntimeBroken(f"llama_decode returned {status}")
+        self.step_threads.end()
         for chunk in chunks:
             self._filled[chunk.slot] += len(chunk.tokens)
         return [self._row(index) for index in rows_at]
@@ -252,10 +258,14 @@ class LlamaCppRuntime(SequenceStates, PromptMethods):
         pointer = native.llama_get_logits_ith(self._context, index)
         if not pointer:
             raise RuntimeBroken(f"no logits for position {index} of the batch")
-        return np.ctypeslib.as_array(pointer, shape=(self.vocabulary_size,))
+        row: Row = self._row_at(ctypes.addressof(pointer.contents))
+        return row
 
-    def ends(self, token: int) -> bool:
-        """Return whether this token ends an answer."""
+    def _view(self, address: int) -> Row:
+        # Made once for each of the few addresses at which llama.cpp keeps its rows.
+        return np.ctypeslib.as_array((ctypes.c_float * self.vocabulary_size).from_address(address))
+
+    def _ends(self, token: int) -> bool:
         return bool(native.llama_vocab_is_eog(self._vocabulary, token))
 
     def vocabulary(self) -> Vocabulary:

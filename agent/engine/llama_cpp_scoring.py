@@ -73,11 +73,12 @@ class LlamaCppScoring:
         self._hidden_at = rows_at[0] if hidden and rows_at else -1
         # With it every token of a batch gets a row: a fifth more work where there are few labels.
         native.llama_set_embeddings(self._context, hidden)
-        with self._threads.step(StepKind.SCORE, len(nodes)) as threads:
-            native.llama_set_n_threads(self._context, threads, threads)
-            status = native.llama_decode(self._context, self._batch.native)
+        threads = self._threads.begin(StepKind.SCORE, len(nodes))
+        native.llama_set_n_threads(self._context, threads, threads)
+        status = native.llama_decode(self._context, self._batch.native)
         if status != 0:
             raise RuntimeBroken(f"llama_decode returned {status} while scoring")
+        self._threads.end()
         if len(nodes) % STEP_TOKENS:
             native.llama_memory_seq_rm(self._memory, PADDING, shared, -1)
         self._shared, self._lengths = shared, lengths

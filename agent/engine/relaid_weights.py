@@ -8,7 +8,8 @@ differ by 0.004 nats of KL divergence, those of the two forms by 0.006, and to t
 as F32 it is 0.0036 from the one and 0.0046 from the other.
 
 The worker may not write a file once it is locked in: the room, an unnamed file in memory that is
-large and empty, is made before that, and filled through its mapping.
+large and empty, is made before that, and filled through its mapping. It is read from there once: memory
+of its own can have huge pages, which a file in memory mostly has not.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from agent import device
 from agent.compute import WeightLayout
 from agent.engine import frames
 from agent.engine.memory_room import memory_room
-from agent.types import ModelFormat
+from agent.types import ModelFile, ModelFormat
 
 _NATIVE = "llama_cpp.llama_cpp"
+_ROOMS = "/proc/self/fd/"
 STORED_AS = "outrider.stored_as"  # a key of the metadata in memory: the form of the file
 MOST_BYTES = 256 << 20  # beyond, memory decides how fast tokens are drawn, and a larger form is slower
 MEMORY_SHARE = 0.25  # of what is free, for the room at most
@@ -80,8 +82,18 @@ def relaid(load: frames.Load, room: int | None) -> frames.Load:
     if not _lay_out(Path(load.model.path), room, most):
         os.close(room)
         return load
-    model = msgspec.structs.replace(load.model, path=f"/proc/self/fd/{room}")
+    model = msgspec.structs.replace(load.model, path=f"{_ROOMS}{room}")
     return msgspec.structs.replace(load, model=model)
+
+
+def is_relaid(model: ModelFile) -> bool:
+    """Return whether the weights lie in a room."""
+    return model.path.startswith(_ROOMS)
+
+
+def leave(model: ModelFile) -> None:
+    """Give the room back once the weights are copied out of it."""
+    os.close(int(model.path.removeprefix(_ROOMS)))
 
 
 def _lay_out(path: Path, room: int, most: int) -> bool:

@@ -236,14 +236,12 @@ class Runtime(Protocol):
 
 def check_chunks(runtime: Runtime, filled: Sequence[int], chunks: Sequence[Chunk]) -> None:
     """Raise ValueError for chunks that ``decode`` must not be given; ``filled``: how many tokens each slot holds."""
-    total = sum(len(chunk.tokens) for chunk in chunks)
-    if not 0 < total <= runtime.batch_tokens:
-        raise ValueError(f"{total} tokens in a batch of {runtime.batch_tokens}")
-    if len({chunk.slot for chunk in chunks}) != len(chunks):
-        raise ValueError("two chunks for one slot")
-    if (drafted_tokens := sum(chunk.drafted for chunk in chunks)) > runtime.drafted_tokens:
-        raise ValueError(f"{drafted_tokens} drafted tokens, {runtime.drafted_tokens} have a row")
+    total = drafted_tokens = 0
+    slots = set()
     for slot, start, tokens, wants_row, drafted in chunks:
+        total += len(tokens)
+        drafted_tokens += drafted
+        slots.add(slot)
         if not 0 <= slot < runtime.slots:
             raise ValueError(f"slot {slot} of {runtime.slots}")
         if not tokens or start != filled[slot]:
@@ -254,6 +252,12 @@ def check_chunks(runtime: Runtime, filled: Sequence[int], chunks: Sequence[Chunk
             raise ValueError("a token is not in the vocabulary")
         if drafted and not (wants_row and 0 < drafted < len(tokens)):
             raise ValueError(f"{drafted} drafted tokens in a chunk of {len(tokens)}")
+    if not 0 < total <= runtime.batch_tokens:
+        raise ValueError(f"{total} tokens in a batch of {runtime.batch_tokens}")
+    if len(slots) != len(chunks):
+        raise ValueError("two chunks for one slot")
+    if drafted_tokens > runtime.drafted_tokens:
+        raise ValueError(f"{drafted_tokens} drafted tokens, {runtime.drafted_tokens} have a row")
 
 
 def grown(

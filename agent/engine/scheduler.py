@@ -129,7 +129,8 @@ class Scheduler:
     def step(self) -> frames.Step:
         """Drop what is over, admit, decode once; return what came of it."""
         self._drop_overdue()
-        self._admit()
+        if self._waiting:
+            self._admit()
         pieces: list[frames.Piece] = []
         chunks, sequences = self._plan()
         if chunks:
@@ -195,8 +196,10 @@ class Scheduler:
 
     def _plan(self) -> tuple[list[Chunk], list[Sequence]]:
         """Choose the chunks of this step: every decoding request, then prompts in order of arrival."""
-        decoding = [sequence for sequence in self._running if not sequence.prompt_left]
-        prefilling = [sequence for sequence in self._running if sequence.prompt_left]
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
+        for sequence in self._running:
+            (prefilling if sequence.prompt_left else decoding).append(sequence)
         room = self._pace.room(len(decoding), len(prefilling), self._runtime.batch_tokens - len(decoding))
         sequences = list(decoding)
         chunks = []

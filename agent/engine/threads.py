@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -34,6 +33,7 @@ ALIKE = 1.25  # steps whose sizes differ by a larger factor are not compared
 AS_ADVISED = (2.0, 4.0, 60.0)
 AGAINST_ADVICE = (1.0, 2.0, 4.0)
 PART_OF_A_CORE = 0.35  # missing from a core that still counts as free
+LOOK_SPAN_S = 0.015  # at least, between looks at what others want: one costs a part of a short step
 REST_S = 0.3  # after a pause this long the load is looked at anew
 STALE_S = 1.0  # step times older than this say nothing
 POWER_SPAN_S = 10.0  # between looks at battery and heat
@@ -177,27 +177,33 @@ class StepThreads:
         self._controllers = {kind: ThreadController(self._all) for kind in StepKind}
         self._free = float(self._all)
         self._last = float("-inf")
+        self._begun = (StepKind.DECODE, 1, self._last)
+        self._looked = self._last
 
-    @contextmanager
-    def step(self, kind: StepKind, tokens: int) -> Iterator[int]:
-        """Give the number of threads for the step inside the block, and take its time."""
+    def begin(self, kind: StepKind, tokens: int) -> int:
+        """Return the number of threads for the step of so many tokens that begins now."""
         if self._fixed:
             self.latest = self._fixed
-            yield self._fixed
-            return
+            return self._fixed
         begin = self._clock()
         if begin - self._last > REST_S:
             self._look_at_power(begin)
             self._look_at_load(1, begin, rested=True)
-        controller = self._controllers[kind]
-        threads = controller.choose(self._free, tokens, begin)
-        self.latest = threads
-        yield threads
+        self._begun = (kind, tokens, begin)
+        self.latest = self._controllers[kind].choose(self._free, tokens, begin)
+        return self.latest
+
+    def end(self) -> None:
+        """Take the time of the step that ``begin`` began. Not to be called for one that failed."""
+        if self._fixed:
+            return
         end = self._clock()
-        controller.observe(threads, tokens, end - begin, end)
-        # Now, before anybody is told of the step: its threads run, and those who read its tokens do not yet.
-        self._look_at_load(threads, end, rested=False)
-        self._look_at_power(end)
+        kind, tokens, begin = self._begun
+        self._controllers[kind].observe(self.latest, tokens, end - begin, end)
+        if end - self._looked >= LOOK_SPAN_S:
+            # Now, before anybody is told of the step: its threads run, and those who read its tokens do not yet.
+            self._look_at_load(self.latest, end, rested=False)
+            self._look_at_power(end)
         self._last = end
 
     @property
@@ -225,6 +231,7 @@ class StepThreads:
 
     def _look_at_load(self, own: int, now: float, *, rested: bool) -> None:
         wanted = self._others.wanted_cores(own, now, rested=rested)
+        self._looked = now
         self._free = float(self._all) if wanted is None else max(0.0, min(self._all, self._cores - wanted))
 
     def _look_at_power(self, now: float) -> None:

@@ -6,6 +6,7 @@ native library can print into it; the process locks itself in before it looks at
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import signal
@@ -121,6 +122,8 @@ def _serve(
 ) -> NoReturn:
     joined = JoinedPieces()
     threads = None
+    gc.collect()
+    gc.freeze()  # what is there now stays: no pass of the collector has to look at it between two steps
     while True:
         while (scheduler.idle and scorer.idle) or not inbox.empty():
             match inbox.get():
@@ -148,10 +151,10 @@ def _serve(
         step = scheduler.step()
         if scored := scorer.step():
             step = msgspec.structs.replace(step, scored=scored)
-        if runtime.thread_choice != threads:
-            threads = runtime.thread_choice
-            step = msgspec.structs.replace(step, threads=threads)
         if due := joined.add(step, time.monotonic()):
+            if (choice := runtime.thread_choice) != threads:
+                threads = choice
+                due = msgspec.structs.replace(due, threads=choice)
             _tell(output, due)
         for told in prefixes.news():
             _send(output, told)

@@ -21,6 +21,8 @@ REASON_CHARS = 400
 # A worker needs no secrets: it gets these variables and nothing else.
 ENV_NAMES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT"})
 ENV_PREFIXES = ("LC_", "PYTHON", "OMP_", "GOMP_", "GGML_", "LLAMA_CPP_")
+# glibc asks for huge pages for large pieces of memory: weights that lie in them are read faster.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 class Lost(Exception):
@@ -42,7 +44,8 @@ Inbox = asyncio.Queue[frames.Piece | Ending | Lost | Expired]
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that a worker may see."""
-    return {name: value for name, value in environ.items() if name in ENV_NAMES or name.startswith(ENV_PREFIXES)}
+    own = {name: value for name, value in environ.items() if name in ENV_NAMES or name.startswith(ENV_PREFIXES)}
+    return {**own, **HUGE_PAGES}
 
 
 class WorkerProcess(asyncio.SubprocessProtocol):

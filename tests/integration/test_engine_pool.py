@@ -13,7 +13,7 @@ import pytest
 from fakes import fake_worker
 
 from agent.engine.supervisor import EnginePool, Patience, WorkerState
-from agent.engine.worker_process import worker_environment
+from agent.engine.worker_process import HUGE_PAGES, worker_environment
 from agent.errors import ModelNotFound, ModelRejected
 from agent.settings import EngineSettings
 from agent.types import Delta, FailureKind, Generation, InferenceRequest, Message, ModelFile, Sampling
@@ -337,7 +337,7 @@ async def test_a_worker_gets_no_secret_from_the_environment():
     kept = worker_environment(
         {"PATH": "/bin", "OPENAI_API_KEY": "k", "OUTRIDER_API_KEY": "k", "LC_ALL": "C", "FOO": "1"}
     )
-    assert kept == {"PATH": "/bin", "LC_ALL": "C"}
+    assert kept == {"PATH": "/bin", "LC_ALL": "C", **HUGE_PAGES}
 
 
 async def test_a_worker_leaves_when_its_parent_is_killed(tmp_path):

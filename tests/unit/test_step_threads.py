@@ -23,8 +23,9 @@ class World:
         return self.others
 
     def step(self, kind=StepKind.DECODE, seconds=0.02):
-        with self.threads.step(kind, 1) as threads:
-            self.now += seconds
+        threads = self.threads.begin(kind, 1)
+        self.now += seconds
+        self.threads.end()
         return threads
 
 
