@@ -20,6 +20,7 @@ from agent.storage.database import Database
 from agent.storage.egress_log import EgressLog
 from agent.storage.feedback_store import FeedbackStore
 from agent.storage.file_store import FileStore
+from agent.storage.heap import trim
 from agent.storage.instance_lock import InstanceLock
 from agent.storage.journal import Journal, cut_short
 from agent.storage.outbox import Outbox
@@ -33,6 +34,7 @@ from agent.storage.webhook_store import WebhookStore
 from agent.types import Action, Decision, Generation, InferenceRequest, Reason
 
 Decide = Callable[[InferenceRequest, Accepted, Generation], Decision]
+TRIM_ROWS = 500  # removed in one clean-up: fewer leave little behind
 
 
 class Storage:
@@ -96,16 +98,19 @@ class Storage:
         """Rescue overdue leases, expire rows, remove texts and ended requests whose time has passed, trim the log."""
         await self.outbox.rescue(now_ms)
         await self.outbox.expire(now_ms)
-        while await self.db.write(lambda connection: purge_bodies(connection, now_ms)):
-            pass
+        removed = 0
+        while texts := await self.db.write(lambda connection: purge_bodies(connection, now_ms)):
+            removed += len(texts)
         settled_before_ms = self._keep.settled_before_ms(now_ms)
-        while await self.db.write(lambda connection: purge_rows(connection, settled_before_ms)):
-            pass
+        while rows := await self.db.write(lambda connection: purge_rows(connection, settled_before_ms)):
+            removed += len(rows)
         await self.files.maintain(now_ms)
         await self.webhooks.maintain(now_ms)
         await self.subjects.maintain(now_ms)
         await self.batches.maintain(now_ms, self.files.settings.keep_s)
         await self.db.checkpoint()
+        if removed > TRIM_ROWS:
+            trim()
 
     async def close(self) -> None:
         """Finish, checkpoint, close, and let another instance in. Safe to call twice."""
