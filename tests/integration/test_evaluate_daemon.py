@@ -81,7 +81,7 @@ def run(place, monkeypatch):
 
 
 def rows(count=12):
-    kinds = [("a refund please", "refund"), ("your hours please", "hours"), ("unsure refund of", "refund")]
+    kinds = [("a refund please", "refund"), ("your hours please", "hours"), ("unsure refunds of", "refund")]
     return [
         {"input": f"{text} {n}", "label": label, "tag": "hard" if n % 4 == 3 else "frequent"}
         for n in range(count)

@@ -35,7 +35,7 @@ def test_a_release_takes_what_was_counted_and_not_what_came_after_the_question(d
         outrider(daemon, "ask", f"unsure {number}")
     asked = []
 
-    def agree(question):
+    def agree(question, **_):
         asked.append(question)
         outrider(daemon, "ask", "unsure and too late to be seen")
 
