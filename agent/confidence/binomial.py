@@ -9,6 +9,10 @@ import math
 
 _SMALLEST = 1e-17  # a term this small beside the sum changes no digit of it
 
+_LARGEST_EXPONENT = (
+    709.0  # of exp() in a double; beyond it p is below 1e-307 and the mean is 0: nothing is multiplied by the odds
+)
+
 
 def cdf(k: int, n: int, p: float) -> float:
     """Return P(X <= k) for X ~ Binomial(n, p); 0 <= p <= 1, n >= 0."""
@@ -30,7 +34,7 @@ def _tail(k: int, n: int, log_p: float, log_q: float) -> float:
     """Return P(X <= k) where k is below the mean: the likeliest term, and those that fall away from it."""
     log_term = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     term = math.exp(log_term + k * log_p + (n - k) * log_q)
-    total, odds = term, math.exp(log_q - log_p)
+    total, odds = term, math.exp(min(log_q - log_p, _LARGEST_EXPONENT))
     for i in range(k, 0, -1):
         term *= i / (n - i + 1) * odds
         total += term
