@@ -9,9 +9,8 @@ import math
 
 _SMALLEST = 1e-17  # a term this small beside the sum changes no digit of it
 
-_LARGEST_EXPONENT = (
-    709.0  # of exp() in a double; beyond it p is below 1e-307 and the mean is 0: nothing is multiplied by the odds
-)
+# Of exp() in a double. Beyond it p is below 1e-307 and the mean is 0: nothing is multiplied by the odds.
+_LARGEST_EXPONENT = 709.0
 
 
 def cdf(k: int, n: int, p: float) -> float:
