@@ -26,8 +26,6 @@ class PrefillPace:
 
     def observe(self, chunks: Sequence[Chunk], seconds: float) -> None:
         """Take the time of a step; one without a piece of a tile or more says nothing."""
-        if len(chunks[-1].tokens) == 1:  # pieces of prompts come last: there is none
-            return
         tokens = sum(len(chunk.tokens) for chunk in chunks)
         if tokens - len(chunks) + 1 < TILE_TOKENS:
             return

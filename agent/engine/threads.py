@@ -33,7 +33,6 @@ ALIKE = 1.25  # steps whose sizes differ by a larger factor are not compared
 AS_ADVISED = (2.0, 4.0, 60.0)
 AGAINST_ADVICE = (1.0, 2.0, 4.0)
 PART_OF_A_CORE = 0.35  # missing from a core that still counts as free
-LOOK_SPAN_S = 0.015  # at least, between looks at what others want: one costs a part of a short step
 REST_S = 0.3  # after a pause this long the load is looked at anew
 STALE_S = 1.0  # step times older than this say nothing
 POWER_SPAN_S = 10.0  # between looks at battery and heat
@@ -178,7 +177,6 @@ class StepThreads:
         self._free = float(self._all)
         self._last = float("-inf")
         self._begun = (StepKind.DECODE, 1, self._last)
-        self._looked = self._last
 
     def begin(self, kind: StepKind, tokens: int) -> int:
         """Return the number of threads for the step of so many tokens that begins now."""
@@ -200,10 +198,9 @@ class StepThreads:
         end = self._clock()
         kind, tokens, begin = self._begun
         self._controllers[kind].observe(self.latest, tokens, end - begin, end)
-        if end - self._looked >= LOOK_SPAN_S:
-            # Now, before anybody is told of the step: its threads run, and those who read its tokens do not yet.
-            self._look_at_load(self.latest, end, rested=False)
-            self._look_at_power(end)
+        # Now, before anybody is told of the step: its threads run, and those who read its tokens do not yet.
+        self._look_at_load(self.latest, end, rested=False)
+        self._look_at_power(end)
         self._last = end
 
     @property
@@ -231,7 +228,6 @@ class StepThreads:
 
     def _look_at_load(self, own: int, now: float, *, rested: bool) -> None:
         wanted = self._others.wanted_cores(own, now, rested=rested)
-        self._looked = now
         self._free = float(self._all) if wanted is None else max(0.0, min(self._all, self._cores - wanted))
 
     def _look_at_power(self, now: float) -> None:
