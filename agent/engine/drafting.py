@@ -79,6 +79,8 @@ class Drafting:
 
     def _pays(self, lookups: Sequence[PromptLookup]) -> bool:
         """Return whether any first guess is worth its cost: mostly none is, which is known without looking further."""
+        if not lookups:
+            return False
         least = self.costs.slope * len(lookups) / self.costs.seconds(len(lookups))
         return any(chance > least for lookup in lookups for chance in lookup.chances(1))
 

@@ -128,6 +128,13 @@ def test_it_guesses_as_far_as_the_step_times_make_it_pay(slope, chance, guesses)
     assert bool(sum(draft_lengths([[chance] * 24], costs, 24))) is guesses
 
 
+def test_with_nobody_who_decodes_nothing_is_guessed_whatever_a_token_costs():
+    drafting = Drafting()
+    drafting.costs = costs_of(1.0, 2.0)  # each further token costs more than the first: none would cost nothing
+    assert drafting.costs.seconds(0) == 0
+    assert drafting.drafts([], 24) == []
+
+
 def test_a_full_batch_leaves_no_gain():
     costs = costs_of(0.01, 0.005)
     assert sum(draft_lengths([[0.8] * 24], costs, 24)) > 0
