@@ -59,6 +59,11 @@ class Drafting:
         self._hits = Hits()
         self._lookups: dict[int, PromptLookup] = {}
 
+    @property
+    def by_model(self) -> bool:
+        """Whether a draft model guesses."""
+        return self._model is not None
+
     def drafts(self, requests: Sequence[Request], room: int) -> list[list[int]]:
         """Return the guessed next tokens of each request, at most ``room`` together.
 

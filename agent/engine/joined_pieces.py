@@ -23,11 +23,11 @@ class JoinedPieces:
         self._last = 0.0  # when the last step ended
         self._begun: set[int] = set()  # requests of which a piece went out
 
-    def add(self, step: frames.Step, now: float) -> frames.Step | None:
-        """Take what a step that ended now has brought; return what is to be told, or None."""
+    def add(self, step: frames.Step, now: float, held_s: float = 0.0) -> frames.Step | None:
+        """Take what a step that ended now has brought, the first of it ``held_s`` ago; return what is to be told, or None."""
         spent, self._last = now - self._last, now
         if not self._held:
-            self._since = now
+            self._since = now - held_s
         for piece in step.pieces:
             self._hold(piece)
         # The next step will take as long as this one: what would then be too late goes now.

@@ -73,3 +73,12 @@ class ChunkBatch(NativeBatch):
             at = end
         self.native.n_tokens = at
         return rows_at
+
+    def fill_one_each(self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> None:
+        """Lay out one token of each slot; all rows are wanted, in this order."""
+        count = len(slots)
+        self.token[:count] = tokens
+        self.pos[:count] = positions
+        self.sequences[:count, 0] = slots
+        self.wanted[:count] = 1
+        self.native.n_tokens = count

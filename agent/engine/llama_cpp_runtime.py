@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -253,6 +254,21 @@ class LlamaCppRuntime(SequenceStates, PromptMethods):
         for chunk in chunks:
             self._filled[chunk.slot] += len(chunk.tokens)
         return [self._row(index) for index in rows_at]
+
+    def decode_one_each(self, slots: Sequence[int], tokens: Sequence[int]) -> list[Row]:
+        """Append one token to each slot and return the rows, in this order. As many threads as in the latest step."""
+        positions = [self._filled[slot] for slot in slots]
+        if max(positions) >= self.context_tokens or min(tokens) < 0 or max(tokens) >= self.vocabulary_size:
+            raise ValueError("a slot is full, or a token is not in the vocabulary")
+        self._batch.fill_one_each(slots, tokens, positions)
+        began = time.monotonic()
+        status = native.llama_decode(self._context, self._batch.native)
+        if status != 0:
+            raise RuntimeBroken(f"llama_decode returned {status}")
+        self.step_threads.also(time.monotonic() - began)
+        for slot in slots:
+            self._filled[slot] += 1
+        return [self._row(index) for index in range(len(slots))]
 
     def _row(self, index: int) -> Row:
         pointer = native.llama_get_logits_ith(self._context, index)

@@ -238,6 +238,15 @@ class OnnxGenerationRuntime(RowStates, PromptMethods):
         self._filled[chunk.slot] = end
         return list(logits[0])
 
+    def decode_one_each(self, slots: Sequence[int], tokens: Sequence[int]) -> list[Row]:
+        """Append one token to each slot and return the rows, in this order."""
+        return self.decode(
+            [
+                Chunk(slot, self._filled[slot], [token], wants_row=True)
+                for slot, token in zip(slots, tokens, strict=True)
+            ]
+        )
+
     def close(self) -> None:
         """Free the rows, then the graph."""
         if self._scoring is not None:

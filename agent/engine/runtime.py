@@ -175,6 +175,14 @@ class Runtime(Protocol):
         """
         ...
 
+    def decode_one_each(self, slots: Sequence[int], tokens: Sequence[int]) -> list[Row]:
+        """Append one token to each of some slots and return a row for each, in this order; right after a ``decode``.
+
+        What ``decode`` would do with such chunks, with less ado. The rows hold until the next decode.
+        Raises as ``decode``.
+        """
+        ...
+
     def share(self, source: int, target: int, start: int, end: int) -> None:
         """Append the tokens ``start`` to ``end`` of one slot to another, which holds ``start``.
 

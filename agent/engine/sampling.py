@@ -102,11 +102,12 @@ class Sampler:
             sampling.frequency_penalty,
             sampling.presence_penalty,
         ) == (1, 0, 0)
+        self.takes_likeliest = self._plain and sampling.temperature <= 0  # where no constraint rules it out
 
     def draw(self, observer: Observer, allowed: Mask | None = None) -> int:
         """Draw a token from the row that the observer has read. ``allowed`` has at least one token."""
         sampling = self._sampling
-        if self._plain and sampling.temperature <= 0 and allowed is None:
+        if self.takes_likeliest and allowed is None:
             return observer.likeliest
         logits = observer.shifted
         if not self._plain:

@@ -20,6 +20,7 @@ from agent.engine.drafting import Drafting
 from agent.engine.grammar import COMPILE_LIMIT_S, CompilersBusy, Grammars, RuleBroken, RuleRejected
 from agent.engine.prefill_pace import TILE_TOKENS, PrefillPace
 from agent.engine.prefix_cache import SHORTEST_TOKENS, PrefixCache, agreeing
+from agent.engine.run_ahead import RunAhead
 from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, Row, Runtime
 from agent.engine.sampling import NoDistribution, Sampler
 from agent.engine.sequence import Sequence
@@ -40,11 +41,13 @@ class Scheduler:
         waiting_line: int,
         thinking_budget: int = 0,
         drafting: Drafting | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``thinking_budget`` is the most tokens of thought of a request that names none.
 
-        Without ``drafting`` no token is guessed. ``clock`` gives seconds.
+        Without ``drafting`` no token is guessed. ``interrupted()``: a request, a cancel or other
+        work waits for the end of the step. ``clock`` gives seconds.
         """
         self._runtime = runtime
         self._thinking_budget = thinking_budget
@@ -54,7 +57,11 @@ class Scheduler:
         self._pace = PrefillPace()
         self._waiting_line = waiting_line
         self._drafting = drafting if runtime.drafted_tokens else None
+        self._ahead = RunAhead(runtime, interrupted=interrupted)
+        # What turns out to be wrong has to be cut off again; a draft model has its own order of guesses.
+        self._may_run_ahead = runtime.drafted_tokens > 0 and not (drafting and drafting.by_model)
         self._clock = clock
+        self.held_s = 0.0  # for how long the first tokens of the latest step had been there at its end
         self._free = list(reversed(range(runtime.slots)))
         self._running: list[Sequence] = []
         self._waiting: deque[Sequence] = deque()
@@ -131,22 +138,34 @@ class Scheduler:
         self._drop_overdue()
         if self._waiting:
             self._admit()
-        pieces: list[frames.Piece] = []
         chunks, sequences = self._plan()
-        if chunks:
-            began = self._clock()
-            rows = self._runtime.decode(chunks)
-            spent = self._clock() - began
-            self._pace.observe(chunks, spent)
-            if self._drafting:
-                self._drafting.observe(chunks, spent)
-            for chunk, sequence in zip(chunks, sequences, strict=True):
-                sequence.decoded += len(chunk.tokens) - chunk.drafted
-                if chunk.wants_row:
-                    own, rows = rows[: 1 + chunk.drafted], rows[1 + chunk.drafted :]
-                    pieces += self._verify(sequence, list(chunk.tokens[len(chunk.tokens) - chunk.drafted :]), own)
+        pieces = self._decode(chunks, sequences) if chunks else []
         ended, self._ended = self._ended, []
         return frames.Step(tuple(pieces), tuple(ended))
+
+    def _decode(self, chunks: list[Chunk], sequences: list[Sequence]) -> list[frames.Piece]:
+        began = self._clock()
+        rows = self._runtime.decode(chunks)
+        spent = self._clock() - began
+        self._pace.observe(chunks, spent)
+        if self._drafting:
+            self._drafting.observe(chunks, spent)
+        for chunk, sequence in zip(chunks, sequences, strict=True):
+            sequence.decoded += len(chunk.tokens) - chunk.drafted
+        pieces: list[frames.Piece] = []
+        if more := self._ahead.count(chunks, sequences, spent) if self.steady and self._may_run_ahead else 0:
+            taken, read = self._ahead.run(chunks, rows, more)
+            self.held_s = self._clock() - began - spent
+            for sequence, guesses, own in zip(sequences, taken, read, strict=True):
+                pieces += self._verify(sequence, guesses, own)
+            return pieces
+        self.held_s = 0.0
+        for chunk, sequence in zip(chunks, sequences, strict=True):
+            if chunk.wants_row:
+                own, rows = rows[: 1 + chunk.drafted], rows[1 + chunk.drafted :]
+                guessed = list(chunk.tokens[len(chunk.tokens) - chunk.drafted :])
+                pieces += self._verify(sequence, guessed, own, drafted=chunk.drafted)
+        return pieces
 
     def _admit(self) -> None:
         """Give slots to those that wait, in order of arrival, as long as their whole answers fit the memory.
@@ -247,27 +266,31 @@ class Scheduler:
             return [[] for _ in decoding]
         return self._drafting.drafts(decoding, min(room, self._runtime.drafted_tokens))
 
-    def _verify(self, sequence: Sequence, draft: list[int], rows: list[Row]) -> list[frames.Piece]:
-        """Draw from one row after another for as long as the answer is the draft; forget the rest of it.
+    def _verify(
+        self, sequence: Sequence, guessed: list[int], rows: list[Row], *, drafted: int = 0
+    ) -> list[frames.Piece]:
+        """Draw from one row after another for as long as the answer is as guessed; forget the rest of it.
 
-        The slot holds the draft beyond ``sequence.decoded``. Without one, there is a single row.
+        The slot holds the guesses beyond ``sequence.decoded``; ``drafted`` of them, all or none, count
+        as drafted ones. Without a guess there is a single row.
         """
         pieces = []
         begin, start, agreed = sequence.generated, sequence.decoded, 0
-        sequence.rejected += len(draft)
+        sequence.rejected += drafted
         while True:
             if piece := self._advance(sequence, rows[agreed]):
                 pieces.append(piece)
             if sequence.over:
                 return pieces
-            more = agreeing(draft, sequence.answer, begin) - agreed
+            more = agreeing(guessed, sequence.answer, begin) - agreed
             agreed += more
-            sequence.accepted += more
-            sequence.rejected -= more
+            if drafted:
+                sequence.accepted += more
+                sequence.rejected -= more
             sequence.decoded = start + agreed
             if agreed < sequence.generated - begin:
                 break
-        if agreed < len(draft):
+        if agreed < len(guessed):
             self._runtime.cut(sequence.slot, sequence.decoded)
         return pieces
 

@@ -72,6 +72,11 @@ class Sequence:
         return self.rule_in_force is not None and (self.thinking or not self.rule_in_force.satisfied)
 
     @property
+    def takes_likeliest(self) -> bool:
+        """Whether the next tokens are the likeliest ones, as far as is known before their rows are read."""
+        return self.begun and self.rule_in_force is None and self.sampler.takes_likeliest
+
+    @property
     def reserve(self) -> int:
         """Most tokens that the slot will hold."""
         return len(self.prompt) + self.limit

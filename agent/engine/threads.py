@@ -177,6 +177,7 @@ class StepThreads:
         self._free = float(self._all)
         self._last = float("-inf")
         self._begun = (StepKind.DECODE, 1, self._last)
+        self._more: list[float] = []  # seconds of steps like the latest that followed it
 
     def begin(self, kind: StepKind, tokens: int) -> int:
         """Return the number of threads for the step of so many tokens that begins now."""
@@ -184,6 +185,8 @@ class StepThreads:
             self.latest = self._fixed
             return self._fixed
         begin = self._clock()
+        if self._more:
+            self._observe_more(begin)
         if begin - self._last > REST_S:
             self._look_at_power(begin)
             self._look_at_load(1, begin, rested=True)
@@ -202,6 +205,18 @@ class StepThreads:
         self._look_at_load(self.latest, end, rested=False)
         self._look_at_power(end)
         self._last = end
+
+    def also(self, seconds: float) -> None:
+        """Take the time of one more step of the same kind, size and threads; it is looked at when the next begins."""
+        if not self._fixed:
+            self._more.append(seconds)
+
+    def _observe_more(self, now: float) -> None:
+        kind, tokens, _ = self._begun
+        for seconds in self._more:
+            self._controllers[kind].observe(self.latest, tokens, seconds, now)
+        self._more.clear()
+        self._last = now
 
     @property
     def most(self) -> int:

@@ -85,7 +85,11 @@ def main(arguments: Sequence[str]) -> int:
     _send(output, ready)
     waiting_line = load.waiting_line + OWN_REQUESTS
     scheduler = Scheduler(
-        runtime, waiting_line=waiting_line, thinking_budget=load.thinking_budget_tokens, drafting=drafting
+        runtime,
+        waiting_line=waiting_line,
+        thinking_budget=load.thinking_budget_tokens,
+        drafting=drafting,
+        interrupted=lambda: not (inbox.empty() and scorer.idle),
     )
     prefixes = NamedPrefixes(runtime, scheduler.prefixes, load.model)
     scorer = LabelScorer(runtime, waiting_line=load.waiting_line, named=scheduler.prefixes.named)
@@ -151,7 +155,7 @@ def _serve(
         step = scheduler.step()
         if scored := scorer.step():
             step = msgspec.structs.replace(step, scored=scored)
-        if due := joined.add(step, time.monotonic()):
+        if due := joined.add(step, time.monotonic(), scheduler.held_s):
             if (choice := runtime.thread_choice) != threads:
                 threads = choice
                 due = msgspec.structs.replace(due, threads=choice)

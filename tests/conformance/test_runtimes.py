@@ -284,6 +284,43 @@ def test_drafted_tokens_have_a_row_each_and_can_be_taken_back(runtime):
     assert int(row.argmax()) == answer[3]
 
 
+def test_one_token_each_gives_the_rows_that_decode_gives(runtime):
+    texts = {2: prompt(runtime, "What is the capital of France?"), 0: prompt(runtime, "hello")}
+    found = []
+    for short in (False, True):
+        rows = [prefill(runtime, slot, tokens) for slot, tokens in texts.items()]
+        at = {slot: len(tokens) for slot, tokens in texts.items()}
+        for _ in range(3):
+            likeliest = [int(row.argmax()) for row in rows]
+            if short:
+                rows = runtime.decode_one_each(list(at), likeliest)
+            else:
+                rows = runtime.decode([Chunk(slot, at[slot], [t], True) for slot, t in zip(at, likeliest, strict=True)])
+            at = {slot: filled + 1 for slot, filled in at.items()}
+            found.append((likeliest, [row.copy() for row in rows]))
+        for slot in texts:
+            runtime.clear(slot)
+    for (tokens, rows), (same, others) in zip(found[:3], found[3:], strict=True):
+        assert tokens == same
+        for row, other in zip(rows, others, strict=True):
+            np.testing.assert_allclose(row, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("token", [-1, 1 << 30])
+def test_one_token_each_refuses_what_would_abort_native_code(runtime, token):
+    row = prefill(runtime, 0, prompt(runtime, "hello"))
+    with pytest.raises(ValueError):
+        runtime.decode_one_each([0], [token])
+    for _ in range(CONTEXT):
+        last = int(row.argmax())
+        try:
+            (row,) = runtime.decode_one_each([0], [last])
+        except ValueError:
+            break
+    else:
+        pytest.fail("a slot took more than the context")
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 
 from agent.engine.grammar import Vocabulary
-from agent.engine.runtime import PromptRejected, PromptTooLong, RuntimeBroken, Saved
+from agent.engine.runtime import Chunk, PromptRejected, PromptTooLong, RuntimeBroken, Saved
 from agent.engine.worker_status import ModelTraits, ThreadChoice
 
 END = 256
@@ -54,6 +54,11 @@ class FakeRuntime:
         if len(tokens) + 1 > self.context_tokens:
             raise PromptTooLong(f"the prompt has {len(tokens)} tokens, the context has {self.context_tokens}")
         return tokens
+
+    def decode_one_each(self, slots, tokens):
+        return self.decode(
+            [Chunk(slot, len(self.held[slot]), [token], True) for slot, token in zip(slots, tokens, strict=True)]
+        )
 
     def decode(self, chunks):
         total = sum(len(chunk.tokens) for chunk in chunks)

@@ -19,24 +19,22 @@ from agent.types import Message, Sampling
 
 
 def run(asks, drafting=None, **shape):
-    """Return text, tokens and end of every request."""
+    """Return text, tokens and end of every request; and the number of decodes."""
     runtime = FakeRuntime(slots=len(asks), **shape)
     scheduler = Scheduler(runtime, waiting_line=0, drafting=drafting)
     told = {}
     for number, (text, sampling) in enumerate(asks):
         told[number] = ["", (), None]
         scheduler.submit(frames.Generate(id=number, messages=(Message("user", text),), sampling=sampling))
-    steps = 0
     while not scheduler.idle:
         step = scheduler.step()
-        steps += 1
         for event in (*step.pieces, *step.ended):
             told[event.id][0] += event.text
             told[event.id][1] += event.tokens
         for ended in step.ended:
             told[ended.id][2] = ended
     assert not any(runtime.content)
-    return told, steps
+    return told, runtime.decodes
 
 
 SAMPLINGS = st.builds(
@@ -68,9 +66,9 @@ def test_any_guess_leaves_text_figures_and_end_as_they_were(asks, source, rightn
 
 def test_right_guesses_save_steps_and_are_counted():
     asks = [("y", Sampling(max_tokens=30))]
-    plain, steps = run(asks, batch_tokens=32)
+    plain, decodes = run(asks, batch_tokens=32)
     guessed, fewer = run(asks, FakeDrafting(random.Random(1), 1.0), batch_tokens=32)
-    assert fewer < steps / 2
+    assert fewer < decodes / 2
     ended = guessed[0][2]
     assert ended.output_tokens == plain[0][2].output_tokens
     assert ended.accepted_tokens > 0
@@ -177,21 +175,22 @@ def test_what_the_caller_predicts_is_guessed_from_the_first_token():
     assert lookup.draft(3) == [5, 6, 7]
 
 
-def test_a_predicted_answer_takes_fewer_steps_and_is_the_same():
+def test_a_predicted_answer_takes_fewer_decodes_and_is_the_same():
     prediction, _ = expected_answer(b"xy")
-    steps = {}
+    decodes = {}
     for given_ in ("", prediction):
-        scheduler = Scheduler(FakeRuntime(batch_tokens=32), waiting_line=0, drafting=Drafting())
+        runtime = FakeRuntime(batch_tokens=32)
+        scheduler = Scheduler(runtime, waiting_line=0, drafting=Drafting())
         ask = frames.Generate(id=1, messages=(Message("user", "xy"),), sampling=Sampling(), prediction=given_)
         scheduler.submit(ask)
-        text, steps[given_] = "", 0
+        text = ""
         while not scheduler.idle:
             step = scheduler.step()
-            steps[given_] += 1
             text += "".join(event.text for event in (*step.pieces, *step.ended))
         assert text == prediction
+        decodes[given_] = runtime.decodes
     assert len(prediction) > 4
-    assert steps[prediction] < steps[""]
+    assert decodes[prediction] < decodes[""]
 
 
 def test_no_guess_follows_tokens_that_do_not_fit():

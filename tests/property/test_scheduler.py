@@ -131,6 +131,7 @@ class Line(RuleBasedStateMachine):
         cells=st.none() | st.integers(64, 200),
         late=st.sampled_from([0, 3]),
         drafting=st.none() | st.builds(FakeDrafting, st.randoms(use_true_random=False), st.floats(0, 1)),
+        hurried=st.booleans(),
     )
     def begin(self, **shape):
         self.now = 0.0
@@ -140,12 +141,18 @@ class Line(RuleBasedStateMachine):
 
     def new_worker(self):
         """Nothing of the one before is left: its requests were failed by the daemon."""
-        slots, batch, waiting, saved, cells, late, drafting = (
-            self.shape[name] for name in ("slots", "batch", "waiting", "saved", "cells", "late", "drafting")
+        slots, batch, waiting, saved, cells, late, drafting, hurried = (
+            self.shape[name] for name in ("slots", "batch", "waiting", "saved", "cells", "late", "drafting", "hurried")
         )
         self.runtime = FakeRuntime(slots=slots, batch_tokens=batch, saved_tokens=saved, cells=cells)
         self.room = slots + waiting
-        self.scheduler = Scheduler(self.runtime, waiting_line=waiting, drafting=drafting, clock=lambda: self.now)
+        self.scheduler = Scheduler(
+            self.runtime,
+            waiting_line=waiting,
+            drafting=drafting,
+            interrupted=lambda: hurried,
+            clock=lambda: self.now,
+        )
         self.scheduler._grammars = LateGrammars(late)
         if saved >= len(NAMED):
             self.scheduler.prefixes.name(list(NAMED.encode()))

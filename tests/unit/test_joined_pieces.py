@@ -55,6 +55,11 @@ def test_slow_steps_are_told_one_by_one():
         assert joined.add(step(piece(1, "a")), number * 1.5 * JOIN_S) is not None
 
 
+def test_what_a_run_brought_is_as_old_as_its_first_token():
+    joined = begun(1)
+    assert joined.add(step(piece(1, "abcd")), 0.7 * JOIN_S, held_s=0.5 * JOIN_S) is not None
+
+
 def test_a_step_that_brought_nothing_is_not_told():
     joined = begun(1)
     assert joined.add(step(), 0.001) is None

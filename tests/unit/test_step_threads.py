@@ -49,6 +49,28 @@ def test_after_a_pause_the_load_is_looked_at_before_the_step(monkeypatch):
     assert world.rested == [True, False, True, False]
 
 
+def test_steps_that_follow_without_a_look_count_as_times(monkeypatch):
+    def tried(also):
+        """Return how many steps begin with the faster number until it is chosen, with so many more behind each."""
+        world = World(monkeypatch, cores=2)
+        found = 0
+        for number in range(1000):
+            threads = world.threads.begin(StepKind.DECODE, 1)
+            seconds = 0.02 if threads == 1 else 0.05
+            found += threads == 1
+            world.now += seconds
+            world.threads.end()
+            for _ in range(also):
+                world.now += seconds
+                world.threads.also(seconds)
+            if world.threads.choice.decode == 1:
+                assert len(world.rested) == number + 2, "the load is looked at after the first of them"
+                return found
+        pytest.fail("it was never chosen")
+
+    assert tried(7) <= 2 < tried(0)
+
+
 def test_a_load_that_cannot_be_told_is_none(monkeypatch):
     world = World(monkeypatch)
     world.others = None
