@@ -146,13 +146,8 @@ class Line(RuleBasedStateMachine):
         )
         self.runtime = FakeRuntime(slots=slots, batch_tokens=batch, saved_tokens=saved, cells=cells)
         self.room = slots + waiting
-        self.scheduler = Scheduler(
-            self.runtime,
-            waiting_line=waiting,
-            drafting=drafting,
-            interrupted=lambda: hurried,
-            clock=lambda: self.now,
-        )
+        given = {"drafting": drafting, "interrupted": lambda: hurried, "clock": lambda: self.now}
+        self.scheduler = Scheduler(self.runtime, waiting_line=waiting, **given)
         self.scheduler._grammars = LateGrammars(late)
         if saved >= len(NAMED):
             self.scheduler.prefixes.name(list(NAMED.encode()))
