@@ -4,8 +4,9 @@ Requests wait in line for a slot, take what is cached of their prompt, are prefi
 beside those that already decode, and leave their slot the moment they end. What the rule of an
 answer forces is taken without a draw, as the tokenizer spells it, and goes through the model in
 one piece with the choice before it. Guessed tokens go along with a row for each, and stay as far
-as what is drawn from those rows, one after another as ever, is the guess. All of it happens in one
-thread, between two decodes, so a cancel or a deadline takes effect within one step.
+as what is drawn from those rows, one after another as ever, is the guess. Where few are at work,
+who take the likeliest token, a step is a run of decodes (``run_ahead``). All of it happens in one
+thread, between two steps; a run ends when somebody comes or cancels.
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ class Scheduler:
         self._drop_overdue()
         if self._waiting:
             self._admit()
+        self.held_s = 0.0
         chunks, sequences = self._plan()
         pieces = self._decode(chunks, sequences) if chunks else []
         ended, self._ended = self._ended, []
@@ -159,7 +161,6 @@ class Scheduler:
             for sequence, guesses, own in zip(sequences, taken, read, strict=True):
                 pieces += self._verify(sequence, guesses, own)
             return pieces
-        self.held_s = 0.0
         for chunk, sequence in zip(chunks, sequences, strict=True):
             if chunk.wants_row:
                 own, rows = rows[: 1 + chunk.drafted], rows[1 + chunk.drafted :]
