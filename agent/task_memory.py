@@ -97,7 +97,10 @@ class TaskMemory:
             raise StorageError(f"the stored examples of task {task} cannot be read: {error}") from error
 
     async def calibrate_again(self, task: str, task_digest: str, model_digest: str) -> Calibration | None:
-        """Have the last calibration of a task that was made with this model hold again; None where there is none."""
+        """Have the last calibration of a task that was made with this model hold again; None where there is none.
+
+        One whose promise the monitor saw broken never holds again.
+        """
         head = self.book.head(task)
         stored = await self._store.calibrations_of(task, MOST_EARLIER)
         for one in _decoded(stored, Calibration):
@@ -130,7 +133,11 @@ class TaskMemory:
     async def save(self) -> None:
         """Keep the monitors and the mean label scores that have changed."""
         watched = self.book.monitors.changed()
-        await self._store.put_monitors({one.task: msgspec.msgpack.encode(one) for one in watched})
+        await self._store.put_monitors(
+            {one.task: msgspec.msgpack.encode(one) for one in watched},
+            broken=[one.calibration for one in watched if one.tightened],
+            now_ms=self._now_ms(),
+        )
         self.book.monitors.stored(watched)
         means = self.book.changed_means()
         await self._store.put_means({one.task: msgspec.msgpack.encode(one) for one in means})

@@ -25,7 +25,7 @@ from agent.errors import (
 )
 
 APPLICATION_ID = 0x4F757472  # "Outr"
-SCHEMA_VERSION = 14  # agent.storage.migrations brings a database up to it
+SCHEMA_VERSION = 15  # agent.storage.migrations brings a database up to it
 DATABASE_NAME = "outrider.db"
 PREFIXES_NAME = "prefixes"  # folder of what models have computed for named prefixes, under the same key
 # Older releases can corrupt a WAL database when two connections checkpoint at once.

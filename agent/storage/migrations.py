@@ -276,6 +276,12 @@ def m014_subjects(db: sqlite_utils.Database, key: bytes) -> None:
     subjects.tag_older(db.conn)  # type: ignore[arg-type]  # a sqlcipher3 connection
 
 
+@_migration
+def m015_broken_promises(db: sqlite_utils.Database, key: bytes) -> None:
+    """Since when it is known that a calibration does not keep its promise: it never holds again."""
+    db.execute("ALTER TABLE calibrations ADD COLUMN broken_at_ms INTEGER")
+
+
 def _create(db: sqlite_utils.Database, table: str, columns: str) -> None:
     # Not Database.create(): it has no words for CHECK constraints over several columns.
     db.execute(f"CREATE TABLE {table} ({columns}) STRICT")

@@ -369,7 +369,10 @@ APPRAISER_DELETE = "DELETE FROM task_appraisers WHERE task = :task"
 CALIBRATION_END = "UPDATE calibrations SET ended_at_ms = :now_ms WHERE task = :task AND ended_at_ms IS NULL"
 CALIBRATION_PUT = "INSERT INTO calibrations (id, task, created_at_ms, body) VALUES (:id, :task, :now_ms, :body)"
 CALIBRATIONS = "SELECT body FROM calibrations WHERE ended_at_ms IS NULL ORDER BY number"
-CALIBRATIONS_OF = "SELECT body FROM calibrations WHERE task = :task ORDER BY number DESC LIMIT :most"
+CALIBRATIONS_OF = """
+SELECT body FROM calibrations WHERE task = :task AND broken_at_ms IS NULL ORDER BY number DESC LIMIT :most
+"""
+CALIBRATION_BROKEN = "UPDATE calibrations SET broken_at_ms = :now_ms WHERE id = :id AND broken_at_ms IS NULL"
 
 EXAMPLES_PUT = """
 INSERT INTO task_examples (task, use, created_at_ms, body) VALUES (:task, :use, :now_ms, :body)

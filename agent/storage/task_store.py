@@ -79,12 +79,14 @@ class TaskStore:
         if bodies:
             await self._db.write(work)
 
-    async def put_monitors(self, bodies: Mapping[str, bytes]) -> None:
-        """Store what watches calibrations, by task."""
+    async def put_monitors(self, bodies: Mapping[str, bytes], *, broken: Sequence[str], now_ms: int) -> None:
+        """Store what watches calibrations, by task; ``broken``: calibrations that do not keep their promise."""
 
         def work(connection: Connection) -> None:
             for task, body in bodies.items():
                 connection.execute(feedback_statements.MONITOR_PUT, {"task": task, "body": body})
+            for calibration in broken:
+                connection.execute(sql.CALIBRATION_BROKEN, {"id": calibration, "now_ms": now_ms})
 
         if bodies:
             await self._db.write(work)
@@ -104,7 +106,7 @@ class TaskStore:
         await self._db.write(work)
 
     async def calibrations_of(self, task: str, most: int) -> tuple[bytes, ...]:
-        """Return the last calibrations of a task, those that ended too, newest first."""
+        """Return the last calibrations of a task, those that ended too, newest first; none that broke its promise."""
 
         def work(connection: Connection) -> tuple[bytes, ...]:
             found = connection.execute(sql.CALIBRATIONS_OF, {"task": task, "most": most})

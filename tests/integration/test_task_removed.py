@@ -24,7 +24,7 @@ async def learn(data_dir):
     try:
         await storage.tasks.put_head("mail", b"head", now_ms=NOW)
         await storage.tasks.put_calibration("mail", "c1", b"calibration", now_ms=NOW)
-        await storage.tasks.put_monitors({"mail": b"monitor", "other": b"monitor"})
+        await storage.tasks.put_monitors({"mail": b"monitor", "other": b"monitor"}, broken=(), now_ms=NOW)
         said = Feedback(
             id="f1", request_id="r1", task="mail", origin=FeedbackOrigin.CALLER, verdict=Verdict.APPROVED, right=True,
             served=True, propensity=None, created_at_ms=NOW,

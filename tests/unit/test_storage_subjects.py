@@ -275,7 +275,7 @@ async def test_what_an_earlier_schema_stored_is_found_too(tmp_path):
         connection.execute(f"DROP TRIGGER {name}_untag")
     for statement in (
         "DROP TABLE subject_tags", "DROP TABLE erasures", "DELETE FROM secrets WHERE name = 'subject_tags'",
-        "PRAGMA user_version = 13",
+        "ALTER TABLE calibrations DROP COLUMN broken_at_ms", "PRAGMA user_version = 13",
     ):  # fmt: skip
         connection.execute(statement)
     connection.close()
