@@ -186,7 +186,7 @@ class StepThreads:
             return self._fixed
         begin = self._clock()
         if self._more:
-            self._observe_more(begin)
+            self._observe_more()
         if begin - self._last > REST_S:
             self._look_at_power(begin)
             self._look_at_load(1, begin, rested=True)
@@ -210,13 +210,13 @@ class StepThreads:
         """Take the time of one more step of the same kind, size and threads; it is looked at when the next begins."""
         if not self._fixed:
             self._more.append(seconds)
+            self._last = self._clock()
 
-    def _observe_more(self, now: float) -> None:
+    def _observe_more(self) -> None:
         kind, tokens, _ = self._begun
         for seconds in self._more:
-            self._controllers[kind].observe(self.latest, tokens, seconds, now)
+            self._controllers[kind].observe(self.latest, tokens, seconds, self._last)
         self._more.clear()
-        self._last = now
 
     @property
     def most(self) -> int:

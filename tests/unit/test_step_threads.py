@@ -49,6 +49,17 @@ def test_after_a_pause_the_load_is_looked_at_before_the_step(monkeypatch):
     assert world.rested == [True, False, True, False]
 
 
+def test_after_a_pause_behind_such_steps_it_is_looked_at_too(monkeypatch):
+    world = World(monkeypatch)
+    world.step()
+    world.now += 0.02
+    world.threads.also(0.02)
+    world.others = 6
+    world.now += 5
+    assert world.step() == 2
+    assert world.rested == [True, False, True, False]
+
+
 def test_steps_that_follow_without_a_look_count_as_times(monkeypatch):
     def tried(also):
         """Return how many steps begin with the faster number until it is chosen, with so many more behind each."""
