@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from fakes.answered import answered
 from fakes.fake_drafting import FakeDrafting
 from fakes.fake_runtime import FakeRuntime, expected_answer
 from hypothesis import given, settings
@@ -21,18 +22,7 @@ from agent.types import Message, Sampling
 def run(asks, drafting=None, **shape):
     """Return text, tokens and end of every request; and the number of decodes."""
     runtime = FakeRuntime(slots=len(asks), **shape)
-    scheduler = Scheduler(runtime, waiting_line=0, drafting=drafting)
-    told = {}
-    for number, (text, sampling) in enumerate(asks):
-        told[number] = ["", (), None]
-        scheduler.submit(frames.Generate(id=number, messages=(Message("user", text),), sampling=sampling))
-    while not scheduler.idle:
-        step = scheduler.step()
-        for event in (*step.pieces, *step.ended):
-            told[event.id][0] += event.text
-            told[event.id][1] += event.tokens
-        for ended in step.ended:
-            told[ended.id][2] = ended
+    told, _ = answered(Scheduler(runtime, waiting_line=0, drafting=drafting), asks)
     assert not any(runtime.content)
     return told, runtime.decodes
 

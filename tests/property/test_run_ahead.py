@@ -1,5 +1,6 @@
 """Several decodes before anybody looks at their rows: the answers are the same, in fewer turns."""
 
+from fakes.answered import answered
 from fakes.fake_runtime import END, FakeRuntime
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,20 +28,7 @@ SAMPLINGS = st.builds(
 def run(asks, interrupted, **shape):
     """Return text, tokens and end of every request; and the number of turns and of decodes."""
     runtime = FakeRuntime(slots=max(1, len(asks) - 1), **shape)
-    scheduler = Scheduler(runtime, waiting_line=1, interrupted=interrupted)
-    told = {}
-    for number, (text, sampling) in enumerate(asks):
-        told[number] = ["", (), None]
-        scheduler.submit(frames.Generate(id=number, messages=(Message("user", text),), sampling=sampling))
-    turns = 0
-    while not scheduler.idle:
-        step = scheduler.step()
-        turns += 1
-        for event in (*step.pieces, *step.ended):
-            told[event.id][0] += event.text
-            told[event.id][1] += event.tokens
-        for ended in step.ended:
-            told[ended.id][2] = ended
+    told, turns = answered(Scheduler(runtime, waiting_line=1, interrupted=interrupted), asks)
     assert not any(runtime.content)
     return told, turns, runtime.decodes
 
